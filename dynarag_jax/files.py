@@ -1,0 +1,215 @@
+"""Files that survive a kill: atomic writes, append-only JSONL, fingerprints."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dynarag_jax.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+
+def require_file(path: PathLike, what: str = "file") -> Path:
+    """Return ``path`` as a Path, or raise InputError if it is not an existing regular file."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: expected a {what}, found a directory")
+    if not path.is_file():
+        raise InputError(f"{path}: no such {what}")
+    return path
+
+
+def _open_text(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def read_jsonl(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)`` for each line of a JSONL file, plain or gzip.
+
+    Line numbers start at 1. Lines of white space only are skipped.
+
+    Raises:
+      InputError: the file is missing, is not UTF-8, or a line is not a JSON object.
+    """
+    path = require_file(path)
+    with _open_text(path) as lines:
+        number = 0
+        try:
+            for number, raw in enumerate(lines, 1):
+                if not raw.strip():
+                    continue
+                try:
+                    value = json.loads(raw.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}:{number}: not valid JSON at column {error.colno} ({error.msg})"
+                    ) from None
+                if not isinstance(value, dict):
+                    raise InputError(
+                        f"{path}:{number}: expected a JSON object, found {type(value).__name__}"
+                    )
+                yield number, value
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(f"{path}:{number + 1}: broken gzip data ({error})") from None
+
+
+def dump_line(record: Mapping[str, Any]) -> str:
+    """One JSONL line, newline included. NaN and infinity are refused, since JSON has neither."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def atomic_write(path: PathLike, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path``; rename it to ``path`` only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside ``path``; rename it to ``path`` if the block succeeds.
+
+    Raises:
+      InputError: ``path`` exists already and ``overwrite`` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; remove it or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        if path.exists():
+            # A directory cannot be replaced in one rename: move the old one aside first.
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_write(path) as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
+        stream.write("\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read one JSON document; InputError if the file is missing or is not JSON."""
+    path = require_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_jsonl(path: PathLike, records: Iterator[Mapping[str, Any]] | list[Any]) -> int:
+    """Write all records atomically, one a line; return how many."""
+    count = 0
+    with atomic_write(path) as stream:
+        for record in records:
+            stream.write(dump_line(record))
+            count += 1
+    return count
+
+
+class JsonlAppender:
+    """A JSONL file that grows by whole lines and can be continued after a kill.
+
+    Opening it cuts off an unfinished last line (the trace of a kill in mid-write); ``repaired`` is
+    then the number of bytes removed. ``done`` holds the keys of the records that stand.
+    """
+
+    def __init__(self, path: PathLike, key: str | Callable[[dict[str, Any]], str] = "id"):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.repaired = self._cut_unfinished_line()
+        get = key if callable(key) else (lambda record: record[key])
+        self.done: set[str] = set()
+        if self.path.exists():
+            self.done = {get(record) for _, record in read_jsonl(self.path)}
+        self._stream = self.path.open("a", encoding="utf-8")
+
+    def _cut_unfinished_line(self) -> int:
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb+") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            end, block = size, 1 << 16
+            while end > 0:
+                start = max(0, end - block)
+                stream.seek(start)
+                newline = stream.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            if end < size:
+                stream.truncate(end)
+            return size - end
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one line and hand it to the operating system at once."""
+        self._stream.write(dump_line(record))
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def sha256_file(path: PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of a JSON-serializable value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""Attention over the trunk-and-branches layout.
+
+Dimension letters, here and in the decoder:
+  B questions, P trunk positions, N branches, R branch positions, T query positions,
+  D model width, H query heads, G key/value heads, M = H / G, K head size.
+
+All keys are right-padded and masked by explicit lengths. Scores and softmax are float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Queries per block of the plain implementation: bounds the score matrix at [B, H, BLOCK, P].
+BLOCK = 512
+
+
+def _group(q: jax.Array, groups: int) -> jax.Array:
+    *lead, heads, size = q.shape
+    return q.reshape(*lead, groups, heads // groups, size)
+
+
+def _causal_block(
+    q: jax.Array, k: jax.Array, v: jax.Array, first: jax.Array | int, lengths: jax.Array
+) -> jax.Array:
+    """One block of queries, starting at position ``first``, over all keys."""
+    query = jnp.arange(q.shape[1]) + first
+    key = jnp.arange(k.shape[1])
+    mask = (key <= query[:, None])[None] & (key < lengths[:, None])[:, None]  # [B, T, P]
+    scores = jnp.einsum("btgmk,bpgk->bgmtp", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
+    weights = weights.astype(v.dtype)
+    return jnp.einsum("bgmtp,bpgk->btgmk", weights, v)
+
+
+def trunk_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Causal attention of the trunk over itself.
+
+    Args:
+      q: [B, P, H, K], already scaled.
+      k, v: [B, P, G, K].
+      lengths: [B], tokens of each trunk.
+
+    Returns:
+      [B, P, H, K]; positions at or beyond ``lengths`` hold finite values of no meaning.
+    """
+    b, p, h, size = q.shape
+    grouped = _group(q, k.shape[2])
+    # At least one key stays visible, so that an empty row of padding gives no NaN.
+    lengths = jnp.maximum(lengths, 1)
+    if p <= BLOCK or p % BLOCK:
+        out = _causal_block(grouped, k, v, 0, lengths)
+    else:
+        blocks = grouped.reshape(b, p // BLOCK, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
+        step = jax.checkpoint(lambda args: _causal_block(args[0], k, v, args[1], lengths))
+        out = jax.lax.map(step, (blocks, jnp.arange(0, p, BLOCK)))
+        out = out.swapaxes(0, 1)
+    return out.reshape(b, p, h, size)
+
+
+def branch_attention(
+    q: jax.Array,
+    trunk_k: jax.Array,
+    trunk_v: jax.Array,
+    trunk_lengths: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    first: jax.Array | int = 0,
+) -> jax.Array:
+    """Attention of branch tokens over their whole trunk and the past of their own branch.
+
+    Exact: the two parts share one softmax, joined by their maximum and sum, and a branch never
+    sees a sibling, since own keys are batched per branch.
+
+    Args:
+      q: [B, N, T, H, K], already scaled; query t stands at branch position ``first + t``.
+      trunk_k, trunk_v: [B, P, G, K], stored once however many branches there are.
+      trunk_lengths: [B].
+      own_k, own_v: [B, N, R, G, K]; positions later than the query are masked.
+      first: branch position of the first query.
+
+    Returns:
+      [B, N, T, H, K].
+    """
+    b, n, t, h, size = q.shape
+    groups = trunk_k.shape[2]
+    grouped = _group(q, groups)
+    trunk = jnp.einsum(
+        "bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32
+    )
+    own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
+    visible = jnp.arange(trunk_k.shape[1]) < trunk_lengths[:, None]
+    past = jnp.arange(own_k.shape[2]) <= (jnp.arange(t) + first)[:, None]
+    trunk = jnp.where(visible[:, None, None, None, None], trunk, -jnp.inf)
+    own = jnp.where(past[:, None], own, -jnp.inf)
+    # Own keys always include the query itself, so the joint maximum is finite.
+    top = jnp.maximum(
+        trunk.max(-1, keepdims=True, initial=-jnp.inf),
+        own.max(-1, keepdims=True, initial=-jnp.inf),
+    )
+    top = jax.lax.stop_gradient(top)
+    trunk, own = jnp.exp(trunk - top), jnp.exp(own - top)
+    total = trunk.sum(-1) + own.sum(-1)
+    value = jnp.einsum("bgntmp,bpgk->bntgmk", trunk.astype(trunk_v.dtype), trunk_v)
+    value += jnp.einsum("bgntmr,bnrgk->bntgmk", own.astype(own_v.dtype), own_v)
+    total = total.transpose(0, 2, 3, 1, 4)[..., None]
+    return (value / total.astype(value.dtype)).reshape(b, n, t, h, size)

@@ -1,0 +1,117 @@
+"""The log-probability of branch tokens: free over the vocabulary, and under the list grammar.
+
+The projection to the vocabulary runs on branch positions only and in chunks, so that logits of the
+prompt are never computed and no whole [tokens, vocabulary] array is held.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.policy import grammar as grammars
+from dynarag_jax.policy.grammar import Grammar
+
+CHUNK = 2048
+"""Tokens projected at once when there are more than this."""
+
+
+class TokenLogps(NamedTuple):
+    """Log-probabilities of given branch tokens, natural logarithm, float32."""
+
+    free: jax.Array
+    """[B, N, R], over the whole vocabulary: what an unconstrained server would assign"""
+    policy: jax.Array
+    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as ``free``"""
+
+
+def _score(
+    cfg: DecoderConfig,
+    params: Params,
+    hidden: jax.Array,
+    targets: jax.Array,
+    choices: jax.Array | None,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """[T, D], [T] -> free and policy log-probabilities [T]."""
+    scores = decoder.logits(cfg, params, hidden)
+    target = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    free = target - jax.nn.logsumexp(scores, axis=-1)
+    if choices is None or mask is None:
+        return free, free
+    picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
+    picked = jnp.where(mask, picked, -jnp.inf)
+    constrained = mask.any(-1)
+    # Rows that nothing constrains must not put NaN into the gradient of those that are.
+    picked = jnp.where(constrained[:, None], picked, 0.0)
+    return free, jnp.where(constrained, target - jax.nn.logsumexp(picked, axis=-1), free)
+
+
+def token_logps(
+    cfg: DecoderConfig,
+    params: Params,
+    hidden: jax.Array,
+    branches: jax.Array,
+    grammar: Grammar | None = None,
+    is_list: jax.Array | None = None,
+    n_passages: jax.Array | None = None,
+) -> TokenLogps:
+    """Log-probabilities of branch tokens from the hidden states that predict them.
+
+    Args:
+      hidden: [B, N, R, D] of ``decoder.trunk_and_branches``.
+      branches: [B, N, R] tokens.
+      grammar: of the lists; None where no branch is a list.
+      is_list: [B] bool, which rows the grammar constrains.
+      n_passages: [B], how many passages those rows' prompts show.
+
+    Returns:
+      Log-probabilities per token; positions of padding hold finite values of no meaning.
+    """
+    shape = branches.shape
+    count = branches.size
+    flat_hidden = hidden.reshape(count, hidden.shape[-1])
+    arrays = [flat_hidden, branches.reshape(count)]
+    if grammar is not None and is_list is not None and n_passages is not None:
+        choices, mask = grammars.along(grammar, branches, n_passages)
+        mask &= is_list[:, None, None, None]
+        arrays += [choices.reshape(count, -1), mask.reshape(count, -1)]
+
+    def score(chunk: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rest = chunk[2:] or (None, None)
+        return _score(cfg, params, chunk[0], chunk[1], *rest)
+
+    if count <= CHUNK:
+        free, policy = score(arrays)
+    else:
+        padded = -count % CHUNK
+        chunks = [
+            jnp.pad(a, [(0, padded)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, CHUNK, *a.shape[1:])
+            for a in arrays
+        ]
+        free, policy = jax.lax.map(jax.checkpoint(score), chunks)
+        free, policy = free.reshape(-1)[:count], policy.reshape(-1)[:count]
+    return TokenLogps(free.reshape(shape), policy.reshape(shape))
+
+
+def prompt_logps(
+    cfg: DecoderConfig, params: Params, hidden: jax.Array, trunk: jax.Array
+) -> jax.Array:
+    """Log-probability of each trunk token but the first, [B, P - 1], from hidden [B, P, D]."""
+    return token_logps(cfg, params, hidden[:, None, :-1], trunk[:, None, 1:]).free[:, 0]
+
+
+def first_id_scores(
+    cfg: DecoderConfig, params: Params, hidden: jax.Array, grammar: Grammar
+) -> jax.Array:
+    """Scores [B, I] of every id at the place of the first id in each row's first branch.
+
+    These are the scores that listwise supervision ranks (FIRST, arXiv 2406.15657, section 3).
+    """
+    rows = decoder.output_embedding(cfg, params)[grammar.first_token].astype(cfg.dtype)
+    place = hidden[:, 0, grammar.id_position]
+    return jnp.einsum("bd,id->bi", place, rows, preferred_element_type=jnp.float32)

@@ -1,0 +1,303 @@
+"""The two prompts and the text form of a list: one source for training, sampling, evaluation.
+
+The reranker reads the question and its numbered passages and writes a list such as ``[3], [1]`` or
+``None``; the generator reads the chosen passages in the chosen order and writes the answer. The
+passages are shown as ``[i]`` in both, and the question stands before and after them, so that a
+causal model reads the passages knowing what is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.records import Passage, Question, Task, valid_list
+
+Style = Literal["instruct", "compact"]
+Message = dict[str, str]
+
+
+class Tokenizer(Protocol):
+    """What this library asks of a tokenizer; ``transformers`` fast tokenizers have it."""
+
+    chat_template: Any
+    eos_token_id: Any
+    all_special_tokens: Any
+
+    def __call__(self, text: Any, add_special_tokens: bool = True) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any: ...
+
+
+# ---------------------------------------------------------------------------- the wording
+
+_RERANK_INSTRUCTION = (
+    "You select the passages that are needed to answer a question. The passages are numbered "
+    "[1], [2] and so on. Write the numbers of the needed passages, the most useful first, in the "
+    "form [2], [1]. Write only what is needed. If no passage is needed or none helps, write None."
+)
+_ANSWER_INSTRUCTION: dict[Task, str] = {
+    "short": (
+        "Answer the question with a short phrase of a few words, without explanation. "
+        "Use the passages if there are any."
+    ),
+    "label": (
+        "Decide whether the claim is supported. Answer with exactly one of: SUPPORTS, REFUTES, "
+        "NOT ENOUGH INFO. Use the passages if there are any."
+    ),
+    "paragraph": (
+        "Answer the question in one paragraph of complete sentences. "
+        "Use the passages if there are any."
+    ),
+}
+_ASKED: dict[Task, str] = {"short": "Question", "label": "Claim", "paragraph": "Question"}
+
+# The compact wording suits models trained from nothing, to whom instructions mean nothing. It is
+# lower-case words only, so that a word-level vocabulary holds it. The task's word comes last.
+_COMPACT_TASK: dict[Task, str] = {"short": "answer", "label": "label", "paragraph": "paragraph"}
+COMPACT_WORDS = ("question :", "passages :", "list :", *(f"{w} :" for w in _COMPACT_TASK.values()))
+"""Every template word of the compact style, for building vocabularies."""
+
+
+def format_passage(number: int, passage: Passage) -> str:
+    """``[number] title: text`` on one line; the title is left out where there is none."""
+    text = " ".join(passage.text.split())
+    title = " ".join(passage.title.split())
+    return f"[{number}] {title}: {text}" if title else f"[{number}] {text}"
+
+
+def _compact(question: Question, passages: Sequence[Passage], cue: str) -> list[Message]:
+    lines = [f"question : {question.text}"]
+    if passages:
+        lines += ["passages :", *(format_passage(i, p) for i, p in enumerate(passages, 1))]
+        lines += [f"question : {question.text}"]
+    return [{"role": "user", "content": "\n".join([*lines, f"{cue} :"])}]
+
+
+def _instruct(
+    question: Question, passages: Sequence[Passage], instruction: str, cue: str
+) -> list[Message]:
+    asked = f"{_ASKED[question.task]}: {question.text}"
+    lines = [asked, ""]
+    if passages:
+        lines += ["Passages:", *(format_passage(i, p) for i, p in enumerate(passages, 1))]
+        lines += ["", asked]
+    return [
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": "\n".join([*lines, f"{cue}:"])},
+    ]
+
+
+def rerank_messages(question: Question, passages: Sequence[Passage], style: Style) -> list[Message]:
+    """The reranker's prompt over ``passages``, numbered from 1, as chat messages."""
+    if style == "compact":
+        return _compact(question, passages, "list")
+    return _instruct(question, passages, _RERANK_INSTRUCTION, "Needed passages")
+
+
+def answer_messages(question: Question, passages: Sequence[Passage], style: Style) -> list[Message]:
+    """The generator's prompt over the chosen passages in the chosen order, as chat messages."""
+    if style == "compact":
+        return _compact(question, passages, _COMPACT_TASK[question.task])
+    return _instruct(question, passages, _ANSWER_INSTRUCTION[question.task], "Answer")
+
+
+# ---------------------------------------------------------------------------- to tokens
+
+
+def _plain(text: str, tokenizer: Tokenizer) -> str:
+    """``text`` without the spellings of special tokens, which passages must not smuggle in."""
+    for token in tokenizer.all_special_tokens:
+        if token and token in text:
+            text = text.replace(token, " ")
+    return text
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt: the model's own chat template, or plain lines where it has none."""
+    messages = [m | {"content": _plain(m["content"], tokenizer)} for m in messages]
+    if tokenizer.chat_template:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:
+            # Some templates (Gemma's) refuse a system message; say it to the user's turn instead.
+            if "system" not in str(error).lower() or messages[0]["role"] != "system":
+                raise
+            joined = "\n\n".join(m["content"] for m in messages)
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": joined}], add_generation_prompt=True, tokenize=False
+            )
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = "\n".join(m["content"] for m in messages)
+    return list(tokenizer(text)["input_ids"])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt: its tokens and how many of the passages it shows."""
+
+    tokens: list[int]
+    shown: int
+
+
+def _fit(
+    make: Callable[[int], list[int]], count: int, limit: int, question: Question, what: str
+) -> Prompt:
+    tokens = make(count)
+    if len(tokens) <= limit:
+        return Prompt(tokens, count)
+    # The length grows with the number of passages: bisect for the most that fit.
+    low, high, best = 0, count - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        tokens = make(middle)
+        if len(tokens) <= limit:
+            best, low = Prompt(tokens, middle), middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        raise InputError(
+            f"question '{question.id}': the {what} takes more than {limit} tokens even without "
+            f"passages; shorten the question or raise the limit"
+        )
+    return best
+
+
+def rerank_prompt(
+    tokenizer: Tokenizer, question: Question, style: Style, limit: int, n: int | None = None
+) -> Prompt:
+    """The reranker's prompt of at most ``limit`` tokens over the first ``n`` passages.
+
+    Passages that do not fit are dropped from the end of the list, never the question or the
+    instruction; ``shown`` says how many are left.
+
+    Raises:
+      InputError: the question has no passages, or not even one fits.
+    """
+    passages = question.passages[:n]
+    if not passages:
+        raise InputError(f"question '{question.id}' has no passages; retrieve some first")
+    prompt = _fit(
+        lambda k: render(tokenizer, rerank_messages(question, passages[:k], style)),
+        len(passages), limit, question, "reranker's prompt",
+    )  # fmt: skip
+    if prompt.shown == 0:
+        raise InputError(
+            f"question '{question.id}': passage '{passages[0].id}' alone is longer than the limit "
+            f"of {limit} tokens; split the passage or raise the limit"
+        )
+    return prompt
+
+
+def answer_prompt(
+    tokenizer: Tokenizer, question: Question, chosen: Sequence[int], style: Style, limit: int
+) -> Prompt:
+    """The generator's prompt over ``chosen`` (1-based positions, in that order).
+
+    Raises:
+      InputError: ``chosen`` is no valid list, or the question alone is too long.
+    """
+    wrong = valid_list(chosen, len(question.passages))
+    if wrong:
+        raise InputError(f"question '{question.id}': the list {list(chosen)} {wrong}")
+    passages = [question.passages[i - 1] for i in chosen]
+    return _fit(
+        lambda k: render(tokenizer, answer_messages(question, passages[:k], style)),
+        len(passages), limit, question, "generator's prompt",
+    )  # fmt: skip
+
+
+def answer_tokens(tokenizer: Tokenizer, answer: str, limit: int) -> list[int]:
+    """Target tokens of an answer, end-of-text included, cut to ``limit``."""
+    ids = list(tokenizer(_plain(answer, tokenizer), add_special_tokens=False)["input_ids"])
+    return [*ids[: limit - 1], tokenizer.eos_token_id]
+
+
+def decode_answer(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of generated answer tokens."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+
+# ---------------------------------------------------------------------------- lists as text
+
+
+def format_list(ids: Sequence[int]) -> str:
+    """``[3], [1]``, or ``None`` for the empty list."""
+    return ", ".join(f"[{i}]" for i in ids) or "None"
+
+
+_STRICT = re.compile(r"None|\[[1-9][0-9]*\](?:, \[[1-9][0-9]*\])*")
+
+
+def parse_list(text: str, n: int) -> tuple[int, ...]:
+    """Read a list that follows the grammar exactly; the inverse of ``format_list``.
+
+    Raises:
+      ValueError: the text is not in the grammar, an id is outside 1..n, or one repeats.
+    """
+    text = text.strip()
+    if not _STRICT.fullmatch(text):
+        raise ValueError(f"not a list: {text!r}")
+    ids = tuple(int(i) for i in re.findall(r"[0-9]+", text))
+    if wrong := valid_list(ids, n):
+        raise ValueError(f"the list {text!r} {wrong}")
+    return ids
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What a lenient parse had to mend, by kind; all zero for a list in the grammar."""
+
+    out_of_range: int = 0
+    repeated: int = 0
+    unbracketed: int = 0
+    extra_text: int = 0
+    unreadable: int = 0
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+
+def parse_list_leniently(text: str, n: int) -> tuple[tuple[int, ...], Repairs]:
+    """Read a list from text of elsewhere (another server, old files), counting every repair.
+
+    Ids outside 1..n (0 among them) and repeats are dropped; ids without brackets are read if no
+    bracketed one is there; other words are ignored. Text with neither ids nor ``None`` is
+    unreadable and gives the empty list.
+    """
+    try:
+        return parse_list(text, n), Repairs()
+    except ValueError:
+        pass
+    found = re.findall(r"\[\s*(-?\d+)\s*\]", text)
+    rest = re.sub(r"\[\s*-?\d+\s*\]", "", text)
+    unbracketed = 0
+    if not found:
+        grouped = re.fullmatch(r"\W*((?:-?\d+\W+)*-?\d+)\W*", text)
+        found = re.findall(r"-?\d+", grouped[1]) if grouped else []
+        unbracketed, rest = len(found), "" if grouped else text
+    none = not found and re.search(r"\bnone\b", rest, re.IGNORECASE) is not None
+    words = re.sub(r"\bnone\b" if none else r"(?!)", "", rest, flags=re.IGNORECASE)
+    kept: list[int] = []
+    out_of_range = repeated = 0
+    for i in map(int, found):
+        if not 1 <= i <= n:
+            out_of_range += 1
+        elif i in kept:
+            repeated += 1
+        else:
+            kept.append(i)
+    return tuple(kept), Repairs(
+        out_of_range=out_of_range,
+        repeated=repeated,
+        unbracketed=unbracketed,
+        extra_text=int(re.search(r"\w", words) is not None),
+        unreadable=int(not found and not none),
+    )

@@ -1,0 +1,200 @@
+"""From examples to arrays: the trunk-and-branches batch, and an order that needs no state."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import named
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its continuations, as tokens.
+
+    Attributes:
+      id: of the question, for messages.
+      prompt: tokens.
+      branches: continuations, end of text included.
+      shown: passages the prompt shows if the branches are lists, else 0.
+      supervised: weight of each branch in supervised terms.
+      reference: log-probability of each branch under the reference.
+      preferred: whether branch 0 is preferred to branch 1.
+      ranking: the expert's 1-based ids, best first, for listwise supervision.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    branches: Sequence[Sequence[int]]
+    shown: int = 0
+    supervised: Sequence[float] = (1.0,)
+    reference: Sequence[float] = (0.0,)
+    preferred: bool = False
+    ranking: Sequence[int] = ()
+
+
+class Batch(NamedTuple):
+    """Examples as arrays, right-padded. B examples, P prompt and R branch positions, I ids."""
+
+    trunk: Any
+    """[B, P] int32"""
+    trunk_lengths: Any
+    """[B]"""
+    branches: Any
+    """[B, N, R] int32"""
+    branch_lengths: Any
+    """[B, N]"""
+    shown: Any
+    """[B], 0 where the branches are no lists"""
+    supervised: Any
+    """[B, N] float32"""
+    reference: Any
+    """[B, N] float32"""
+    preferred: Any
+    """[B] bool"""
+    relevance: Any
+    """[B, I] float32: k for the expert's first id down to 1, 0 for the others"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The fixed shape of a stream's batches, so that one compilation serves them all."""
+
+    prompt: int
+    branches: int
+    branch: int
+    ids: int
+
+
+def collate(examples: Sequence[Example], shape: Shape) -> Batch:
+    """Pad examples to ``shape``.
+
+    Raises:
+      InputError: an example is larger than the shape; nothing is cut silently.
+    """
+    b, n = len(examples), shape.branches
+    batch = Batch(
+        np.zeros((b, shape.prompt), np.int32),
+        np.zeros(b, np.int32),
+        np.zeros((b, n, shape.branch), np.int32),
+        np.zeros((b, n), np.int32),
+        np.zeros(b, np.int32),
+        np.zeros((b, n), np.float32),
+        np.zeros((b, n), np.float32),
+        np.zeros(b, bool),
+        np.zeros((b, shape.ids), np.float32),
+    )
+    for row, example in enumerate(examples):
+        longest = max(len(x) for x in example.branches)
+        if not 1 <= len(example.prompt) <= shape.prompt or longest > shape.branch:
+            raise InputError(
+                f"example '{example.id}': prompt of {len(example.prompt)} and branch of {longest} "
+                f"tokens do not fit the configured {shape.prompt} and {shape.branch}"
+            )
+        if len(example.branches) > n:
+            raise InputError(
+                f"example '{example.id}' has {len(example.branches)} branches, more than {n}"
+            )
+        batch.trunk[row, : len(example.prompt)] = example.prompt
+        batch.trunk_lengths[row] = len(example.prompt)
+        for i, tokens in enumerate(example.branches):
+            batch.branches[row, i, : len(tokens)] = tokens
+            batch.branch_lengths[row, i] = len(tokens)
+            batch.supervised[row, i] = example.supervised[i]
+            batch.reference[row, i] = example.reference[i]
+        batch.shown[row] = example.shown
+        batch.preferred[row] = example.preferred
+        for place, i in enumerate(example.ranking):
+            batch.relevance[row, i - 1] = len(example.ranking) - place
+    return batch
+
+
+class Order:
+    """An endless shuffled order of ``size`` items, a pure function of (seed, name, position).
+
+    Position p belongs to epoch ``p // size``; every epoch is a permutation of its own. The
+    position is all the state there is, so that a step number restores the input exactly.
+    """
+
+    def __init__(self, size: int, seed: int, name: str):
+        if size < 1:
+            raise InputError(f"the stream '{name}' has no examples to train on")
+        self.size = size
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        self._key = int.from_bytes(digest[:16], "little")
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
+            bits = np.random.Philox(key=self._key, counter=epoch << 128)
+            self._epochs[epoch] = np.random.Generator(bits).permutation(self.size)
+        return self._epochs[epoch]
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, index) of a position."""
+        epoch, place = divmod(position, self.size)
+        return epoch, int(self._permutation(epoch)[place])
+
+
+def process_rows(batch: int) -> range:
+    """The rows of a global batch that this process reads."""
+    count, index = jax.process_count(), jax.process_index()
+    if batch % count:
+        raise InputError(f"batch size {batch} does not divide over {count} processes")
+    return range(batch // count * index, batch // count * (index + 1))
+
+
+def place(mesh: Mesh, batch: Batch) -> Batch:
+    """Put this process's rows on the mesh as their part of the global batch."""
+    sharding = named(mesh, ("batch",))
+    return Batch(*(jax.make_array_from_process_local_data(sharding, x) for x in batch))
+
+
+def prefetch(
+    make: Callable[[int], Any], first: int, last: int, depth: int = 2
+) -> Iterator[tuple[int, Any]]:
+    """Yield ``(step, make(step))`` for steps first..last-1, made ahead by one thread.
+
+    An exception in ``make`` is raised here, at its step; it never looks like the end of the data.
+    """
+    ready: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: tuple[int, Any, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        step = first
+        try:
+            for step in range(first, last):
+                if stop.is_set():
+                    return
+                put((step, make(step), None))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put((step, None, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        for _ in range(first, last):
+            step, item, error = ready.get()
+            if error is not None:
+                raise error
+            yield step, item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,85 @@
+"""The optimizer and its schedule, by configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+from dynarag_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW unless told otherwise, after clipping the global gradient norm."""
+
+    name: Literal["adamw", "lion", "adafactor", "sgd"] = "adamw"
+    learning_rate: float = 1e-5
+    """peak learning rate"""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """after warm-up: cosine to the end, flat with a linear tail, or flat"""
+    warmup: float = 0.1
+    """share of the steps spent rising to the peak"""
+    tail: float = 0.4
+    """share of the steps that the plateau schedule spends falling"""
+    final: float = 0.0
+    """learning rate at the end, as a share of the peak"""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled decay of matrices; norms are spared"""
+    clip: float = 1.0
+    """largest global gradient norm; 0 does not clip"""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate = {self.learning_rate} must be positive")
+        for name in ("warmup", "tail", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+
+
+def learning_rate(cfg: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
+    """The learning rate as a function of the step, over ``steps`` steps."""
+    peak, warm = cfg.learning_rate, round(cfg.warmup * steps)
+    rest = max(steps - warm, 1)
+    if cfg.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=cfg.final)
+    elif cfg.schedule == "plateau":
+        tail = max(round(cfg.tail * steps), 1)
+        after = optax.linear_schedule(peak, peak * cfg.final, tail, transition_begin=rest - tail)
+    else:
+        after = optax.constant_schedule(peak)
+    if not warm:
+        return after
+    # Step 0 already moves: the ramp starts one notch above zero.
+    rise = optax.linear_schedule(peak / (warm + 1), peak, warm)
+    return optax.join_schedules([rise, after], [warm])
+
+
+def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optax transformation of a configuration, for a run of ``steps`` steps."""
+    rate = learning_rate(cfg, steps)
+
+    def decayed(params: Any) -> Any:
+        is_norm = lambda path: any("norm" in str(part) for part in path)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(lambda path, _: not is_norm(path), params)
+
+    if cfg.name == "adamw":
+        rule = optax.adamw(
+            rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed
+        )
+    elif cfg.name == "lion":
+        rule = optax.lion(rate, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)
+    elif cfg.name == "adafactor":
+        rule = optax.adafactor(
+            rate, weight_decay_rate=cfg.weight_decay or None, weight_decay_mask=decayed
+        )
+    else:
+        rule = optax.sgd(rate, momentum=cfg.b1)
+    clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
+    return optax.chain(*clip, rule)

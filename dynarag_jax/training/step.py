@@ -1,0 +1,253 @@
+"""The one training step of reranker and generator.
+
+A step takes one batch per stream (lists, answers, ...), each with objectives of its own, and makes
+one update of the shared weights. ``jax.jit`` with NamedSharding, donated state, explicit layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.objectives.terms import Objectives, Scores
+from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
+from dynarag_jax.sharding import check_shapes, named
+from dynarag_jax.training.batches import Batch
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "optimizer"], meta_fields=[])
+@dataclass(frozen=True)
+class State:
+    """Everything a training run is, but its configuration."""
+
+    step: Any
+    """scalar int32: updates made; also the position in the input and the source of randomness"""
+    params: Params
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one stream enters the loss."""
+
+    objectives: Objectives
+    weight: float = 1.0
+
+
+def score(
+    cfg: DecoderConfig, params: Params, batch: Batch, grammar: Grammar, objectives: Objectives
+) -> Scores:
+    """Run the model over a batch and gather what the active objectives read."""
+    trunk_hidden, hidden = decoder.trunk_and_branches(
+        cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
+    )
+    logps = token_logps(
+        cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown
+    )
+    active = objectives.active()
+    return _masks(batch)._replace(
+        free_logps=logps.free,
+        policy_logps=logps.policy,
+        prompt_logps=prompt_logps(cfg, params, trunk_hidden, batch.trunk)
+        if "prompt_nll" in active
+        else None,
+        id_scores=first_id_scores(cfg, params, hidden, grammar) if "listwise" in active else None,
+    )
+
+
+def _masks(batch: Batch) -> Scores:
+    """The part of the scores that no model is needed for; the others zero."""
+    r, p = batch.branches.shape[-1], batch.trunk.shape[-1]
+    zeros = jnp.zeros(batch.branches.shape, jnp.float32)
+    return Scores(
+        free_logps=zeros,
+        policy_logps=zeros,
+        token_mask=jnp.arange(r) < batch.branch_lengths[..., None],
+        supervised=batch.supervised,
+        preferred=batch.preferred,
+        reference=batch.reference,
+        prompt_logps=jnp.zeros((batch.trunk.shape[0], p - 1), jnp.float32),
+        prompt_mask=jnp.arange(1, p) < batch.trunk_lengths[:, None],
+        id_scores=jnp.zeros(batch.relevance.shape, jnp.float32),
+        relevance=batch.relevance,
+        shown=jnp.arange(batch.relevance.shape[-1]) < batch.shown[:, None],
+    )
+
+
+def loss_and_figures(
+    cfg: DecoderConfig,
+    params: Params,
+    batches: Mapping[str, Batch],
+    whole: Mapping[str, Batch],
+    grammar: Grammar,
+    parts: Mapping[str, Part],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted loss of (micro)batches, each term over the count of the ``whole`` batch.
+
+    Dividing by the whole batch's counts makes the sum over microbatches equal to the loss of the
+    whole, however unequal their token counts are.
+    """
+    loss, figures = jnp.zeros((), jnp.float32), {}
+    for name, part in parts.items():
+        scores = score(cfg, params, batches[name], grammar, part.objectives)
+        for key, term in part.objectives.active().items():
+            value = term(scores)
+            count = jnp.maximum(term(_masks(whole[name])).count, 1)
+            loss += part.weight * term.weight * value.total / count
+            figures[f"{name}/{key}"] = value.total / count
+            figures |= {f"{name}/{key}/{k}": v / count for k, v in value.figures.items()}
+    return loss, figures
+
+
+def param_shardings(cfg: DecoderConfig, mesh: Mesh) -> Any:
+    """NamedSharding of every parameter.
+
+    Raises:
+      InputError: the mesh does not divide an array; all of them are listed.
+    """
+    table = decoder.parameter_table(cfg)
+    flat, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=decoder.is_parameter)
+    check_shapes(mesh, {jax.tree_util.keystr(path): (p.shape, p.axes) for path, p in flat})
+    return jax.tree.map(lambda p: named(mesh, p.axes), table, is_leaf=decoder.is_parameter)
+
+
+def state_shardings(
+    cfg: DecoderConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+) -> State:
+    """NamedSharding of the whole state: moments lie where their parameters lie."""
+    params = param_shardings(cfg, mesh)
+    shapes = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(cfg.param_dtype)),
+        decoder.parameter_table(cfg),
+        is_leaf=decoder.is_parameter,
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    moments = jax.eval_shape(optimizer.init, shapes)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda x, sharding, shape: sharding if x.shape == shape.shape else everywhere,
+        moments,
+        params,
+        shapes,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(everywhere, params, moments)
+
+
+def init_state(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    params: Params | None = None,
+    seed: int = 0,
+) -> State:
+    """A fresh state on the mesh, from ``params`` or at random."""
+    layout = state_shardings(cfg, mesh, optimizer)
+
+    def make(params: Params) -> State:
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    if params is None:
+        start = jax.jit(
+            lambda key: make(decoder.init_params(cfg, key)), out_shardings=layout
+        )
+        return start(jax.random.key(seed))
+    params = jax.device_put(params, layout.params)
+    return jax.jit(make, out_shardings=layout)(params)
+
+
+def make_step(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    grammar: Grammar,
+    parts: Mapping[str, Part],
+    accumulate: int = 1,
+) -> Callable[[State, Mapping[str, Batch]], tuple[State, dict[str, jax.Array]]]:
+    """The jitted update ``step(state, batches) -> (state, figures)``; the state is donated.
+
+    Args:
+      parts: per stream, its objectives and weight; ``batches`` has the same keys.
+      accumulate: microbatches an update is made of.
+    """
+    parts = {name: part for name, part in parts.items() if part.objectives.active()}
+    layout = state_shardings(cfg, mesh, optimizer)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    gradient = jax.value_and_grad(
+        lambda params, micro, whole, grammar: loss_and_figures(
+            cfg, params, micro, whole, grammar, parts
+        ),
+        has_aux=True,
+    )
+
+    def update(state: State, batches: Any, grammar: Grammar) -> tuple[State, Any]:
+        if accumulate == 1:
+            (loss, figures), grads = gradient(state.params, batches, batches, grammar)
+        else:
+            # Rows of one shard stay on it: microbatch i takes every ``accumulate``-th row.
+            micro = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batches
+            )
+
+            def add(total: Any, batch: Any) -> tuple[Any, None]:
+                return jax.tree.map(
+                    jnp.add, total, gradient(state.params, batch, batches, grammar)
+                ), None
+
+            zero = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(
+                    gradient, state.params, jax.tree.map(lambda x: x[0], micro), batches, grammar
+                ),
+            )
+            ((loss, figures), grads), _ = jax.lax.scan(add, zero, micro)
+        changes, moments = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        figures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **figures}
+        return State(state.step + 1, params, moments), figures
+
+    rows = named(mesh, ("batch",))
+    jitted = jax.jit(
+        update,
+        in_shardings=(layout, rows, everywhere),
+        out_shardings=(layout, everywhere),
+        donate_argnums=0,
+    )
+
+    def step(state: State, batches: Mapping[str, Batch]) -> tuple[State, dict[str, jax.Array]]:
+        with jax.set_mesh(mesh):
+            return jitted(state, {name: batches[name] for name in parts}, grammar)
+
+    return step
+
+
+def make_scorer(
+    cfg: DecoderConfig, mesh: Mesh, grammar: Grammar
+) -> Callable[[Params, Batch], jax.Array]:
+    """A jitted ``scorer(params, batch) -> [B, N]`` log-probabilities of branches, policy form.
+
+    The same forward as the training step's: these are the reference log-probabilities.
+    """
+
+    def run(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
+        scores = score(cfg, params, batch, grammar, Objectives())
+        return jnp.where(scores.token_mask, scores.policy_logps, 0.0).sum(-1)
+
+    rows = named(mesh, ("batch",))
+    jitted = jax.jit(run, in_shardings=(None, rows, None), out_shardings=rows)
+
+    def scorer(params: Params, batch: Batch) -> jax.Array:
+        with jax.set_mesh(mesh):
+            return jitted(params, batch, grammar)
+
+    return scorer

@@ -28,10 +28,14 @@ def _causal_block(
     query = jnp.arange(q.shape[1]) + first
     key = jnp.arange(k.shape[1])
     mask = (key <= query[:, None])[None] & (key < lengths[:, None])[:, None]  # [B, T, P]
-    scores = jnp.einsum("btgmk,bpgk->bgmtp", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
-    weights = weights.astype(v.dtype)
-    return jnp.einsum("bgmtp,bpgk->btgmk", weights, v)
+    b, t, g, m, size = q.shape
+    # One batched matrix product per key/value head, [M T, K] x [K, P]: plain enough for XLA on CPU.
+    q = q.transpose(0, 2, 3, 1, 4).reshape(b, g, m * t, size)
+    scores = jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores.reshape(b, g, m, t, -1), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, g, m * t, -1)
+    value = jnp.matmul(weights, v.transpose(0, 2, 1, 3)).reshape(b, g, m, t, size)
+    return value.transpose(0, 3, 1, 2, 4)
 
 
 def trunk_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:

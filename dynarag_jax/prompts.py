@@ -34,6 +34,39 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any: ...
 
 
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The wording of the prompts and their limits, the same in every stage of a run."""
+
+    style: Style = "instruct"
+    """instruct, for language models that follow instructions; compact, for models from nothing"""
+    ids: int = 45
+    """passages shown to the reranker at most"""
+    max_list: int = 15
+    """ids in a list at most"""
+    rerank_tokens: int = 8192
+    """longest reranker's prompt; passages beyond it are dropped from the end"""
+    answer_prompt_tokens: int = 4096
+    """longest generator's prompt"""
+    answer_tokens: int = 50
+    """longest answer, end of text included"""
+
+    def __post_init__(self) -> None:
+        for name in ("ids", "max_list", "rerank_tokens", "answer_prompt_tokens", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"prompts: {name} = {getattr(self, name)} must be positive")
+
+
+def buckets(limit: int, shortest: int = 64) -> tuple[int, ...]:
+    """Padded prompt lengths for batches: ``limit`` and its halves down to ``shortest``."""
+    sizes = [limit]
+    while sizes[-1] // 2 >= shortest:
+        sizes.append(sizes[-1] // 2)
+    return tuple(reversed(sizes))
+
+
 # ---------------------------------------------------------------------------- the wording
 
 _RERANK_INSTRUCTION = (

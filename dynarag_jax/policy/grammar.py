@@ -45,6 +45,12 @@ class Spelling:
             joined += (self.between if place else ()) + self.ids[i - 1]
         return [*joined, *self.closing, self.end]
 
+    def longest(self, max_ids: int) -> int:
+        """Most tokens that a list of at most ``max_ids`` ids takes, end of text included."""
+        count = min(max_ids, len(self.ids))
+        ids = sum(sorted(map(len, self.ids))[-count:]) + (count - 1) * len(self.between)
+        return max(len(self.opening) + ids + len(self.closing), len(self.none)) + 1
+
 
 def _common(sequences: Sequence[tuple[int, ...]]) -> int:
     """Length of the longest common prefix."""

@@ -1,0 +1,165 @@
+"""Examples for training, from questions and rollouts: the three things the model learns.
+
+Behavior cloning imitates the expert's list, generator SFT the reference answer, and preference
+training ranks two sampled lists. Each is one prompt with its branches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.policy.grammar import Spelling
+from dynarag_jax.prompts import (
+    Prompt,
+    PromptConfig,
+    answer_prompt,
+    answer_tokens,
+    rerank_prompt,
+)
+from dynarag_jax.records import Question, Rollout, Trajectory
+from dynarag_jax.training.batches import Example
+
+
+@dataclass
+class Counts:
+    """What was cut or left out while examples were made; logged, never silent."""
+
+    dropped_passages: int = 0
+    """passages that did not fit a reranker's prompt"""
+    dropped_ids: int = 0
+    """ids of expert lists whose passages are not shown, or beyond the longest list"""
+
+
+@dataclass
+class ExampleMaker:
+    """Turns records into examples with one tokenizer and one set of prompts."""
+
+    tokenizer: Any
+    spelling: Spelling
+    prompts: PromptConfig
+    counts: Counts = field(default_factory=Counts)
+    cache_size: int = 50_000
+    """rendered prompts kept in memory"""
+    _cache: dict[Any, Prompt] = field(default_factory=dict, repr=False)
+
+    def _cached(self, key: Any, make: Any) -> Prompt:
+        prompt = self._cache.get(key)
+        if prompt is None:
+            prompt = make()
+            if len(self._cache) >= self.cache_size:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = prompt
+        return prompt
+
+    def rerank_prompt(self, question: Question) -> Prompt:
+        """The reranker's prompt of a question."""
+        p = self.prompts
+
+        def make() -> Prompt:
+            prompt = rerank_prompt(self.tokenizer, question, p.style, p.rerank_tokens, p.ids)
+            self.counts.dropped_passages += min(len(question.passages), p.ids) - prompt.shown
+            return prompt
+
+        return self._cached(question.id, make)
+
+    def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
+        """The generator's prompt of a question over the chosen passages."""
+        p, chosen = self.prompts, tuple(chosen)
+        make = lambda: answer_prompt(  # noqa: E731
+            self.tokenizer, question, chosen, p.style, p.answer_prompt_tokens
+        )
+        return self._cached((question.id, chosen), make)
+
+    def visible(self, ids: Sequence[int], shown: int) -> tuple[int, ...]:
+        """The ids of an expert's list that can be imitated: shown, and within the longest list."""
+        kept = tuple(i for i in ids if i <= shown)[: self.prompts.max_list]
+        self.counts.dropped_ids += len(ids) - len(kept)
+        return kept
+
+    def behavior(self, question: Question) -> Example:
+        """Behavior cloning: the expert's list.
+
+        Raises:
+          InputError: the question has no expert list.
+        """
+        if question.expert is None:
+            raise InputError(f"question '{question.id}' has no expert list; run the label stage")
+        prompt = self.rerank_prompt(question)
+        ids = self.visible(question.expert, prompt.shown)
+        return Example(
+            id=question.id,
+            prompt=prompt.tokens,
+            branches=(self.spelling.spell(ids),),
+            shown=prompt.shown,
+            ranking=ids,
+        )
+
+    def answer(self, question: Question, chosen: Sequence[int]) -> Example:
+        """Generator SFT: the first reference answer from the chosen passages.
+
+        Raises:
+          InputError: the question has no answer.
+        """
+        if not question.answers:
+            raise InputError(f"question '{question.id}' has no answer to train the generator on")
+        prompt = self.answer_prompt(question, chosen)
+        target = answer_tokens(self.tokenizer, question.answers[0], self.prompts.answer_tokens)
+        return Example(id=question.id, prompt=prompt.tokens, branches=(target,))
+
+    def pair(self, question: Question, best: Trajectory, worst: Trajectory) -> Example:
+        """Preference: a sampled list against another, with their reference log-probabilities."""
+        prompt = self.rerank_prompt(question)
+        return Example(
+            id=question.id,
+            prompt=prompt.tokens,
+            branches=(self.spelling.spell(best.list), self.spelling.spell(worst.list)),
+            shown=prompt.shown,
+            supervised=(0.0, 0.0),
+            reference=(best.reference_logp, worst.reference_logp),
+            preferred=True,
+        )
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """How many rollouts gave a pair, and why the others did not."""
+
+    pairs: int = 0
+    ties: int = 0
+    """all lists were rewarded alike, or within the minimum gap"""
+    single: int = 0
+    """all samples were the same list"""
+
+
+def best_and_worst(
+    rollouts: Sequence[Rollout], min_gap: float = 0.0
+) -> tuple[list[tuple[str, Trajectory, Trajectory]], PairCounts]:
+    """Preference pairs: each question's best list against its worst, as in the paper.
+
+    Args:
+      min_gap: rewards must differ by more than this.
+
+    Returns:
+      (question id, chosen, rejected) and the counts; chosen and rejected always differ.
+    """
+    pairs, ties, single = [], 0, 0
+    for rollout in rollouts:
+        ranked = sorted(rollout.trajectories, key=lambda t: -t.reward)
+        if len(ranked) < 2:
+            single += 1
+        elif ranked[0].reward - ranked[-1].reward <= max(min_gap, 1e-9):
+            ties += 1
+        else:
+            pairs.append((rollout.id, ranked[0], ranked[-1]))
+    return pairs, PairCounts(len(pairs), ties, single)
+
+
+def mix(seed: int, name: str, epoch: int, index: int) -> float:
+    """A number in [0, 1) that depends on these alone: how an example varies between epochs."""
+    # Python's own hash of text differs between processes.
+    digest = hashlib.sha256(f"{seed}/{name}/{epoch}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64

@@ -33,6 +33,10 @@ class Checkpoints:
             return
         self._manager.save(step, args=ocp.args.StandardSave(vars(state)))
 
+    def latest(self) -> int | None:
+        """The newest step saved, if any."""
+        return self._manager.latest_step()
+
     def restore(
         self, layout: State, shapes: State, log: Callable[[str], None] = lambda _: None
     ) -> State | None:

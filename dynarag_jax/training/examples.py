@@ -30,6 +30,8 @@ class Counts:
 
     dropped_passages: int = 0
     """passages that did not fit a reranker's prompt"""
+    dropped_context: int = 0
+    """chosen passages that did not fit a generator's prompt"""
     dropped_ids: int = 0
     """ids of expert lists whose passages are not shown, or beyond the longest list"""
 
@@ -41,6 +43,10 @@ class ExampleMaker:
     tokenizer: Any
     spelling: Spelling
     prompts: PromptConfig
+    rerank_length: int = 0
+    """longest reranker's prompt; 0 is the configuration's"""
+    answer_length: int = 0
+    """longest generator's prompt; 0 is the configuration's"""
     counts: Counts = field(default_factory=Counts)
     cache_size: int = 50_000
     """rendered prompts kept in memory"""
@@ -58,9 +64,10 @@ class ExampleMaker:
     def rerank_prompt(self, question: Question) -> Prompt:
         """The reranker's prompt of a question."""
         p = self.prompts
+        limit = self.rerank_length or p.rerank_tokens
 
         def make() -> Prompt:
-            prompt = rerank_prompt(self.tokenizer, question, p.style, p.rerank_tokens, p.ids)
+            prompt = rerank_prompt(self.tokenizer, question, p.style, limit, p.ids)
             self.counts.dropped_passages += min(len(question.passages), p.ids) - prompt.shown
             return prompt
 
@@ -69,9 +76,13 @@ class ExampleMaker:
     def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
         """The generator's prompt of a question over the chosen passages."""
         p, chosen = self.prompts, tuple(chosen)
-        make = lambda: answer_prompt(  # noqa: E731
-            self.tokenizer, question, chosen, p.style, p.answer_prompt_tokens
-        )
+        limit = self.answer_length or p.answer_prompt_tokens
+
+        def make() -> Prompt:
+            prompt = answer_prompt(self.tokenizer, question, chosen, p.style, limit)
+            self.counts.dropped_context += len(chosen) - prompt.shown
+            return prompt
+
         return self._cached((question.id, chosen), make)
 
     def visible(self, ids: Sequence[int], shown: int) -> tuple[int, ...]:

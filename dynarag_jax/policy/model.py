@@ -1,0 +1,65 @@
+"""A model directory, loaded and ready: weights on the mesh, tokenizer, list grammar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
+from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, find_spelling
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.training.step import param_shardings
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Reranker and generator in one: the same weights write lists and answers."""
+
+    cfg: DecoderConfig
+    params: Params
+    tokenizer: Any
+    spelling: Spelling
+    grammar: Grammar
+    mesh: Mesh
+    fingerprint: str
+
+
+def list_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[Spelling, Grammar]:
+    """The spelling and the automaton of lists for a tokenizer and a prompt configuration."""
+    spelling = find_spelling(tokenizer, prompts.ids)
+    return spelling, build_grammar(spelling, min(prompts.max_list, prompts.ids))
+
+
+def check_vocabulary(cfg: DecoderConfig, tokenizer: Any, where: str) -> None:
+    """Raise InputError if the tokenizer has tokens that the model does not know."""
+    if len(tokenizer) > cfg.vocab:
+        raise InputError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model only {cfg.vocab}; "
+            f"they do not belong together"
+        )
+
+
+def load_policy(
+    directory: str | Path, mesh: Mesh, prompts: PromptConfig, dtype: str = "float32"
+) -> Policy:
+    """Load a model directory onto the mesh for sampling and scoring.
+
+    Args:
+      dtype: type of weights and activations.
+
+    Raises:
+      InputError: no such model, or its tokenizer cannot spell lists.
+    """
+    cfg, params = load_decoder(
+        directory, dtype, shardings=lambda cfg: param_shardings(cfg, mesh), dtype=dtype
+    )
+    tokenizer = load_tokenizer(str(directory))
+    check_vocabulary(cfg, tokenizer, str(directory))
+    spelling, grammar = list_grammar(tokenizer, prompts)
+    return Policy(cfg, params, tokenizer, spelling, grammar, mesh, weights_fingerprint(directory))

@@ -1,0 +1,142 @@
+"""The policy at work on questions: lists from the reranker, answers from the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from dynarag_jax.policy.grammar import read_list
+from dynarag_jax.policy.model import Policy
+from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
+from dynarag_jax.records import Question
+from dynarag_jax.sampling.sampler import Sampling, make_sampler
+from dynarag_jax.sampling.schedule import Request, run
+from dynarag_jax.sharding import batch_shards, named
+from dynarag_jax.training.batches import Example, Shape, collate
+from dynarag_jax.training.examples import ExampleMaker
+from dynarag_jax.training.step import make_scorer
+
+Chosen = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists sampled for one question."""
+
+    shown: int
+    """passages the reranker saw"""
+    lists: tuple[Chosen, ...]
+    logps: tuple[float, ...]
+
+
+class Writer:
+    """Writes lists and answers with one policy; compiled samplers are kept between calls."""
+
+    def __init__(self, policy: Policy, prompts: PromptConfig, batch: int, seed: int):
+        self.policy, self.prompts, self.seed = policy, prompts, seed
+        # A batch smaller than the mesh, or one that does not divide, is rounded up to what does.
+        shards = batch_shards(policy.mesh)
+        self.batch = -(-batch // shards) * shards
+        self.maker = ExampleMaker(policy.tokenizer, policy.spelling, prompts)
+        self._samplers: dict[tuple[str, int, Sampling], Callable] = {}
+        self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
+
+    def _sampler(self, kind: str, samples: int, sampling: Sampling) -> Callable:
+        key = (kind, samples, sampling)
+        if key not in self._samplers:
+            lists = kind == "lists"
+            longest = self.policy.spelling.longest(self.prompts.max_list)
+            self._samplers[key] = make_sampler(
+                self.policy.cfg,
+                self.policy.mesh,
+                branches=samples,
+                max_tokens=longest if lists else self.prompts.answer_tokens,
+                end=self.policy.spelling.end,
+                sampling=sampling,
+                grammar=self.policy.grammar if lists else None,
+            )
+        return self._samplers[key]
+
+    def lists(
+        self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
+    ) -> list[Lists]:
+        """Sample ``samples`` lists for every question; the prompt is computed once."""
+        prompts = [self.maker.rerank_prompt(q) for q in questions]
+        requests = [
+            Request(q.id, p.tokens, p.shown) for q, p in zip(questions, prompts, strict=True)
+        ]
+        results: list[Lists | None] = [None] * len(questions)
+        for index, sampled in run(
+            self._sampler("lists", samples, sampling),
+            self.policy.params,
+            self.policy.mesh,
+            requests,
+            batch=self.batch,
+            lengths=buckets(self.prompts.rerank_tokens),
+            seed=self.seed,
+        ):
+            written = [read_list(self.policy.spelling, tokens) for tokens in sampled.branches]
+            results[index] = Lists(prompts[index].shown, tuple(written), sampled.logps)
+        return [r for r in results if r is not None]
+
+    def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
+        """Answer each question greedily from its chosen passages; equal requests run once."""
+        keys = [(q.id, chosen) for q, chosen in asked]
+        distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
+        order = list(distinct)
+        requests = [
+            Request(f"{qid}/{chosen}", self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens)
+            for qid, chosen in order
+        ]
+        texts: dict[tuple[str, Chosen], str] = {}
+        for index, sampled in run(
+            self._sampler("answers", 1, Sampling(temperature=0.0)),
+            self.policy.params,
+            self.policy.mesh,
+            requests,
+            batch=self.batch,
+            lengths=buckets(self.prompts.answer_prompt_tokens),
+            seed=self.seed,
+        ):
+            texts[order[index]] = decode_answer(self.policy.tokenizer, sampled.branches[0])
+        return [texts[key] for key in keys]
+
+    def logps(
+        self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
+    ) -> list[list[float]]:
+        """Log-probabilities of given lists (at most ``branches`` a question), training's forward."""
+        spelling, lengths = self.policy.spelling, buckets(self.prompts.rerank_tokens)
+        longest = spelling.longest(self.prompts.max_list)
+        examples = []
+        for question, chosen in zip(questions, lists, strict=True):
+            prompt = self.maker.rerank_prompt(question)
+            examples.append(
+                Example(
+                    question.id,
+                    prompt.tokens,
+                    tuple(spelling.spell(c) for c in chosen),
+                    shown=prompt.shown,
+                    supervised=(0.0,) * len(chosen),
+                    reference=(0.0,) * len(chosen),
+                )
+            )
+        results: list[list[float]] = [[] for _ in questions]
+        rows = named(self.policy.mesh, ("batch",))
+        for length in lengths:
+            indices = [
+                i for i, e in enumerate(examples)
+                if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)
+            ]  # fmt: skip
+            shape = Shape(length, branches, longest, self.prompts.ids)
+            for start in range(0, len(indices), self.batch):
+                group = indices[start : start + self.batch]
+                padded = [examples[i] for i in group]
+                padded += [examples[group[0]]] * (self.batch - len(group))
+                batch = jax.device_put(collate(padded, shape), rows)
+                values = np.asarray(self._scorer(self.policy.params, batch))
+                for row, i in enumerate(group):
+                    results[i] = values[row, : len(lists[i])].tolist()
+        return results

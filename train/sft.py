@@ -1,0 +1,34 @@
+"""Behavior cloning of the expert's lists and generator SFT, jointly.
+
+    python -m train.sft configs/quickstart.py
+    python -m train.sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
+"""
+
+from __future__ import annotations
+
+from dynarag_jax.records import read_questions
+from dynarag_jax.stages import Sft
+from dynarag_jax.training.run import begin, example_maker, generator_source, reranker_source
+from train.program import Context, main
+from train.training import inputs, train_stage
+
+
+def run(context: Context, stage: Sft) -> None:
+    """Train on the expert's lists and the reference answers."""
+    context.manifest(inputs=inputs(context, stage))
+    questions = read_questions(context.path(stage.questions))
+    start = begin(
+        stage, context.optional(stage.init), context.optional(stage.tokenizer), context.mesh
+    )
+    maker = example_maker(stage, start)
+    sources = [
+        reranker_source(
+            stage, start, len(questions), 1, lambda index: maker.behavior(questions[index])
+        ),
+        generator_source(stage, questions, maker, context.run.seed),
+    ]
+    train_stage(context, stage, start, sources, maker)
+
+
+if __name__ == "__main__":
+    main("sft", Sft, run)

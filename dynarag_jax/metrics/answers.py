@@ -1,0 +1,296 @@
+"""Answer metrics: exact match, F1, containment, STR-EM, ROUGE, label accuracy.
+
+Every function takes one prediction and its references and returns a score in [0, 1], the maximum
+over the references. A blank prediction scores 0, and so does a question without references: no
+question ever leaves the denominator (see ``every_question``).
+
+Normalizers map text to text. ``normalize`` is SQuAD's (Rajpurkar et al. 2016), which NQ-open,
+HotpotQA, 2WikiMultihopQA and ASQA use too; ``normalize_trivia`` is TriviaQA's (Joshi et al. 2017).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynarag_jax.errors import InputError, MissingExtra, nearest
+
+Normalizer = Callable[[str], str]
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# TriviaQA's evaluator adds four quotes to the ASCII punctuation (the last is in both).
+_BLANK_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation + "‘’´`"})
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normalize(text: str) -> str:
+    """SQuAD's normalizer: lower-case, delete ASCII punctuation, drop a/an/the, collapse spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DELETE_PUNCTUATION)).split())
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normalize_trivia(text: str) -> str:
+    """TriviaQA's normalizer: as SQuAD's, but punctuation and quotes become spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_BLANK_PUNCTUATION)).split())
+
+
+# ---------------------------------------------------------------------------- short answers
+
+
+def exact_match(
+    prediction: str, answers: Iterable[str], normalizer: Normalizer = normalize
+) -> float:
+    """1.0 if the normalized prediction equals some normalized answer, else 0.0.
+
+    A few published answers are punctuation or articles only (``)``, ``The``) and normalize to
+    nothing. A prediction that has text may match them so, as in the official script; a blank one
+    may not, and a blank answer matches nothing.
+    """
+    if not prediction.strip():
+        return 0.0
+    wanted = normalizer(prediction)
+    return float(any(normalizer(answer) == wanted for answer in answers if answer.strip()))
+
+
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+
+
+def f1(
+    prediction: str,
+    answers: Iterable[str],
+    normalizer: Normalizer = normalize,
+    *,
+    closed_rule: bool = True,
+) -> float:
+    """Token F1 between the normalized prediction and the best normalized answer.
+
+    With ``closed_rule`` (HotpotQA, Yang et al. 2018) a yes/no/noanswer on either side scores 0
+    unless both sides are the same; without it the score is SQuAD's. Where neither side has a token
+    left, the score is 1 if the prediction is not blank (SQuAD 2.0).
+    """
+    if not prediction.strip():
+        return 0.0
+    text = normalizer(prediction)
+    tokens = text.split()
+    counts = Counter(tokens)
+    best = 0.0
+    for answer in answers:
+        gold_text = normalizer(answer)
+        if closed_rule and gold_text != text and (text in _CLOSED or gold_text in _CLOSED):
+            continue
+        gold = gold_text.split()
+        if not tokens or not gold:
+            best = max(best, float(tokens == gold and answer.strip() != ""))
+            continue
+        shared = sum((counts & Counter(gold)).values())
+        best = max(best, 2 * shared / (len(tokens) + len(gold)))
+    return best
+
+
+def containment(
+    prediction: str, answers: Iterable[str], normalizer: Normalizer = normalize
+) -> float:
+    """1.0 if some normalized answer is a substring of the normalized prediction ("Acc").
+
+    An answer that normalizes to nothing is inside every text and therefore counts as inside none.
+    """
+    text = normalizer(prediction)
+    return float(any((a := normalizer(answer)) != "" and a in text for answer in answers))
+
+
+def str_em(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
+    """ASQA's STR-EM (Stelmakh et al. 2022): the share of QA pairs that the prediction answers.
+
+    Args:
+      prediction: the long answer.
+      short_answers: for each QA pair of the question its acceptable short answers. Pairs are kept
+        apart: one found answer settles its own pair only.
+    """
+    if not short_answers:
+        return 0.0
+    return sum(containment(prediction, pair) for pair in short_answers) / len(short_answers)
+
+
+# ---------------------------------------------------------------------------- ROUGE
+
+
+class _CachedStemmer:
+    """NLTK's Porter stemmer with a memory: reward computation meets the same words again."""
+
+    def __init__(self, stem: Callable[[str], str]):
+        self.stem = functools.lru_cache(maxsize=1 << 17)(stem)
+
+
+@functools.cache
+def _rouge_score() -> tuple[Any, Any, _CachedStemmer]:
+    """The rouge-score package: its tokenizer, its scorer module, and a stemmer."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+        from rouge_score import rouge_scorer, tokenize
+    except ImportError:
+        raise MissingExtra("rouge-score", "rouge", "ROUGE") from None
+    return tokenize, rouge_scorer, _CachedStemmer(PorterStemmer().stem)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _rouge_tokens(text: str) -> tuple[str, ...]:
+    tokenize, _, stemmer = _rouge_score()
+    return tuple(tokenize.tokenize(text, stemmer))
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a whole row of the table in a few operations.
+
+    A row is held as the bits of one integer (Hyyrö 2004): bit i is 0 where the row steps up.
+    """
+    places: dict[str, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << i
+    every = (1 << len(a)) - 1
+    row = every
+    for token in b:
+        matched = row & places.get(token, 0)
+        row = ((row + matched) | (row - matched)) & every
+    return len(a) - row.bit_count()
+
+
+def rouge_l(prediction: str, references: Iterable[str]) -> float:
+    """ROUGE-L F1 with stemmer, the maximum over references; equal to the rouge-score package's.
+
+    Tokens and stems are the package's own. The longest common subsequence is computed here, without
+    the package's table in Python, since every sampled answer may need it as a reward.
+
+    Raises:
+      MissingExtra: the rouge-score package is absent.
+    """
+    tokens = _rouge_tokens(prediction)
+    best = 0.0
+    for reference in references:
+        gold = _rouge_tokens(reference)
+        if tokens and gold:
+            best = max(best, 2 * _common_subsequence(gold, tokens) / (len(gold) + len(tokens)))
+    return best
+
+
+def rouge_lsum(prediction: str, references: Iterable[str]) -> float:
+    """ROUGE-Lsum F1 with stemmer, the maximum over references, by the rouge-score package.
+
+    Sentences are lines, the package's own default.
+
+    Raises:
+      MissingExtra: the rouge-score package is absent.
+    """
+    _, scorer, _ = _rouge_score()
+    rouge = scorer.RougeScorer(["rougeLsum"], use_stemmer=True)
+    return max(
+        (float(rouge.score(r, prediction)["rougeLsum"].fmeasure) for r in references), default=0.0
+    )
+
+
+# ---------------------------------------------------------------------------- labels
+
+FEVER_LABELS: Mapping[str, tuple[str, ...]] = {
+    "SUPPORTS": ("supports", "supported", "support"),
+    "REFUTES": ("refutes", "refuted", "refute"),
+    "NOT ENOUGH INFO": ("not enough info", "not enough information", "nei"),
+}
+"""FEVER's labels (Thorne et al. 2018) and the spellings read as each."""
+
+_NEGATION = r"(?:not|never|neither|cannot|\w+n['’]t)(?:\s+\w+)?\s+"
+
+
+def _any_of(spellings: Iterable[str]) -> str:
+    words = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True))
+    return rf"(?<!\w)(?:{words})(?!\w)"
+
+
+@functools.cache
+def _label_pattern(spellings: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"({_NEGATION})?{_any_of(spellings)}", re.IGNORECASE)
+
+
+@functools.cache
+def _infinitive(spellings: tuple[str, ...]) -> re.Pattern[str]:
+    """``to support or refute``: what evidence is for, not a verdict."""
+    word = _any_of(spellings)
+    return re.compile(rf"\bto\s+{word}(?:\s+(?:or|and)\s+{word})*", re.IGNORECASE)
+
+
+def parse_label(text: str, labels: Mapping[str, tuple[str, ...]] = FEVER_LABELS) -> str | None:
+    """The class label that an answer states, or None if it states none or several.
+
+    The first sentence that states a label decides, so that an explanation may follow. A sentence
+    that states two labels, or one under a negation ("does not support"), is unparseable. An
+    infinitive ("not enough info to support the claim") states nothing.
+    """
+    spellings = tuple(s for known in labels.values() for s in known)
+    text = _infinitive(spellings).sub(" ", text.replace("_", " "))
+    for sentence in re.split(r"[.!?;]\s+|\n", text):
+        found: set[str] = set()
+        # Labels of several words first: "not enough info" must not be taken apart.
+        for label in sorted(labels, key=lambda name: -len(name)):
+            for mention in _label_pattern(tuple(labels[label])).finditer(sentence):
+                if mention[1]:
+                    return None
+                found.add(label)
+            sentence = _label_pattern(tuple(labels[label])).sub(" ", sentence)
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+def label_accuracy(
+    prediction: str,
+    answers: Iterable[str],
+    labels: Mapping[str, tuple[str, ...]] = FEVER_LABELS,
+) -> float:
+    """1.0 if the label stated by the prediction is a reference label; unparseable scores 0.0.
+
+    Raises:
+      InputError: a reference is not one of ``labels``.
+    """
+    gold = set()
+    for answer in answers:
+        label = parse_label(answer, labels)
+        if label is None:
+            hint = nearest(answer.upper(), labels)
+            raise InputError(f"reference label '{answer}' is none of {', '.join(labels)}{hint}")
+        gold.add(label)
+    return float(parse_label(prediction, labels) in gold)
+
+
+# ---------------------------------------------------------------------------- the denominator
+
+
+def every_question(
+    ids: Sequence[str], scores: Mapping[str, float | None]
+) -> tuple[np.ndarray, int]:
+    """Scores in the order of ``ids``, 0 where a question has none.
+
+    Args:
+      ids: every question that was asked.
+      scores: the score by question id; absent or None where the question failed.
+
+    Returns:
+      The scores, f64[Q], and how many of them are failures counted as 0.
+
+    Raises:
+      InputError: an id repeats, or a score belongs to a question that was not asked.
+    """
+    asked = set(ids)
+    if len(asked) != len(ids):
+        twice = next(i for i, count in Counter(ids).items() if count > 1)
+        raise InputError(f"question id '{twice}' repeats; ids must be unique")
+    for i in scores:
+        if i not in asked:
+            raise InputError(f"a score for question '{i}', which was not asked{nearest(i, ids)}")
+    found = [scores.get(i) for i in ids]
+    values = np.array([0.0 if score is None else score for score in found], dtype=np.float64)
+    return values, sum(score is None for score in found)

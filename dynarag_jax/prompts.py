@@ -34,8 +34,6 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any: ...
 
 
-
-
 @dataclass(frozen=True)
 class PromptConfig:
     """The wording of the prompts and their limits, the same in every stage of a run."""
@@ -93,8 +91,11 @@ _ASKED: dict[Task, str] = {"short": "Question", "label": "Claim", "paragraph": "
 # The compact wording suits models trained from nothing, to whom instructions mean nothing. It is
 # lower-case words only, so that a word-level vocabulary holds it. The task's word comes last.
 _COMPACT_TASK: dict[Task, str] = {"short": "answer", "label": "label", "paragraph": "paragraph"}
-COMPACT_WORDS = ("question :", "passages :", "list :", *(f"{w} :" for w in _COMPACT_TASK.values()))
-"""Every template word of the compact style, for building vocabularies."""
+COMPACT_WORDS = (
+    *("question :", "passages :", "list :", "[1], [2]"),
+    *(f"{word} :" for word in _COMPACT_TASK.values()),
+)
+"""Every template word of the compact style and of lists, for building vocabularies."""
 
 
 def format_passage(number: int, passage: Passage) -> str:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from dynarag_jax.errors import InputError
 
@@ -193,7 +193,7 @@ class JsonlAppender:
         os.fsync(self._stream.fileno())
         self._stream.close()
 
-    def __enter__(self) -> JsonlAppender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

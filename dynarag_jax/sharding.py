@@ -29,7 +29,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """Make the mesh (data, fsdp, tensor); one size may be -1 and takes what is left.
 
@@ -62,7 +62,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     used = [name for part in parts if part for name in part]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {tuple(axes)} use a mesh axis twice: {used}")
-    return PartitionSpec(*(part if part is None or len(part) > 1 else part[0] for part in parts))
+    return PartitionSpec(*(part[0] if part and len(part) == 1 else part for part in parts))
 
 
 def named(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:

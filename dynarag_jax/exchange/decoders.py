@@ -6,6 +6,7 @@ two views of the same table; ``_NAMES`` is the bridge, used in both directions.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -100,7 +101,9 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> DecoderCon
         raise InputError(f"{where}: field {error} is missing") from None
 
 
-def config_to_hf(cfg: DecoderConfig, dtype: str, eos: int | None, pad: int | None) -> dict[str, Any]:
+def config_to_hf(
+    cfg: DecoderConfig, dtype: str, eos: int | None, pad: int | None
+) -> dict[str, Any]:
     """The ``config.json`` of a decoder, read by transformers 4 and 5 and by vLLM."""
     scaling = None
     if (s := cfg.rope_scaling) is not None:
@@ -223,7 +226,9 @@ def _check(tensors: _Tensors, cfg: DecoderConfig, directory: Path) -> None:
     wrong += [f"unknown {name}" for name in sorted(found - set(expected) - ignored)]
     for name in sorted(set(expected) & found):
         if tensors.shape(name) != expected[name]:
-            wrong.append(f"{name} has shape {list(tensors.shape(name))}, not {list(expected[name])}")
+            wrong.append(
+                f"{name} has shape {list(tensors.shape(name))}, not {list(expected[name])}"
+            )
         elif tensors.dtype(name) not in _DTYPES:
             wrong.append(f"{name} has type {tensors.dtype(name)}, not a float type")
     if wrong:
@@ -250,7 +255,7 @@ def load_decoder(
         raise InputError(f"{directory}: no such model directory")
     hf = read_json(directory / "config.json")
     cfg = config_from_hf(hf, str(directory / "config.json"))
-    cfg = DecoderConfig(**(vars(cfg) | settings | {"param_dtype": param_dtype}))
+    cfg = dataclasses.replace(cfg, **(settings | {"param_dtype": param_dtype}))
     tensors = _Tensors(directory)
     _check(tensors, cfg, directory)
     table = decoder.parameter_table(cfg)
@@ -261,9 +266,9 @@ def load_decoder(
         return jax.device_put(array, place)
 
     params: dict[str, Any] = {"layers": {}}
-    for name in _TOP:
+    for name, theirs in _TOP.items():
         if name in table:
-            array = tensors.read(_TOP[name]).astype(target)
+            array = tensors.read(theirs).astype(target)
             params[name] = put(array, places[name] if places else None)
     for name, p in table["layers"].items():
         stacked = np.empty(p.shape, target)
@@ -274,11 +279,13 @@ def load_decoder(
     return cfg, params
 
 
-def _theirs(cfg: DecoderConfig, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _theirs(
+    cfg: DecoderConfig, params: Params, dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face's tensors, one at a time."""
-    for name in _TOP:
+    for name, theirs in _TOP.items():
         if name in params:
-            yield _TOP[name], np.asarray(jax.device_get(params[name])).astype(dtype)
+            yield theirs, np.asarray(jax.device_get(params[name])).astype(dtype)
     for i in range(cfg.layers):
         for name, (theirs, _) in _NAMES.items():
             array = np.asarray(jax.device_get(params["layers"][name][i])).astype(dtype)

@@ -90,9 +90,7 @@ def branch_attention(
     b, n, t, h, size = q.shape
     groups = trunk_k.shape[2]
     grouped = _group(q, groups)
-    trunk = jnp.einsum(
-        "bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32
-    )
+    trunk = jnp.einsum("bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32)
     own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
     visible = jnp.arange(trunk_k.shape[1]) < trunk_lengths[:, None]
     past = jnp.arange(own_k.shape[2]) <= (jnp.arange(t) + first)[:, None]

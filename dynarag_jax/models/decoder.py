@@ -72,7 +72,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}")
+            raise ValueError(
+                f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}"
+            )
         if self.head_size % 2:
             raise ValueError(f"head_size = {self.head_size} must be even for rotary positions")
 

@@ -46,7 +46,5 @@ def list_mle(scores: jax.Array, relevance: jax.Array, *, where: jax.Array) -> ja
     # rax ranks every item, the unranked ones in some order of its own; that part is the same loss
     # on them alone, since their terms only see what comes after. What is left is the top-k part.
     everything = rax.listmle_loss(scores, relevance, where=where, reduce_fn=None)
-    unranked = rax.listmle_loss(
-        scores, relevance, where=where & (relevance <= 0), reduce_fn=None
-    )
+    unranked = rax.listmle_loss(scores, relevance, where=where & (relevance <= 0), reduce_fn=None)
     return jnp.where((where & (relevance > 0)).any(-1), everything - unranked, 0.0)

@@ -51,7 +51,7 @@ class Value(NamedTuple):
     """A term on a batch: its loss is ``total / count``, so that shards and microbatches add up."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     figures: dict[str, jax.Array]
     """sums over the same ``count``, reported as means"""
 

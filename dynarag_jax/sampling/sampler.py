@@ -115,6 +115,7 @@ def sample(
 
     def step(loop: _Loop) -> _Loop:
         scores = decoder.logits(cfg, params, loop.hidden)
+        choices = None
         if grammar is not None and n_passages is not None:
             choices, mask = grammars.allowed(grammar, loop.at, n_passages[:, None])
             candidates = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
@@ -126,7 +127,7 @@ def sample(
         logp = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), chosen, axis=-1)[..., 0]
         token = chosen[..., 0].astype(jnp.int32)
         at = loop.at
-        if grammar is not None and n_passages is not None:
+        if grammar is not None and choices is not None:
             token = jnp.take_along_axis(choices, chosen, axis=-1)[..., 0]
             at = grammars.advance(grammar, at, token)
         live = ~loop.out.finished
@@ -159,7 +160,10 @@ def sample(
             zeros.astype(jnp.float32),
         ),
     )
-    going = lambda loop: (loop.place < max_tokens) & ~loop.out.finished.all()  # noqa: E731
+
+    def going(loop: _Loop) -> jax.Array:
+        return (loop.place < max_tokens) & ~loop.out.finished.all()
+
     return jax.lax.while_loop(going, step, loop).out
 
 

@@ -184,7 +184,7 @@ def prefetch(
                 if stop.is_set():
                     return
                 put((step, make(step), None))
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             put((step, None, error))
 
     thread = threading.Thread(target=work, daemon=True, name="prefetch")

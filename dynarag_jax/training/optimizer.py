@@ -66,8 +66,10 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
     rate = learning_rate(cfg, steps)
 
     def decayed(params: Any) -> Any:
-        is_norm = lambda path: any("norm" in str(part) for part in path)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(lambda path, _: not is_norm(path), params)
+        def is_matrix(path: Any, _: Any) -> bool:
+            return not any("norm" in str(part) for part in path)
+
+        return jax.tree_util.tree_map_with_path(is_matrix, params)
 
     if cfg.name == "adamw":
         rule = optax.adamw(

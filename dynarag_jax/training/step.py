@@ -25,7 +25,9 @@ from dynarag_jax.sharding import check_shapes, named
 from dynarag_jax.training.batches import Batch
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "optimizer"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "optimizer"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class State:
     """Everything a training run is, but its configuration."""
@@ -51,9 +53,7 @@ def score(
     trunk_hidden, hidden = decoder.trunk_and_branches(
         cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
     )
-    logps = token_logps(
-        cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown
-    )
+    logps = token_logps(cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown)
     active = objectives.active()
     return _masks(batch)._replace(
         free_logps=logps.free,
@@ -158,9 +158,7 @@ def init_state(
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     if params is None:
-        start = jax.jit(
-            lambda key: make(decoder.init_params(cfg, key)), out_shardings=layout
-        )
+        start = jax.jit(lambda key: make(decoder.init_params(cfg, key)), out_shardings=layout)
         return start(jax.random.key(seed))
     params = jax.device_put(params, layout.params)
     return jax.jit(make, out_shardings=layout)(params)
@@ -212,7 +210,7 @@ def make_step(
             )
             ((loss, figures), grads), _ = jax.lax.scan(add, zero, micro)
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
+        params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **figures}
         return State(state.step + 1, params, moments), figures
 

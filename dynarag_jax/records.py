@@ -249,7 +249,7 @@ def question_from_json(value: dict[str, Any], where: str) -> Question:
     expert, source = None, ""
     if fields.has("expert"):
         inner = _Fields(f"{where}: expert", fields.mapping("expert"))
-        expert, source = inner.integers("list"), inner.string("source", default="")
+        expert, source = inner.integers("list"), inner.string("source", default="", blank=True)
         wrong = valid_list(expert, len(passages))
         if wrong:
             raise InputError(f"{where}: field 'expert.list' {wrong}")

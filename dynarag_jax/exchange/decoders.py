@@ -57,8 +57,11 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> DecoderCon
     """The decoder that a Hugging Face ``config.json`` describes.
 
     Raises:
-      InputError: the architecture or one of its features is not supported, or a field is missing.
+      InputError: the architecture or one of its features is not supported, or a field is missing
+        or makes no sense.
     """
+    if not isinstance(hf, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
     found = (hf.get("architectures") or [None])[0]
     if found not in ARCHITECTURES:
         raise InputError(
@@ -99,10 +102,12 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> DecoderCon
         )
     except KeyError as error:
         raise InputError(f"{where}: field {error} is missing") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: these fields make no decoder ({error})") from None
 
 
 def config_to_hf(
-    cfg: DecoderConfig, dtype: str, eos: int | None, pad: int | None
+    cfg: DecoderConfig, dtype: str, eos: int | None, pad: int | None, bos: int | None = None
 ) -> dict[str, Any]:
     """The ``config.json`` of a decoder, read by transformers 4 and 5 and by vLLM."""
     scaling = None
@@ -134,7 +139,7 @@ def config_to_hf(
         "max_position_embeddings": cfg.positions,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": None,
+        "bos_token_id": bos,
         "eos_token_id": eos,
         "pad_token_id": pad,
         "torch_dtype": dtype,
@@ -182,7 +187,10 @@ class _Tensors:
         index = directory / "model.safetensors.index.json"
         single = directory / "model.safetensors"
         if index.is_file():
-            files = sorted(set(read_json(index)["weight_map"].values()))
+            try:
+                files = sorted(set(read_json(index)["weight_map"].values()))
+            except (KeyError, TypeError, AttributeError):
+                raise InputError(f"{index}: no index of shards (field 'weight_map')") from None
         elif single.is_file():
             files = [single.name]
         elif pickles := [*directory.glob("*.bin"), *directory.glob("*.pt")]:
@@ -282,7 +290,7 @@ def load_decoder(
 def _theirs(
     cfg: DecoderConfig, params: Params, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's tensors, one at a time."""
+    """Hugging Face's tensors, one at a time; what a type cannot hold becomes infinite."""
     for name, theirs in _TOP.items():
         if name in params:
             yield theirs, np.asarray(jax.device_get(params[name])).astype(dtype)
@@ -313,6 +321,9 @@ def save_decoder(
       overwrite: replace an existing directory; otherwise it is an InputError.
 
     The directory appears whole or not at all.
+
+    Raises:
+      InputError: the directory exists, the type is unknown, or a weight is too large for it.
     """
     from safetensors.numpy import save_file
 
@@ -330,6 +341,8 @@ def save_decoder(
                 shard.clear()
 
         for name, tensor in _theirs(cfg, params, np.dtype(stored[dtype])):
+            if dtype == "float16" and np.isinf(tensor).any():
+                raise InputError(f"{name} holds values beyond float16; export as bfloat16 instead")
             if sum(x.nbytes for x in shard.values()) + tensor.nbytes > shard_bytes:
                 flush()
             shard[name] = tensor
@@ -347,11 +360,11 @@ def save_decoder(
                 temporary / "model.safetensors.index.json",
                 {"metadata": {"total_size": total}, "weight_map": weights},
             )
-        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        write_json(temporary / "config.json", config_to_hf(cfg, dtype, eos, pad))
+        eos, pad, bos = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
+        write_json(temporary / "config.json", config_to_hf(cfg, dtype, eos, pad, bos))
         write_json(
             temporary / "generation_config.json",
-            {"do_sample": False, "eos_token_id": eos, "pad_token_id": pad},
+            {"do_sample": False, "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": bos},
         )
         tokenizer.save_pretrained(temporary)
         if card:

@@ -96,7 +96,7 @@ Tokens = tuple[int, ...]
 
 
 def _bare(single: list[Tokens]) -> tuple[Tokens, tuple[Tokens, ...], Tokens]:
-    """Split the spellings of ``[1]``, ``[2]``, ... into what all begin with, ids, and common end."""
+    """Split the spellings of ``[1]``, ``[2]``, ... into their common beginning, ids, common end."""
     if len(single) < 2:
         return (), tuple(single), ()
     opening = _common(single)
@@ -210,7 +210,7 @@ class _Builder:
             elif (
                 arc[1] != mark
                 or target not in (None, arc[0])
-                # Only ``None``, which nothing else comes before, may lead on through a meeting point.
+                # Only ``None``, before which nothing is written, may go on through a meeting point.
                 or (target is None and arc[0] in self.goals and purpose != _NONE)
             ):
                 raise InputError(

@@ -171,19 +171,18 @@ def _explain(error: BaseException | None) -> str:
     """
     while error is not None:
         text = str(error)
-        if (
-            isinstance(error, OSError) and error.errno in FULL
-        ) or "No space left on device" in text:
-            place = error.filename if isinstance(error, OSError) else None
+        code = error.errno if isinstance(error, OSError) else None
+        place = error.filename if isinstance(error, OSError) else None
+        if code in FULL or "No space left on device" in text:
             return f"{place or 'run directory'}: the disk is full; make room and run again"
-        if isinstance(error, OSError) and error.errno in REFUSED:
+        if isinstance(error, OSError) and code in REFUSED:
             return f"{place or 'file'}: {error.strerror}; see who may read and write there"
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
             return (
                 f"out of memory ({' '.join(text.split())[:160]}); use a smaller batch or length, "
                 f"remat, or more devices"
             )
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Candidate passages for questions whose needed passages are known: needed ones and confusable ones.
+"""Candidates of questions whose needed passages are known: those, and the most confusable ones.
 
 This is HotpotQA's distractor setting (Yang et al. 2018, section 2). There, a question retrieves its
 distractors. A question alone rarely brings anything close to the later passages of a chain, which
@@ -89,7 +89,7 @@ def attach_candidates(
                 f"candidates: retrieval found only {len(chosen)} of {n} candidates for question "
                 f"'{question.id}'; search more of the index"
             )
-        rows = np.sort(np.fromiter(chosen, dtype=np.int64))
+        rows = sorted(chosen)
         scores = passage_vectors[rows] @ vector
         result.append(
             dataclasses.replace(

@@ -7,6 +7,7 @@ of the language. All text is lower-case and closed: no world uses a word that is
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping, Sequence
 
 WOMEN = (
     "ana cora ella gwen ida kira mara olga rosa tara vera yara alma clara flora greta iris lena"
@@ -16,7 +17,7 @@ MEN = (
 ).split()
 
 # Kind of entity -> the pools of its first and second word.
-NAMES: dict[str, tuple[list[str], list[str]]] = {
+NAMES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "person": (
         WOMEN + MEN,
         (
@@ -181,7 +182,7 @@ def vocabulary() -> list[str]:
     """
     blank = {"a": "", "x": "", "she": "she he", "job": "", "hobby": ""}
     sentences = [sentence for forms in STATED.values() for sentence in forms]
-    names = [" ".join(first + second) for first, second in NAMES.values()]
+    names = [" ".join([*first, *second]) for first, second in NAMES.values()]
     asked = [form.format("") for forms in QUESTIONS.values() for form in forms]
     common = [text for forms, answer in COMMON for text in (*forms, answer)]
     fill = string.Formatter().vformat

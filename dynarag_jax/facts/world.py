@@ -2,9 +2,10 @@
 
 People work for companies, companies are based in cities, cities lie in countries, and so on. Every
 fact stands in one passage only, so a question about a chain of facts (*in which country is the
-company where ana velk works based?*) needs each passage of the chain: the set is exact by
-construction. A reader who skips a link may still guess, as people do; among the candidates stand
-passages that say the same of others, so guessing does not pay.
+company where ana velk works based?*) needs each passage of the chain: no smaller set entails the
+answer. That is a statement about evidence. A reader handed the last passage of a chain alone can
+still copy the right answer from it, as an unfounded guess; whoever must *choose* that passage among
+candidates that say the same of others needs the links before it.
 
 Evaluation asks about people, companies, cities and countries that no training question and no
 training passage names. Their names are made of the same words.
@@ -12,8 +13,9 @@ training passage names. Their names are made of the same words.
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from dynarag_jax.errors import InputError
@@ -35,42 +37,38 @@ TYPES = ("none", "one_hop", "two_hop", "three_hop")
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Sizes of the facts world. The defaults are the quickstart's.
-
-    Attributes:
-      train_questions: questions to train on.
-      evaluation_questions: questions to evaluate on.
-      none: share of questions that need no passage.
-      one_hop: share of questions that need exactly one passage.
-      two_hop: share of questions that need exactly two passages.
-      three_hop: share of questions that need exactly three passages; the four shares sum to 1.
-      workers: people with an employer, in the part of the world that training asks about.
-      companies: companies in that part. Each has a leader.
-      cities: cities in that part.
-      countries: countries in that part.
-      evaluation_workers: as ``workers``, in the part that evaluation asks about.
-      evaluation_companies: as ``companies``, in the part that evaluation asks about.
-      evaluation_cities: as ``cities``, in the part that evaluation asks about.
-      evaluation_countries: as ``countries``, in the part that evaluation asks about.
-      asides: how likely a passage about one person adds a sentence that answers no question; a
-        second one follows with the same likelihood.
-    """
+    """Sizes of the facts world. The defaults are the quickstart's."""
 
     train_questions: int = 5000
+    """questions to train on"""
     evaluation_questions: int = 600
+    """questions to evaluate on"""
     none: float = 0.10
+    """share of questions that need no passage"""
     one_hop: float = 0.35
+    """share of questions that need exactly one passage"""
     two_hop: float = 0.35
+    """share of questions that need exactly two passages"""
     three_hop: float = 0.20
+    """share of questions that need exactly three passages; the four shares sum to 1"""
     workers: int = 480
+    """people with an employer, in the part of the world that training asks about"""
     companies: int = 240
+    """companies in that part; each has a leader"""
     cities: int = 120
+    """cities in that part"""
     countries: int = 44
+    """countries in that part"""
     evaluation_workers: int = 160
+    """as ``workers``, in the part that evaluation asks about"""
     evaluation_companies: int = 80
+    """as ``companies``, in the part that evaluation asks about"""
     evaluation_cities: int = 48
+    """as ``cities``, in the part that evaluation asks about"""
     evaluation_countries: int = 20
+    """as ``countries``, in the part that evaluation asks about"""
     asides: float = 0.3
+    """how likely a passage about a person has a sentence that answers no question, then another"""
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,12 @@ def _names(rng: random.Random, kind: str) -> list[str]:
 
 
 def _make_part(
-    rng: random.Random, config: WorldConfig, prefix: str, names: dict[str, Iterable[str]]
+    rng: random.Random, config: WorldConfig, prefix: str, names: dict[str, Iterator[str]]
 ) -> _Part:
     """Invent the entities and facts of one part of the world, and write its passages."""
 
     def take(kind: str, count: int) -> list[str]:
-        return [next(names[kind]) for _ in range(count)]  # type: ignore[call-overload]
+        return [next(names[kind]) for _ in range(count)]
 
     size = {
         name: getattr(config, prefix + name)
@@ -290,7 +288,7 @@ def _ask(
     rng.shuffle(questions)
     width = max(4, len(str(len(questions))))
     return [
-        Question(**(vars(question) | {"id": f"{name}-{i:0{width}}"}))
+        dataclasses.replace(question, id=f"{name}-{i:0{width}}")
         for i, question in enumerate(questions, 1)
     ]
 

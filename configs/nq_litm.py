@@ -4,8 +4,8 @@
 
 The source is a file of questions with their passages, as Lost in the Middle and Self-RAG publish
 them ({question, answers, ctxs: [{title, text, score, isgold}]}). Its passages become the corpus;
-the candidates are retrieved anew from it. The model is small and starts at random, so that it answers
-nothing: what this shows is that the data flows, what retrieval finds, and what the records hold.
+the candidates are retrieved anew from it. The model is small and starts at random, so that it
+answers nothing: this shows that the data flows, what retrieval finds, and what the records hold.
 Expect ten minutes on two CPU cores, most of them embedding, and scores near 0.
 """
 

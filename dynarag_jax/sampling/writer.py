@@ -109,7 +109,7 @@ class Writer:
     def logps(
         self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
     ) -> list[list[float]]:
-        """Log-probabilities of given lists, ``branches`` a question at most, by the training forward."""
+        """Log-probabilities of given lists by the training forward; at most ``branches`` a row."""
         spelling, lengths = self.policy.spelling, buckets(self.prompts.rerank_tokens)
         longest = spelling.longest(self.prompts.max_list)
         examples = []

@@ -107,8 +107,8 @@ def format_passage(number: int, passage: Passage) -> str:
 
 
 def _compact(question: Question, passages: Sequence[Passage], cue: str) -> list[Message]:
-    # The id stands behind its passage: a causal model has read the passage when it reads the id, and
-    # gathers there what the passage says. With the id in front, small models learn far slower.
+    # The id stands behind its passage: a causal model that reads the id has read the passage, and
+    # can gather there what it says.
     lines = [f"question : {question.text}"]
     if passages:
         lines += ["passages :"]

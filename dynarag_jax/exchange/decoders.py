@@ -291,12 +291,17 @@ def _theirs(
     cfg: DecoderConfig, params: Params, dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face's tensors, one at a time; what a type cannot hold becomes infinite."""
+
+    def read(array: jax.Array) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.asarray(jax.device_get(array)).astype(dtype)
+
     for name, theirs in _TOP.items():
         if name in params:
-            yield theirs, np.asarray(jax.device_get(params[name])).astype(dtype)
+            yield theirs, read(params[name])
     for i in range(cfg.layers):
         for name, (theirs, _) in _NAMES.items():
-            array = np.asarray(jax.device_get(params["layers"][name][i])).astype(dtype)
+            array = read(params["layers"][name][i])
             yield f"model.layers.{i}.{theirs}.weight", _to_theirs(name, array)
 
 

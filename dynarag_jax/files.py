@@ -40,7 +40,7 @@ def _refuse_constant(name: str) -> Any:
 def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """One line of JSONL, strictly: what is read here can also be written again."""
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"), parse_constant=_refuse_constant)
         # A lone surrogate is fine as an escape, but is no text that a file can hold.
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()

@@ -12,6 +12,7 @@ Fields not named here are kept and written back.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -154,10 +155,12 @@ class _Fields:
             raise self.fail(name, "must be a list of strings")
         return tuple(value)
 
-    def integer(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int, least: int) -> int:
         value = self.values.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fail(name, "must be an integer")
+        if value < least:
+            raise self.fail(name, f"must be {least} or more")
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
@@ -172,13 +175,11 @@ class _Fields:
         value = self.values.get(name, default)
         if value is None:
             return None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise self.fail(name, "must be a finite number")
-        return float(value)
+        if not isinstance(value, bool) and isinstance(value, int | float):
+            with contextlib.suppress(OverflowError):  # of integers beyond any float
+                if math.isfinite(value):
+                    return float(value)
+        raise self.fail(name, "must be a finite number")
 
     def objects(self, name: str) -> list[dict[str, Any]]:
         value = self.values.get(name)
@@ -294,7 +295,7 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
     terms = _Fields(f"{where}: terms", fields.mapping("terms"))
     return Trajectory(
         list=ids,
-        count=fields.integer("count", 1),
+        count=fields.integer("count", 1, least=1),
         answer=fields.string("answer", default="", blank=True),
         terms={name: terms.number(name) or 0.0 for name in terms.values},
         reward=fields.number("reward", 0.0) or 0.0,
@@ -306,7 +307,7 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
 def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
     """Read one rollout; raise InputError naming ``where`` and the field."""
     fields = _Fields(where, value)
-    shown = fields.integer("shown", 0)
+    shown = fields.integer("shown", 0, least=0)
     return Rollout(
         id=fields.string("id"),
         shown=shown,

@@ -1,0 +1,250 @@
+"""Records: strict about every field, by file, line and name; what is read is written back."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import write_jsonl
+from dynarag_jax.records import (
+    TASKS,
+    Passage,
+    Question,
+    Rollout,
+    Task,
+    Trajectory,
+    question_from_json,
+    question_to_json,
+    read_passages,
+    read_questions,
+    read_rollouts,
+    rollout_to_json,
+    valid_list,
+    write_passages,
+    write_questions,
+)
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+WORD = TEXT.filter(str.strip)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+PASSAGES = st.builds(Passage, id=WORD, text=TEXT, title=TEXT, score=st.none() | FINITE)
+
+
+@st.composite
+def questions(draw):
+    passages = draw(st.lists(PASSAGES, max_size=5, unique_by=lambda p: p.id))
+    lists = st.permutations(range(1, len(passages) + 1)).flatmap(
+        lambda order: st.integers(0, len(order)).map(lambda k: tuple(order[:k]))
+    )
+    expert = draw(st.none() | lists)
+    return Question(
+        id=draw(WORD),
+        text=draw(WORD),
+        answers=tuple(draw(st.lists(TEXT, max_size=3))),
+        task=draw(st.sampled_from(get_args(Task))),
+        type=draw(TEXT),
+        passages=tuple(passages),
+        gold=draw(st.none() | st.lists(WORD, max_size=3).map(tuple)),
+        expert=expert,
+        expert_source="" if expert is None else draw(TEXT),
+        extra=draw(st.dictionaries(WORD.map(lambda w: f"x{w}"), st.integers() | TEXT, max_size=2)),
+    )
+
+
+@settings(max_examples=40)
+@given(st.lists(questions(), max_size=4, unique_by=lambda q: q.id))
+def test_questions_round_trip(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("questions") / "q.jsonl"
+    assert write_questions(path, records) == len(records)
+    assert read_questions(path) == records
+
+
+@settings(max_examples=40)
+@given(st.lists(PASSAGES, max_size=4, unique_by=lambda p: p.id))
+def test_passages_round_trip(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("passages") / "p.jsonl"
+    assert write_passages(path, records) == len(records)
+    assert read_passages(path) == records
+
+
+TRAJECTORIES = st.builds(
+    Trajectory,
+    list=st.lists(st.integers(1, 5), unique=True).map(tuple),
+    count=st.integers(1, 8),
+    answer=TEXT,
+    terms=st.dictionaries(WORD, FINITE, max_size=2),
+    reward=FINITE,
+    logp=FINITE,
+    reference_logp=FINITE,
+)
+ROLLOUTS = st.builds(
+    Rollout,
+    id=WORD,
+    shown=st.just(5),
+    trajectories=st.lists(TRAJECTORIES, max_size=3).map(tuple),
+    policy=WORD,
+    reference=WORD,
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(ROLLOUTS, max_size=3, unique_by=lambda r: r.id))
+def test_rollouts_round_trip(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("rollouts") / "r.jsonl"
+    write_jsonl(path, [rollout_to_json(r) for r in records])
+    assert read_rollouts(path) == records
+
+
+# ---------------------------------------------------------------------------- strict errors
+
+QUESTION = {
+    "id": "q1",
+    "question": "Who?",
+    "answers": ["Ada"],
+    "task": "short",
+    "ctxs": [{"id": "p1", "text": "one"}, {"id": 7, "title": "T", "text": "two", "score": 0.5}],
+    "gold": ["p1"],
+    "expert": {"list": [2, 1], "source": "gold"},
+    "hops": 2,
+}
+
+
+def spoiled(**fields):
+    return {k: v for k, v in (QUESTION | fields).items() if v != "gone"}
+
+
+def test_a_whole_question_and_the_least_one():
+    question = question_from_json(QUESTION, "here")
+    assert [p.id for p in question.passages] == ["p1", "7"]  # a number as id is its text
+    assert question.extra == {"hops": 2}
+    assert question.gold_list() == (1,)
+    assert question_to_json(question) == QUESTION | {
+        "ctxs": [
+            {"id": "p1", "title": "", "text": "one"},
+            {"id": "7", "title": "T", "text": "two", "score": 0.5},
+        ]
+    }
+    least = question_from_json({"id": 3, "question": "Who?", "answers": None}, "here")
+    assert least == Question(id="3", text="Who?")
+    assert least.gold_list() is None
+
+
+def test_gold_passages_that_are_not_candidates_have_no_place():
+    question = question_from_json(spoiled(gold=["7", "elsewhere", "p1"]), "here")
+    assert question.gold_list() == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": "gone"}, "field 'id' is missing"),
+        ({"id": " "}, "field 'id' must not be empty, found ' '"),
+        ({"id": True}, "field 'id' must be a string, found True"),
+        (
+            {"question": "gone", "questions": "Who?"},
+            "field 'question' is missing (did you mean 'questions'?)",
+        ),
+        ({"question": 5}, "field 'question' must be a string, found 5"),
+        ({"answers": "Ada"}, "field 'answers' must be a list of strings, found 'Ada'"),
+        ({"answers": ["Ada", 3]}, "field 'answers' must be a list of strings"),
+        ({"task": "essay"}, "field 'task' must be one of short, label, paragraph, found 'essay'"),
+        ({"ctxs": {}}, "field 'ctxs' must be a list of objects"),
+        ({"ctxs": ["text"]}, "field 'ctxs' must be a list of objects"),
+        ({"ctxs": [{"id": "p"}]}, "ctxs[0]: field 'text' is missing"),
+        ({"ctxs": [{"id": "p", "text": None}]}, "ctxs[0]: field 'text' is missing"),
+        (
+            {"ctxs": [{"id": "p", "text": "x", "score": "high"}]},
+            "ctxs[0]: field 'score' must be a finite number, found 'high'",
+        ),
+        (
+            {"ctxs": [{"id": "p", "text": "x", "score": 10**400}]},
+            "ctxs[0]: field 'score' must be a finite number",
+        ),
+        (
+            {"ctxs": [{"id": "p", "text": "x", "score": True}]},
+            "ctxs[0]: field 'score' must be a finite number",
+        ),
+        (
+            {"ctxs": [{"id": 7, "text": "x"}, {"id": "7", "text": "y"}]},
+            "ctxs[1] repeats the passage id '7'",
+        ),
+        ({"gold": "p1"}, "field 'gold' must be a list of strings"),
+        ({"expert": [1]}, "field 'expert' must be an object"),
+        ({"expert": {"source": "x"}}, "expert: field 'list' must be a list of integers"),
+        ({"expert": {"list": [1.0]}}, "expert: field 'list' must be a list of integers"),
+        # The released code of the paper selects the last passage by an id of 0.
+        ({"expert": {"list": [0]}}, "field 'expert.list' holds 0, outside 1..2"),
+        ({"expert": {"list": [3]}}, "field 'expert.list' holds 3, outside 1..2"),
+        ({"expert": {"list": [1, 1]}}, "field 'expert.list' holds 1 twice"),
+        ({"answers": "x" * 100}, "found '" + "x" * 56 + "..."),
+    ],
+    ids=str,
+)
+def test_fields_that_are_wrong_are_named_by_file_line_and_name(tmp_path, fields, message):
+    path = tmp_path / "q.jsonl"
+    lines = [json.dumps(QUESTION | {"id": "q0"}), "", json.dumps(spoiled(**fields))]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as error:
+        read_questions(path)
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_are_unique_in_a_file(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(QUESTION | {"id": i}) + "\n" for i in (1, 2, "1")))
+    with pytest.raises(InputError, match=r"q.jsonl:3: field 'id' repeats '1' of line 1"):
+        read_questions(path)
+    path.write_text('{"id": "p", "text": "a"}\n{"id": "p", "text": "b"}\n')
+    with pytest.raises(InputError, match=r"q.jsonl:2: field 'id' repeats 'p' of line 1"):
+        read_passages(path)
+
+
+ROLLOUT = {
+    "id": "q1",
+    "shown": 2,
+    "policy": "abc",
+    "reference": "abc",
+    "trajectories": [{"list": [2]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"policy": ""}, "field 'policy' must not be empty"),
+        ({"shown": 2.5}, "field 'shown' must be an integer"),
+        ({"shown": -1}, "field 'shown' must be 0 or more"),
+        ({"trajectories": 3}, "field 'trajectories' must be a list of objects"),
+        ({"trajectories": [{}]}, "trajectories[0]: field 'list' must be a list of integers"),
+        ({"trajectories": [{"list": [3]}]}, "trajectories[0]: field 'list' holds 3, outside 1..2"),
+        ({"trajectories": [{"list": [], "reward": "x"}]}, "field 'reward' must be a finite number"),
+        ({"trajectories": [{"list": [], "count": 0}]}, "field 'count' must be 1 or more"),
+        (
+            {"trajectories": [{"list": [], "terms": {"em": "x"}}]},
+            "trajectories[0]: terms: field 'em' must be a finite number",
+        ),
+    ],
+    ids=str,
+)
+def test_rollouts_that_are_wrong_are_named(tmp_path, fields, message):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(ROLLOUT | fields))
+    with pytest.raises(InputError) as error:
+        read_rollouts(path)
+    assert str(error.value).startswith(f"{path}:1: ")
+    assert message in str(error.value)
+
+
+def test_tasks_and_lists():
+    assert TASKS == ("short", "label", "paragraph")
+    assert valid_list((), 0) is None
+    assert valid_list((2, 1), 2) is None
+    assert valid_list((1, 2), 1) == "holds 2, outside 1..1"
+    assert valid_list((-1,), 3) == "holds -1, outside 1..3"

@@ -1,0 +1,94 @@
+"""The mesh and the one rule table."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import (
+    batch_shards,
+    check_shapes,
+    constrain,
+    make_mesh,
+    named,
+    require_divisible,
+    spec,
+)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    devices = jax.devices()[:8]
+    assert len(devices) == 8, "these tests need 8 simulated devices; see tests/conftest.py"
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))],
+)
+def test_mesh_sizes(eight, sizes, shape):
+    mesh = make_mesh(*sizes, devices=eight)
+    assert mesh.devices.shape == shape
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert batch_shards(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, 2, 1), "does not cover the 8 device"),
+        ((-1, 3, 1), "does not cover the 8 device"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, 8, 1), "sizes are positive"),
+        ((-2, 4, 1), "sizes are positive"),
+    ],
+)
+def test_impossible_meshes_are_refused(eight, sizes, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(*sizes, devices=eight)
+
+
+def test_logical_axes_become_mesh_axes():
+    assert spec(("vocab", "embed")) == PartitionSpec("tensor", "fsdp")
+    assert spec(("batch", None, "heads")) == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert spec(("layers", "width")) == PartitionSpec(None, None)
+    with pytest.raises(ValueError, match="use a mesh axis twice"):
+        spec(("heads", "mlp"))
+    with pytest.raises(ValueError, match="use a mesh axis twice"):
+        spec(("batch", "embed"))
+
+
+def test_batches_that_do_not_divide_name_the_nearest_sizes(eight):
+    mesh = make_mesh(2, 2, 2, devices=eight)
+    require_divisible(12, mesh, "batch")
+    with pytest.raises(InputError, match=r"batch = 10 .* 4 batch shards .* are 8 or 12"):
+        require_divisible(10, mesh, "batch")
+    with pytest.raises(InputError, match=r"nearest sizes are 4$"):
+        require_divisible(3, mesh, "batch")
+
+
+def test_every_array_that_does_not_divide_is_listed(eight):
+    mesh = make_mesh(2, 2, 2, devices=eight)
+    good = {"a": ((4, 6), ("embed", "mlp")), "b": ((3, 5), (None, "layers"))}
+    check_shapes(mesh, good)
+    bad = good | {"c": ((5, 6), ("embed", "mlp")), "d": ((2, 6), ("batch", None))}
+    with pytest.raises(InputError) as error:
+        check_shapes(mesh, bad)
+    assert "c: axis 'embed' of size 5 over 2 devices" in str(error.value)
+    assert "d: axis 'batch' of size 2 over 4 devices" in str(error.value)
+    assert "a:" not in str(error.value)
+
+
+def test_activations_are_pinned_where_a_mesh_is_set(eight):
+    mesh = make_mesh(2, 2, 2, devices=eight)
+    pin = jax.jit(lambda x: constrain(x * 2, "batch", "mlp"))
+    x = jnp.ones((8, 4))
+    assert len(pin(x).sharding.device_set) == 1
+    with jax.set_mesh(mesh):
+        pinned = pin(x)
+    assert pinned.sharding.is_equivalent_to(named(mesh, ("batch", "mlp")), 2)
+    assert pinned.addressable_shards[0].data.shape == (2, 2)

@@ -1,0 +1,223 @@
+"""Every decoder family against transformers, float32, small random models.
+
+Each family is written by transformers, read by us, and compared: logits, greedy generation, the
+trunk layout against plain concatenation, and one device against a mesh of eight.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynarag_jax.exchange.decoders import load_decoder
+from dynarag_jax.models import decoder
+from dynarag_jax.sampling.sampler import Sampling, sample
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SHAPE = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # The embeddings that order-1 logits ask for, also where they are tied.
+    "initializer_range": 0.15,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 500.0,
+}
+LOCAL = ["sliding_attention", "full_attention"]
+# name -> (configuration class, its fields); windows are short enough to bite in 40 tokens.
+FAMILIES = {
+    "llama2": ("LlamaConfig", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "llama3": ("LlamaConfig", {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
+    "llama3.2": ("LlamaConfig", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-head-size": ("LlamaConfig", {"head_dim": 20}),
+    "mistral": ("MistralConfig", {"sliding_window": 7}),
+    "mistral-full": ("MistralConfig", {"sliding_window": None, "head_dim": 16}),
+    "qwen2.5": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2.5-window": (
+        "Qwen2Config", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24,
+         "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "layer_types": 2 * LOCAL,
+         "rope_parameters": {
+             "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2000.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}},
+    ),
+}  # fmt: skip
+
+
+def source_model(name: str):
+    """A random transformers model of a family, every parameter random (norms and biases too)."""
+    kind, fields = FAMILIES[name]
+    config = getattr(transformers, kind)(**{**SHAPE, **fields})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if p.ndim == 1:
+                p += 0.3 * torch.randn(p.shape)
+            if key.endswith("embed_tokens.weight") and config.model_type.startswith("gemma"):
+                p /= config.hidden_size**0.5 * SHAPE["initializer_range"]
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    for name in FAMILIES:
+        source_model(name).save_pretrained(root / name)
+    return {name: root / name for name in FAMILIES}
+
+
+def batch(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two trunks of unequal lengths with two branches each."""
+    rng = np.random.default_rng(1)
+    trunk = rng.integers(0, vocab, (2, 30)).astype(np.int32)
+    return trunk, np.array([30, 19], np.int32), rng.integers(0, vocab, (2, 2, 11)).astype(np.int32)
+
+
+def theirs(model, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(np.atleast_2d(tokens).astype(np.int64))).logits.numpy()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_layout(name, directories):
+    """Prefill, training pass and cached extension all give transformers' logits."""
+    model = source_model(name)
+    cfg, params = load_decoder(directories[name])
+    trunk, lengths, branches = batch(cfg.vocab)
+
+    hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
+    prefilled = np.asarray(decoder.logits(cfg, params, hidden))
+    _, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+    predicted = np.asarray(decoder.logits(cfg, params, y))
+    own = decoder.empty_cache(cfg, 2, 2, branches.shape[2])
+    steps = []
+    for first, last in ((0, 4), (4, 5), (5, 11)):
+        piece = branches[:, :, first:last]
+        h, own = decoder.extend(cfg, params, piece, cache, lengths, own, jnp.array(first))
+        steps.append(np.asarray(decoder.logits(cfg, params, h)))
+    extended = np.concatenate(steps, axis=2)
+
+    for b in range(2):
+        n = lengths[b]
+        for i in range(2):
+            expected = theirs(model, np.concatenate([trunk[b, :n], branches[b, i]]))[0]
+            assert 0.3 < expected.std() < 30, "logits of order 1"
+            np.testing.assert_allclose(prefilled[b, :n], expected[:n], atol=1e-4)
+            np.testing.assert_allclose(predicted[b, i], expected[n - 1 : -1], atol=1e-4)
+            np.testing.assert_allclose(extended[b, i], expected[n:], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_equals_generate(name, directories):
+    """64 greedy tokens against the trunk cache equal ``generate``."""
+    model = source_model(name)
+    cfg, params = load_decoder(directories[name])
+    trunk, lengths, _ = batch(cfg.vocab)
+    run = jax.jit(
+        lambda params, trunk, lengths: sample(
+            cfg, params, trunk, lengths, jax.random.split(jax.random.key(0), 2),
+            branches=1, max_tokens=64, end=-1, sampling=Sampling(temperature=0.0),
+        ).tokens
+    )  # fmt: skip
+    ours = np.asarray(run(params, trunk, lengths))
+    for b in range(2):
+        prompt = torch.tensor(trunk[b : b + 1, : lengths[b]].astype(np.int64))
+        with torch.no_grad():
+            out = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64,
+                min_new_tokens=64, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        np.testing.assert_array_equal(ours[b, 0], out[0, lengths[b] :].numpy())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_finite_beyond_the_lengths(name, directories):
+    """Windows leave rows of padding no key of their own; they must not poison the gradient."""
+    cfg, params = load_decoder(directories[name])
+    trunk, _, branches = batch(cfg.vocab)
+    lengths = np.array([3, 1], np.int32)
+
+    def loss(params):
+        x, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+        return decoder.logits(cfg, params, y).mean() + 0 * x.sum()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+MESH = """
+import sys
+import jax, numpy as np
+from pathlib import Path
+from dynarag_jax.exchange.decoders import load_decoder
+from dynarag_jax.models import decoder
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.step import param_shardings
+sys.path.insert(0, "tests/models")
+from test_families import batch
+mesh = make_mesh(2, 2, 2)
+for directory in sorted(Path(sys.argv[1]).iterdir()):
+    if not (directory / "config.json").is_file():
+        continue
+    cfg, params = load_decoder(directory, shardings=lambda cfg: param_shardings(cfg, mesh))
+    assert len(params["layers"]["query"].sharding.device_set) == 8
+    assert params["layers"]["query"].addressable_shards[0].data.size * 4 == params["layers"]["query"].size
+    one_cfg, one = load_decoder(directory)
+    trunk, lengths, branches = (np.concatenate([x, x]) for x in batch(cfg.vocab))
+    def run(params):
+        x, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+        return decoder.logits(cfg, params, y)
+    with jax.set_mesh(mesh):
+        many = np.asarray(jax.jit(run)(params))
+    single = np.asarray(jax.jit(run)(one))
+    print(directory.name, np.abs(many - single).max())
+"""
+
+
+def test_mesh_equals_one_device(directories):
+    """Eight simulated devices, data x fsdp x tensor = 2 x 2 x 2: loaded there, equal results."""
+    root = next(iter(directories.values())).parent
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    here = Path(__file__).parents[2]
+    env["PYTHONPATH"] = str(here)
+    done = subprocess.run(
+        [sys.executable, "-c", MESH, str(root)], env=env, cwd=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    differences = dict(line.split() for line in done.stdout.splitlines())
+    assert set(differences) == set(FAMILIES)
+    assert all(float(d) < 1e-4 for d in differences.values()), differences

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -32,6 +33,30 @@ def _open_text(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """One line of JSONL, strictly: what is read here can also be written again."""
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        # A lone surrogate is fine as an escape, but is no text that a file can hold.
+        if b"\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text ({error.reason})") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: holds half of a surrogate pair (\\ud800 and such)") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON at column {error.colno} ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def read_jsonl(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line number, object)`` for each line of a JSONL file, plain or gzip.
 
@@ -45,22 +70,9 @@ def read_jsonl(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         try:
             for number, raw in enumerate(lines, 1):
-                if not raw.strip():
-                    continue
-                try:
-                    value = json.loads(raw.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}:{number}: not valid JSON at column {error.colno} ({error.msg})"
-                    ) from None
-                if not isinstance(value, dict):
-                    raise InputError(
-                        f"{path}:{number}: expected a JSON object, found {type(value).__name__}"
-                    )
-                yield number, value
-        except (gzip.BadGzipFile, EOFError) as error:
+                if raw.strip():
+                    yield number, _parse_object(raw, f"{path}:{number}")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path}:{number + 1}: broken gzip data ({error})") from None
 
 
@@ -112,8 +124,13 @@ def atomic_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
             # A directory cannot be replaced in one rename: move the old one aside first.
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(old / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.replace(temporary, path)
     except BaseException:
@@ -152,6 +169,9 @@ class JsonlAppender:
 
     Opening it cuts off an unfinished last line (the trace of a kill in mid-write); ``repaired`` is
     then the number of bytes removed. ``done`` holds the keys of the records that stand.
+
+    Raises:
+      InputError: a whole line of the file is no record with that key.
     """
 
     def __init__(self, path: PathLike, key: str | Callable[[dict[str, Any]], str] = "id"):
@@ -161,7 +181,14 @@ class JsonlAppender:
         get = key if callable(key) else (lambda record: record[key])
         self.done: set[str] = set()
         if self.path.exists():
-            self.done = {get(record) for _, record in read_jsonl(self.path)}
+            for number, record in read_jsonl(self.path):
+                try:
+                    self.done.add(get(record))
+                except (KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{self.path}:{number}: no usable key in this record ({error}); remove the "
+                        f"line, or the file to start afresh"
+                    ) from None
         self._stream = self.path.open("a", encoding="utf-8")
 
     def _cut_unfinished_line(self) -> int:

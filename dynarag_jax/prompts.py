@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token_id: Any
     all_special_tokens: Any
+    added_tokens_decoder: Any
 
     def __call__(self, text: Any, add_special_tokens: bool = True) -> Any: ...
 
@@ -146,10 +147,11 @@ def answer_messages(question: Question, passages: Sequence[Passage], style: Styl
 
 def _plain(text: str, tokenizer: Tokenizer) -> str:
     """``text`` without the spellings of special tokens, which passages must not smuggle in."""
-    for token in tokenizer.all_special_tokens:
-        if token and token in text:
-            text = text.replace(token, " ")
-    return text
+    # Chat markers such as <|eot_id|> are special in the vocabulary without having a role of their
+    # own, so that the named special tokens alone do not cover them.
+    added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    spellings = sorted({t for t in (*tokenizer.all_special_tokens, *added) if t}, key=len)
+    return re.sub("|".join(map(re.escape, reversed(spellings))) or "(?!)", " ", text)
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -287,13 +289,20 @@ def parse_list(text: str, n: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Repairs:
-    """What a lenient parse had to mend, by kind; all zero for a list in the grammar."""
+    """What a lenient parse had to mend, by kind; all zero exactly for a list in the grammar."""
 
     out_of_range: int = 0
+    """ids outside 1..n, dropped"""
     repeated: int = 0
+    """ids written before, dropped"""
     unbracketed: int = 0
+    """ids without brackets, kept"""
     extra_text: int = 0
+    """1 where other words stood beside the list"""
     unreadable: int = 0
+    """1 where the text holds neither an id nor ``None``"""
+    spacing: int = 0
+    """1 where nothing but spaces, separators or capitals differ from the grammar"""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -302,9 +311,9 @@ class Repairs:
 def parse_list_leniently(text: str, n: int) -> tuple[tuple[int, ...], Repairs]:
     """Read a list from text of elsewhere (another server, old files), counting every repair.
 
-    Ids outside 1..n (0 among them) and repeats are dropped; ids without brackets are read if no
-    bracketed one is there; other words are ignored. Text with neither ids nor ``None`` is
-    unreadable and gives the empty list.
+    Ids outside 1..n (0 among them) and repeats are dropped; words beside bracketed ids are
+    ignored; ids without brackets are read where the text holds no words at all. Text with neither
+    ids nor ``None`` is unreadable and gives the empty list.
     """
     try:
         return parse_list(text, n), Repairs()
@@ -314,24 +323,26 @@ def parse_list_leniently(text: str, n: int) -> tuple[tuple[int, ...], Repairs]:
     rest = re.sub(r"\[\s*-?\d+\s*\]", "", text)
     unbracketed = 0
     if not found:
-        grouped = re.fullmatch(r"\W*((?:-?\d+\W+)*-?\d+)\W*", text)
-        found = re.findall(r"-?\d+", grouped[1]) if grouped else []
-        unbracketed, rest = len(found), "" if grouped else text
+        numbers_only = re.fullmatch(r"[\W\d]*", text) is not None
+        found = re.findall(r"-?\d+", text) if numbers_only else []
+        unbracketed, rest = len(found), "" if found else text
     none = not found and re.search(r"\bnone\b", rest, re.IGNORECASE) is not None
     words = re.sub(r"\bnone\b" if none else r"(?!)", "", rest, flags=re.IGNORECASE)
     kept: list[int] = []
     out_of_range = repeated = 0
-    for i in map(int, found):
+    # Python refuses to read numbers of thousands of digits; these are far outside any range.
+    for i in (int(digits[:18]) for digits in found):
         if not 1 <= i <= n:
             out_of_range += 1
         elif i in kept:
             repeated += 1
         else:
             kept.append(i)
-    return tuple(kept), Repairs(
+    repairs = Repairs(
         out_of_range=out_of_range,
         repeated=repeated,
         unbracketed=unbracketed,
         extra_text=int(re.search(r"\w", words) is not None),
         unreadable=int(not found and not none),
     )
+    return tuple(kept), repairs or Repairs(spacing=1)

@@ -47,7 +47,7 @@ class Question:
       passages: candidates, in the retriever's order.
       gold: ids of the passages that are needed, in the order of reasoning; ``()`` when none is
         needed, None when unknown.
-      expert: the list to imitate, as 1-based positions in ``passages``; ``()`` is the list ``None``.
+      expert: the list to imitate, as 1-based positions in ``passages``; ``()`` is ``None``.
       expert_source: who made ``expert``.
       extra: fields of the file that this library does not use.
     """
@@ -249,7 +249,7 @@ def question_from_json(value: dict[str, Any], where: str) -> Question:
     expert, source = None, ""
     if fields.has("expert"):
         inner = _Fields(f"{where}: expert", fields.mapping("expert"))
-        expert, source = inner.integers("list"), inner.string("source", default="")
+        expert, source = inner.integers("list"), inner.string("source", default="", blank=True)
         wrong = valid_list(expert, len(passages))
         if wrong:
             raise InputError(f"{where}: field 'expert.list' {wrong}")

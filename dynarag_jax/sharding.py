@@ -88,7 +88,7 @@ def require_divisible(size: int, mesh: Mesh, what: str) -> None:
 
 
 def check_shapes(mesh: Mesh, shapes: Mapping[str, tuple[tuple[int, ...], tuple[Any, ...]]]) -> None:
-    """Raise InputError listing every array ``{name: (shape, axes)}`` that the mesh cannot divide."""
+    """Raise InputError naming every array ``{name: (shape, axes)}`` that the mesh cannot divide."""
     wrong = []
     for name, (shape, axes) in shapes.items():
         for size, axis in zip(shape, axes, strict=True):

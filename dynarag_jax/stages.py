@@ -195,11 +195,13 @@ class Evaluate:
     """how lists are written; answers are greedy"""
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
-    rollouts: str = ""
-    """rollout file whose sampled lists the report shows; empty takes none"""
     examples: int = 10
-    """questions shown in full in the report"""
+    """questions shown in full in the report, with lists sampled from the first model"""
+    samples: int = 8
+    """lists sampled for each of them"""
+    examples_sampling: Sampling = Sampling(temperature=1.0)
     reward: RewardWeights = RewardWeights()
+    """of the lists sampled for the examples"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
 
@@ -213,3 +215,18 @@ class Export:
     """type of the stored weights"""
     check: bool = True
     """read the directory back and compare its logits with the source's"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Gather a run's results: summary.json, a table on the terminal, report.html."""
+
+    title: str = "A dynamic reranker, trained"
+    evaluation: str = "evaluate"
+    """the stage whose predictions are reported"""
+    before: str = "behavior cloning"
+    """the model before feedback, by its name in the evaluation"""
+    after: str = "after feedback"
+    """the model after feedback"""
+    notes: tuple[str, ...] = ()
+    """remarks shown at the top of the page"""

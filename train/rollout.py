@@ -9,58 +9,16 @@ A rollout that was killed continues: what stands in the file is not computed aga
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-
 import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.records import Question, Rollout, Trajectory, read_questions, rollout_to_json
-from dynarag_jax.rewards.combine import score_answer
+from dynarag_jax.records import read_questions, rollout_to_json
+from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rollout as Stage
 from train.program import Context, main
-
-
-def sample_rollouts(
-    stage: Stage, writer: Writer, reference: Writer, questions: Sequence[Question]
-) -> list[Rollout]:
-    """Rollouts of a few questions."""
-    sampled = writer.lists(questions, stage.sampling, stage.samples)
-    distinct = [tuple(dict.fromkeys(s.lists)) for s in sampled]
-    logps = writer.logps(questions, distinct, stage.samples)
-    same = reference is writer
-    references = logps if same else reference.logps(questions, distinct, stage.samples)
-    asked = [(q, chosen) for q, lists in zip(questions, distinct, strict=True) for chosen in lists]
-    answers = iter(writer.answers(asked))
-    rollouts = []
-    for i, question in enumerate(questions):
-        trajectories = []
-        for j, chosen in enumerate(distinct[i]):
-            answer = next(answers)
-            reward, terms = score_answer(answer, question.answers, len(chosen), stage.reward)
-            trajectories.append(
-                Trajectory(
-                    list=chosen,
-                    count=sampled[i].lists.count(chosen),
-                    answer=answer,
-                    terms=terms,
-                    reward=reward,
-                    logp=logps[i][j],
-                    reference_logp=references[i][j],
-                )
-            )
-        rollouts.append(
-            Rollout(
-                id=question.id,
-                shown=sampled[i].shown,
-                trajectories=tuple(trajectories),
-                policy=writer.policy.fingerprint,
-                reference=reference.policy.fingerprint,
-            )
-        )
-    return rollouts
 
 
 def run(context: Context, stage: Stage) -> None:
@@ -92,7 +50,14 @@ def run(context: Context, stage: Stage) -> None:
         group = 4 * writer.batch
         done = len(rows.done)
         for first in range(0, len(todo), group):
-            rollouts = sample_rollouts(stage, writer, reference, todo[first : first + group])
+            rollouts = sample_rollouts(
+                writer,
+                reference,
+                todo[first : first + group],
+                stage.sampling,
+                stage.samples,
+                stage.reward,
+            )
             for rollout in rollouts:
                 rows.append(rollout_to_json(rollout))
             done += len(rollouts)

@@ -65,6 +65,8 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
       InputError: the architecture or one of its features is not supported, or a field is missing
         or makes no sense.
     """
+    if not isinstance(hf, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
     found = (hf.get("architectures") or [None])[0]
     if found not in ARCHITECTURES:
         raise InputError(
@@ -117,8 +119,8 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
         )
     except KeyError as error:
         raise InputError(f"{where}: field {error} is missing") from None
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{where}: {error}") from None
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: these fields make no decoder ({error})") from None
 
 
 def _windows(

@@ -301,7 +301,7 @@ def write_tensors(
     With several processes each writes every n-th shard into the same (shared) directory.
 
     Raises:
-      InputError: the type cannot be written.
+      InputError: the type is unknown, or a weight is too large for it.
       OSError: the disk is full or the like.
     """
     if dtype not in STORED:
@@ -311,14 +311,14 @@ def write_tensors(
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
         names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    failure: OSError | None = None
+    failure: OSError | InputError | None = None
     for number, (file, shard) in enumerate(zip(names, shards, strict=True)):
         arrays = (p.get() for p in shard)
         mine = number % jax.process_count() == jax.process_index()
         if mine and failure is None:
             try:
                 _write_shard(directory / file, shard, arrays, kind, STORED[dtype], metadata)
-            except OSError as error:
+            except (OSError, InputError) as error:
                 failure = error
         if failure is None or jax.process_count() > 1:
             # Fetching is a collective: the others wait for this process's part in it.
@@ -346,7 +346,7 @@ def _split(plan: list[Planned], itemsize: int, limit: int) -> Iterator[list[Plan
     yield shard
 
 
-def _agree(failure: OSError | None) -> None:
+def _agree(failure: OSError | InputError | None) -> None:
     """Raise on every process if writing failed on one."""
     failed = failure is not None
     if jax.process_count() > 1:
@@ -379,6 +379,10 @@ def _write_shard(
             if tensor.shape != p.shape:
                 raise ValueError(f"{p.name}: planned as {p.shape}, found {tensor.shape}")
             array = np.ascontiguousarray(np.asarray(tensor).astype(dtype, copy=False))
+            if stored == "F16" and np.isinf(array).any():
+                raise InputError(
+                    f"{p.name} holds values beyond float16; export as bfloat16 instead"
+                )
             stream.write(array.reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())

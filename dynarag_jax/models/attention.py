@@ -12,6 +12,8 @@ or None for all); ``cap`` bounds the scores smoothly (None does not).
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -81,16 +83,14 @@ def trunk_attention(
     grouped = _group(q, k.shape[2])
     # At least one key stays visible, so that an empty row of padding gives no NaN.
     lengths = jnp.maximum(lengths, 1)
-    if p <= BLOCK or p % BLOCK:
-        out = _causal_block(grouped, k, v, 0, lengths, window, cap)
-    else:
-        blocks = grouped.reshape(b, p // BLOCK, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
-        step = jax.checkpoint(
-            lambda args: _causal_block(args[0], k, v, args[1], lengths, window, cap)
-        )
-        out = jax.lax.map(step, (blocks, jnp.arange(0, p, BLOCK)))
-        out = out.swapaxes(0, 1)
-    return out.reshape(b, p, h, size)
+    block = partial(_causal_block, k=k, v=v, lengths=lengths, window=window, cap=cap)
+    if p <= BLOCK:
+        return block(grouped, first=0).reshape(b, p, h, size)
+    padded = jnp.pad(grouped, [(0, 0), (0, -p % BLOCK)] + [(0, 0)] * 3)
+    blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
+    step = jax.checkpoint(lambda args: block(args[0], first=args[1]))
+    out = jax.lax.map(step, (blocks, jnp.arange(0, p, BLOCK)))
+    return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
 
 
 def branch_attention(

@@ -170,7 +170,7 @@ def _after_attention(
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer: [L, B, P, G, K] for trunks, [L, B, N, R, G, K] for branches."""
+    """Keys and values of all layers: [L, B, P, G, K] of trunks, [L, B, N, R, G, K] of branches."""
 
     k: jax.Array
     v: jax.Array

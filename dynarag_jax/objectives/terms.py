@@ -116,13 +116,15 @@ class Dpo(Term):
     """weight, beside the DPO loss, of the chosen list's likelihood per token (arXiv 2404.19733)"""
 
     def __call__(self, scores: Scores) -> Value:
-        logps = jnp.where(scores.token_mask, scores.policy_logps, 0.0).sum(-1)
+        rows = scores.preferred
+        # Other rows are left out here already: a list outside the grammar has probability 0 there.
+        where = scores.token_mask & rows[:, None, None]
+        logps = jnp.where(where, scores.policy_logps, 0.0).sum(-1)
         pair = dpo_sigmoid(
             logps[:, 0], logps[:, 1], scores.reference[:, 0], scores.reference[:, 1], self.beta
         )
         tokens = jnp.maximum(scores.token_mask[:, 0].sum(-1), 1)
-        nll = token_nll(scores.policy_logps[:, 0], where=scores.token_mask[:, 0]) / tokens
-        rows = scores.preferred
+        nll = token_nll(scores.policy_logps[:, 0], where=where[:, 0]) / tokens
         mean = {
             "dpo": pair.loss,
             "chosen_nll": nll,

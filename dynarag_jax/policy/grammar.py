@@ -27,7 +27,11 @@ from dynarag_jax.records import valid_list
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a tokenizer spells lists: ``opening id (between id)* closing end``, or ``none end``."""
+    """How a tokenizer spells lists: ``opening id (between id)* closing end``, or ``none end``.
+
+    For ``[3], [1]`` in single characters: opening ``[``, ids ``3`` and ``1``, between ``], [`` and
+    closing ``]``. Any of opening and closing may be empty.
+    """
 
     opening: tuple[int, ...]
     ids: tuple[tuple[int, ...], ...]
@@ -64,7 +68,7 @@ def find_spelling(tokenizer: Tokenizer, ids: int) -> Spelling:
     The pieces are read off the tokens of whole lists, so that a constrained sample has the very
     tokens the tokenizer gives for its text. Where a tokenizer merges across pieces in a way that
     depends on the neighboring ids, each piece is encoded alone instead: another, equally valid
-    spelling of the same text.
+    spelling of the same text, up to spaces.
 
     Raises:
       InputError: the tokenizer has no end-of-text token, or cannot spell lists at all.
@@ -91,18 +95,25 @@ def find_spelling(tokenizer: Tokenizer, ids: int) -> Spelling:
 Tokens = tuple[int, ...]
 
 
-def _whole_spelling(
-    encode: Callable[[str], Tokens], single: list[Tokens], none: Tokens, end: int
-) -> Spelling | None:
+def _bare(single: list[Tokens]) -> tuple[Tokens, tuple[Tokens, ...], Tokens]:
+    """Split the spellings of ``[1]``, ``[2]``, ... into their common beginning, ids, common end."""
     if len(single) < 2:
-        return None
+        return (), tuple(single), ()
     opening = _common(single)
     rest = [s[opening:] for s in single]
     closing = _common([s[::-1] for s in rest])
     bodies = tuple(s[: len(s) - closing] for s in rest)
     if not all(bodies):
+        return (), tuple(single), ()
+    return single[0][:opening], bodies, rest[0][len(rest[0]) - closing :]
+
+
+def _whole_spelling(
+    encode: Callable[[str], Tokens], single: list[Tokens], none: Tokens, end: int
+) -> Spelling | None:
+    if len(single) < 2:
         return None
-    prefix, suffix = single[0][:opening], rest[0][len(rest[0]) - closing :]
+    prefix, bodies, suffix = _bare(single)
     pair = encode(format_list([1, 2]))
     start, stop = len(prefix + bodies[0]), len(pair) - len(bodies[1] + suffix)
     spelling = Spelling(prefix, bodies, pair[start:stop], suffix, none, end)
@@ -117,7 +128,8 @@ def _piecewise_spelling(
     encode: Callable[[str], Tokens], single: list[Tokens], none: Tokens, end: int
 ) -> Spelling | None:
     between = encode(", ")
-    return Spelling((), tuple(single), between, (), none, end) if between else None
+    prefix, bodies, suffix = _bare(single)
+    return Spelling(prefix, bodies, suffix + between + prefix, suffix, none, end)
 
 
 def _spells(tokenizer: Tokenizer, spelling: Spelling, ids: int) -> bool:
@@ -125,11 +137,10 @@ def _spells(tokenizer: Tokenizer, spelling: Spelling, ids: int) -> bool:
     if not spelling.none or len(set(spelling.ids)) != len(spelling.ids):
         return False
     squeeze = str.maketrans("", "", " ")
-    for probe in ([], [1], [ids], [ids, 1], list(range(1, min(ids, 12) + 1))):
-        if len(set(probe)) == len(probe):
-            text = tokenizer.decode(spelling.spell(probe)[:-1])
-            if text.translate(squeeze) != format_list(probe).translate(squeeze):
-                return False
+    for probe in ([], [1], [ids], list(range(1, ids + 1)), list(range(ids, 0, -1))):
+        text = tokenizer.decode(spelling.spell(probe)[:-1])
+        if text.translate(squeeze) != format_list(probe).translate(squeeze):
+            return False
     return True
 
 
@@ -155,7 +166,8 @@ class Grammar:
       arc_purpose: [S, A] bits: an arc lies on the way to an id (1), to one more id (2), to the
         end of the list (4), to ``None`` (8).
       reach: [S, I] ids that can still be completed from a state without a separator.
-      first_token: [I] first token that tells each id apart, for listwise supervision.
+      first_token: [I] each id's first token, the opening left out, for listwise supervision; where
+        ids take several tokens, some share it.
       id_position: branch position of that token in a list's first id.
       max_ids, min_ids: longest and shortest list.
     """
@@ -176,6 +188,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.arcs: list[dict[int, list[int]]] = [{}, {}]  # state -> token -> [state, id, purpose]
+        self.goals = {END}
 
     def new_state(self) -> int:
         self.arcs.append({})
@@ -194,7 +207,12 @@ class _Builder:
             if arc is None:
                 arc = [self.new_state() if target is None else target, mark, 0]
                 self.arcs[at][token] = arc
-            elif arc[1] != mark or target not in (None, arc[0]):
+            elif (
+                arc[1] != mark
+                or target not in (None, arc[0])
+                # Only ``None``, before which nothing is written, may go on through a meeting point.
+                or (target is None and arc[0] in self.goals and purpose != _NONE)
+            ):
                 raise InputError(
                     "the tokenizer spells two different lists with the same tokens, so lists "
                     "cannot be told apart"
@@ -223,6 +241,7 @@ def build_grammar(spelling: Spelling, max_ids: int | None = None, min_ids: int =
         )
     build = _Builder()
     root = build.new_state() if spelling.opening else START
+    build.goals.add(root)
     build.path(START, spelling.opening, root, _ID)
     build.path(START, [*spelling.none, spelling.end], END, _NONE)
     reach: dict[int, set[int]] = {}
@@ -271,7 +290,7 @@ class GrammarState(NamedTuple):
     """[...] int32"""
     used: jax.Array
     """[..., I] bool, the ids written so far"""
-    count: jax.Array
+    written: jax.Array
     """[...] int32, how many they are"""
 
 
@@ -299,7 +318,10 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
     n = jnp.broadcast_to(n, at.state.shape)
     free = (jnp.arange(ids) < n[..., None]) & ~at.used
     completing = grammar.arc_id[at.state] >= 0
-    count = at.count[..., None] + completing
+    # An id may end here only if it is free: 1 is on the way to 10 even when it is used itself.
+    ends = jnp.take_along_axis(free, jnp.maximum(grammar.arc_id[at.state], 0), axis=-1)
+    ends |= ~completing
+    count = at.written[..., None] + completing
     left = free.sum(-1)[..., None] - completing
     # Which states still lead to a free id, as a matrix product: [..., I] x [I, S].
     leads = jnp.einsum("...i,si->...s", free.astype(jnp.float32), grammar.reach.astype(jnp.float32))
@@ -308,8 +330,8 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
     purpose = grammar.arc_purpose[at.state]
     shortest = jnp.minimum(grammar.min_ids, n)[..., None]
     mask = ((purpose & _ID) > 0) & leads
-    mask |= ((purpose & _MORE) > 0) & (left > 0) & (count < grammar.max_ids)
-    mask |= ((purpose & _STOP) > 0) & (count >= shortest)
+    mask |= ((purpose & _MORE) > 0) & ends & (left > 0) & (count < grammar.max_ids)
+    mask |= ((purpose & _STOP) > 0) & ends & (count >= shortest)
     mask |= ((purpose & _NONE) > 0) & (count == 0) & (shortest == 0)
     return grammar.arc_token[at.state], mask
 
@@ -322,7 +344,7 @@ def advance(grammar: Grammar, at: GrammarState, token: jax.Array) -> GrammarStat
     completed = jnp.where(known, grammar.arc_id[at.state, arc], -1)
     used = at.used | (jnp.arange(at.used.shape[-1]) == completed[..., None])
     return GrammarState(
-        jnp.where(known, grammar.arc_state[at.state, arc], END), used, at.count + (completed >= 0)
+        jnp.where(known, grammar.arc_state[at.state, arc], END), used, at.written + (completed >= 0)
     )
 
 

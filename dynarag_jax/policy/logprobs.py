@@ -26,7 +26,8 @@ class TokenLogps(NamedTuple):
     free: jax.Array
     """[B, N, R], over the whole vocabulary: what an unconstrained server would assign"""
     policy: jax.Array
-    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as ``free``"""
+    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as ``free``.
+    A token that the grammar forbids has -inf: the policy never writes it"""
 
 
 def _score(
@@ -48,7 +49,9 @@ def _score(
     constrained = mask.any(-1)
     # Rows that nothing constrains must not put NaN into the gradient of those that are.
     picked = jnp.where(constrained[:, None], picked, 0.0)
-    return free, jnp.where(constrained, target - jax.nn.logsumexp(picked, axis=-1), free)
+    policy = target - jax.nn.logsumexp(picked, axis=-1)
+    legal = (mask & (choices == targets[:, None])).any(-1)
+    return free, jnp.where(constrained, jnp.where(legal, policy, -jnp.inf), free)
 
 
 def token_logps(
@@ -70,7 +73,8 @@ def token_logps(
       n_passages: [B], how many passages those rows' prompts show.
 
     Returns:
-      Log-probabilities per token; positions of padding hold finite values of no meaning.
+      Log-probabilities per token; what stands at positions of padding means nothing, not even
+      that it is finite: select with a mask, do not multiply by one.
     """
     shape = branches.shape
     count = branches.size

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.records import valid_list
 from dynarag_jax.sharding import named
 
 
@@ -79,7 +80,8 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
     """Pad examples to ``shape``.
 
     Raises:
-      InputError: an example is larger than the shape; nothing is cut silently.
+      InputError: an example is larger than the shape, or contradicts itself; nothing is cut or
+        guessed silently.
     """
     b, n = len(examples), shape.branches
     batch = Batch(
@@ -94,7 +96,7 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
         np.zeros((b, shape.ids), np.float32),
     )
     for row, example in enumerate(examples):
-        longest = max(len(x) for x in example.branches)
+        longest = max(map(len, example.branches), default=0)
         if not 1 <= len(example.prompt) <= shape.prompt or longest > shape.branch:
             raise InputError(
                 f"example '{example.id}': prompt of {len(example.prompt)} and branch of {longest} "
@@ -104,13 +106,23 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
             raise InputError(
                 f"example '{example.id}' has {len(example.branches)} branches, more than {n}"
             )
+        if example.shown > shape.ids:
+            raise InputError(
+                f"example '{example.id}' shows {example.shown} passages, more than {shape.ids} ids"
+            )
+        if wrong := valid_list(example.ranking, example.shown):
+            raise InputError(f"example '{example.id}': the ranking {list(example.ranking)} {wrong}")
+        if example.preferred and len(example.branches) < 2:
+            raise InputError(f"example '{example.id}' prefers a branch to none: it needs two")
         batch.trunk[row, : len(example.prompt)] = example.prompt
         batch.trunk_lengths[row] = len(example.prompt)
-        for i, tokens in enumerate(example.branches):
+        for i, (tokens, supervised, reference) in enumerate(
+            zip(example.branches, example.supervised, example.reference, strict=True)
+        ):
             batch.branches[row, i, : len(tokens)] = tokens
             batch.branch_lengths[row, i] = len(tokens)
-            batch.supervised[row, i] = example.supervised[i]
-            batch.reference[row, i] = example.reference[i]
+            batch.supervised[row, i] = supervised
+            batch.reference[row, i] = reference
         batch.shown[row] = example.shown
         batch.preferred[row] = example.preferred
         for place, i in enumerate(example.ranking):

@@ -50,7 +50,7 @@ def learning_rate(cfg: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
     if cfg.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=cfg.final)
     elif cfg.schedule == "plateau":
-        tail = max(round(cfg.tail * steps), 1)
+        tail = min(max(round(cfg.tail * steps), 1), rest)
         after = optax.linear_schedule(peak, peak * cfg.final, tail, transition_begin=rest - tail)
     else:
         after = optax.constant_schedule(peak)

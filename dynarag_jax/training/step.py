@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.objectives.terms import Objectives, Scores
@@ -164,6 +166,17 @@ def init_state(
     return jax.jit(make, out_shardings=layout)(params)
 
 
+def _require_distinct(grammar: Grammar, name: str) -> None:
+    tokens = np.asarray(grammar.first_token).tolist()
+    for i, token in enumerate(tokens):
+        if token in tokens[:i]:
+            raise InputError(
+                f"{name}: listwise supervision scores ids by their first token, but this tokenizer "
+                f"begins [{tokens.index(token) + 1}] and [{i + 1}] with the same one; show fewer "
+                f"passages, take another tokenizer, or set the listwise weight to 0"
+            )
+
+
 def make_step(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -177,8 +190,15 @@ def make_step(
     Args:
       parts: per stream, its objectives and weight; ``batches`` has the same keys.
       accumulate: microbatches an update is made of.
+
+    Raises:
+      InputError: the mesh does not divide the model, or listwise supervision is asked for with a
+        tokenizer in which ids begin with the same token.
     """
     parts = {name: part for name, part in parts.items() if part.objectives.active()}
+    for name, part in parts.items():
+        if "listwise" in part.objectives.active():
+            _require_distinct(grammar, name)
     layout = state_shardings(cfg, mesh, optimizer)
     everywhere = NamedSharding(mesh, PartitionSpec())
     gradient = jax.value_and_grad(
@@ -202,13 +222,15 @@ def make_step(
                     jnp.add, total, gradient(state.params, batch, batches, grammar)
                 ), None
 
+            # Many small gradients of bfloat16 weights would vanish in a bfloat16 sum.
             zero = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
+                lambda x: jnp.zeros(x.shape, jnp.float32),
                 jax.eval_shape(
                     gradient, state.params, jax.tree.map(lambda x: x[0], micro), batches, grammar
                 ),
             )
             ((loss, figures), grads), _ = jax.lax.scan(add, zero, micro)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **figures}

@@ -18,11 +18,12 @@ from dynarag_jax.metrics import answers as m
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-WORDS = (
+ODDITIES = (
     "the a an The AN Theatre paris Paris, PARIS France's yes no noanswer No. 1,000 $5 U.S. "
-    "‘quoted’ `tick` under_score Café naïve — – … ١٢ 東京 the-end a.b.c runs running ran nationality "
+    "‘quoted’ `tick` under_score Café naïve — – … ١٢ 東京 the-end a.b.c runs running nationality "
     "\t \n ''  İstanbul straße ǅ"
-).split(" ")
+)
+WORDS = ODDITIES.split(" ")
 texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=6), max_size=8).map(" ".join)
 golds = st.lists(texts, max_size=3)
 
@@ -196,10 +197,11 @@ def test_scores_lie_in_the_unit_interval_and_agree_with_one_another(prediction, 
 
 # ---------------------------------------------------------------------------- ROUGE
 
-PROSE = (
+ORDINARY = (
     "the cat sat on a mat while running dogs ran quickly past nationally known generalizations . , "
     "dying dies happily ever-after ponies skies succeeded proceeding 42 3.14 Café news innings"
-).split()
+)
+PROSE = ORDINARY.split()
 
 
 def passages(seed: int, count: int, longest: int) -> list[str]:

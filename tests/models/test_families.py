@@ -22,12 +22,13 @@ from dynarag_jax.sampling.sampler import Sampling, sample
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)
 
 SHAPE = {
     "vocab_size": 160,
     "hidden_size": 48,
     "intermediate_size": 96,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -56,7 +57,7 @@ FAMILIES = {
     "mistral-full": ("MistralConfig", {"sliding_window": None, "head_dim": 16}),
     "qwen2.5": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen2.5-window": (
-        "Qwen2Config", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+        "Qwen2Config", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "gemma2": (
@@ -66,7 +67,7 @@ FAMILIES = {
     ),
     "gemma3": (
         "Gemma3TextConfig",
-        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "layer_types": 2 * LOCAL,
+        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "layer_types": LOCAL,
          "rope_parameters": {
              "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2000.0},
              "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}},
@@ -106,7 +107,7 @@ def batch(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def theirs(model, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return model(torch.tensor(np.atleast_2d(tokens).astype(np.int64))).logits.numpy()
+        return model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,26 +117,26 @@ def test_logits_and_layout(name, directories):
     cfg, params = load_decoder(directories[name])
     trunk, lengths, branches = batch(cfg.vocab)
 
-    hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
-    prefilled = np.asarray(decoder.logits(cfg, params, hidden))
-    _, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
-    predicted = np.asarray(decoder.logits(cfg, params, y))
-    own = decoder.empty_cache(cfg, 2, 2, branches.shape[2])
-    steps = []
-    for first, last in ((0, 4), (4, 5), (5, 11)):
-        piece = branches[:, :, first:last]
-        h, own = decoder.extend(cfg, params, piece, cache, lengths, own, jnp.array(first))
-        steps.append(np.asarray(decoder.logits(cfg, params, h)))
-    extended = np.concatenate(steps, axis=2)
+    @jax.jit
+    def run(params):
+        hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
+        _, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+        own, steps = decoder.empty_cache(cfg, 2, 2, branches.shape[2]), []
+        for first, last in ((0, 4), (4, 5), (5, 11)):
+            piece = branches[:, :, first:last]
+            h, own = decoder.extend(cfg, params, piece, cache, lengths, own, jnp.array(first))
+            steps.append(h)
+        extended = jnp.concatenate(steps, axis=2)
+        return [decoder.logits(cfg, params, x) for x in (hidden, y, extended)]
 
-    for b in range(2):
-        n = lengths[b]
-        for i in range(2):
-            expected = theirs(model, np.concatenate([trunk[b, :n], branches[b, i]]))[0]
+    prefilled, predicted, extended = map(np.asarray, run(params))
+    for b, n in enumerate(lengths):
+        whole = np.stack([np.concatenate([trunk[b, :n], branch]) for branch in branches[b]])
+        for i, expected in enumerate(theirs(model, whole)):
             assert 0.3 < expected.std() < 30, "logits of order 1"
-            np.testing.assert_allclose(prefilled[b, :n], expected[:n], atol=1e-4)
-            np.testing.assert_allclose(predicted[b, i], expected[n - 1 : -1], atol=1e-4)
-            np.testing.assert_allclose(extended[b, i], expected[n:], atol=1e-4)
+            np.testing.assert_allclose(prefilled[b, :n], expected[:n], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(predicted[b, i], expected[n - 1 : -1], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(extended[b, i], expected[n:], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -161,7 +162,7 @@ def test_greedy_equals_generate(name, directories):
         np.testing.assert_array_equal(ours[b, 0], out[0, lengths[b] :].numpy())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
 def test_gradients_are_finite_beyond_the_lengths(name, directories):
     """Windows leave rows of padding no key of their own; they must not poison the gradient."""
     cfg, params = load_decoder(directories[name])
@@ -172,7 +173,7 @@ def test_gradients_are_finite_beyond_the_lengths(name, directories):
         x, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
         return decoder.logits(cfg, params, y).mean() + 0 * x.sum()
 
-    value, grads = jax.value_and_grad(loss)(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 

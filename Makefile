@@ -1,0 +1,45 @@
+# Each target does the set-up it needs, in .venv, and nothing twice.
+#
+#   make quickstart   the whole method on two CPU cores, from nothing to a report
+#   make test         the fast tests
+#   make test-all     all tests
+#   make lint         lint, format and types
+#   make clean        remove what was installed and cached; runs/ stays
+#
+# PYTHON=/path/to/python3 chooses the Python, VENV=dir the environment's place.
+
+VENV ?= .venv
+export VENV
+PY := $(VENV)/bin/python
+
+# Compiled programs outlive a test run; nothing is fetched from a hub.
+TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax HF_HUB_OFFLINE=1
+
+.PHONY: quickstart test test-all lint format clean
+
+quickstart:
+	@requirements/install run
+	@$(PY) -m train.pipeline configs/quickstart.py
+
+test:
+	@requirements/install test
+	@$(TEST_ENV) $(PY) -m pytest -m "not slow"
+
+test-all:
+	@requirements/install test
+	@$(TEST_ENV) $(PY) -m pytest
+
+lint:
+	@requirements/install test
+	@$(PY) -m ruff check -q .
+	@$(PY) -m ruff format -q --check . || { echo "error: not formatted; 'make format' mends it" >&2; exit 1; }
+	@$(PY) -m pyright --pythonpath $(PY)
+
+format:
+	@requirements/install test
+	@$(PY) -m ruff check -q --fix .
+	@$(PY) -m ruff format -q .
+
+clean:
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

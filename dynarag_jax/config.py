@@ -1,0 +1,50 @@
+"""What every stage of a run shares: where it writes, its seed, its devices.
+
+The stages' own configuration is in ``stages``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynarag_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Sizes of the device mesh; their product is the number of devices."""
+
+    data: int = -1
+    """copies of the model that share a batch; -1 takes the devices that are left"""
+    fsdp: int = 1
+    """devices that share each copy's weights and its part of the batch"""
+    tensor: int = 1
+    """devices that share heads, MLP width and vocabulary"""
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise InputError(f"mesh {sizes}: sizes are positive, at most one of them is -1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: one directory, one seed, one mesh for all of its stages."""
+
+    directory: str
+    """everything the run writes lies here, each stage in a directory of its name"""
+    seed: int = 0
+    """same seed, same configuration, same inputs, same devices: same bytes"""
+    mesh: Mesh = Mesh()
+    cpu_devices: int = 0
+    """devices simulated where JAX runs on the CPU; 0 takes one per core, two at most"""
+    compilation_cache: str = ""
+    """directory of compiled programs; empty is the user's cache directory, 'off' keeps none"""
+
+    def __post_init__(self) -> None:
+        if not self.directory:
+            raise InputError("run.directory is empty; name the directory the run writes to")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"run.seed = {self.seed} must lie in [0, 2**32)")
+        if self.cpu_devices < 0:
+            raise InputError(f"run.cpu_devices = {self.cpu_devices} must not be negative")

@@ -1,0 +1,187 @@
+"""Score models on questions, beside fixed top-k, no retrieval and oracle passages.
+
+    python -m eval.evaluate configs/quickstart.py
+
+Every question counts in every mean. Predictions are appended as they are made, one line a system
+and question, so that a killed evaluation continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from typing import Any
+
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
+from dynarag_jax.metrics.answers import exact_match, label_accuracy, rouge_l
+from dynarag_jax.metrics.intervals import bootstrap
+from dynarag_jax.metrics.ranking import set_f1
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.prompts import format_passage
+from dynarag_jax.records import Question, read_questions, rollout_to_json
+from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.stages import Evaluate
+from train.program import Context, main
+
+NO_RETRIEVAL, ORACLE = "no retrieval", "oracle passages"
+FIGURES = ("score", "set_f1", "k", "tokens")
+
+
+def top_k_name(k: int) -> str:
+    """The name of the system that reads the retriever's first ``k`` passages."""
+    return f"top-{k}"
+
+
+def answer_score(question: Question, answer: str) -> float:
+    """The task's own measure: exact match, label accuracy, or ROUGE-L for paragraphs."""
+    if question.task == "label":
+        return label_accuracy(answer, question.answers)
+    measure = rouge_l if question.task == "paragraph" else exact_match
+    return float(measure(answer, question.answers))
+
+
+def baselines(stage: Evaluate, questions: Sequence[Question]) -> dict[str, list[tuple[int, ...]]]:
+    """The lists of the systems that no reranker is asked for."""
+    n = min(stage.prompts.ids, min(len(q.passages) for q in questions))
+    systems = {NO_RETRIEVAL: [() for _ in questions]}
+    for k in stage.top_k:
+        if k <= n:
+            systems[top_k_name(k)] = [tuple(range(1, k + 1)) for _ in questions]
+    gold = [q.gold_list() for q in questions]
+    if all(g is not None for g in gold):
+        systems[ORACLE] = [g or () for g in gold]
+    return systems
+
+
+def predict(
+    writer: Writer, system: str, questions: Sequence[Question], lists: Sequence[tuple[int, ...]]
+) -> Iterator[dict[str, Any]]:
+    """Answer from given lists; yields one scored record a question."""
+    tokenizer = writer.policy.tokenizer
+    answers = writer.answers(list(zip(questions, lists, strict=True)))
+    for question, chosen, answer in zip(questions, lists, answers, strict=True):
+        lines = [format_passage(n, question.passages[i - 1]) for n, i in enumerate(chosen, 1)]
+        tokens = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+        needed = question.gold_list()
+        yield {
+            "id": question.id,
+            "system": system,
+            "type": question.type,
+            "list": list(chosen),
+            "answer": answer,
+            "score": answer_score(question, answer),
+            "k": len(chosen),
+            "tokens": sum(map(len, tokens)),
+            "set_f1": None if needed is None else set_f1(chosen, needed),
+            "needed": None if needed is None else len(needed),
+        }
+
+
+def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Means with 95 % intervals of each figure over a system's rows, in all and by type."""
+
+    def means(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        known = [f for f in FIGURES if all(row[f] is not None for row in part)]
+        return {f: asdict(bootstrap([row[f] for row in part], seed=seed)) for f in known}
+
+    types = sorted({row["type"] for row in rows if row["type"]})
+    by_type = {t: means([row for row in rows if row["type"] == t]) for t in types}
+    return means(rows) | {"by_type": by_type}
+
+
+def run(context: Context, stage: Evaluate) -> None:
+    """Write predictions.jsonl and scores.json."""
+    questions_path = context.path(stage.questions)
+    models = {name: context.path(path) for name, path in stage.models.items()}
+    if not models:
+        raise InputError("evaluate: name at least one model in 'models'")
+    context.manifest(inputs={"questions": questions_path} | models)
+    questions = read_questions(questions_path)
+    if bare := [q.id for q in questions if not q.passages]:
+        raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
+    if not questions:
+        raise InputError(f"{questions_path}: no questions")
+    fixed = baselines(stage, questions)
+    output = context.stage_directory / "predictions.jsonl"
+    systems = [*models, *fixed]
+    with (
+        JsonlAppender(output, key=lambda row: f"{row['system']}/{row['id']}") as rows,
+        context.progress(len(systems) * len(questions), context.stage) as bar,
+    ):
+        bar.update(len(rows.done))
+        for place, (name, path) in enumerate(models.items()):
+            last = place == len(models) - 1
+            work = [name, *(fixed if last else ())]
+            shown = place > 0 or (context.stage_directory / "examples.jsonl").exists()
+            if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
+                continue
+            policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+            writer = Writer(policy, stage.prompts, stage.batch, context.run.seed)
+            for system in work:
+                todo = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
+                if not todo:
+                    continue
+                asked = [questions[i] for i in todo]
+                if system == name:
+                    lists = [found.lists[0] for found in writer.lists(asked, stage.sampling)]
+                else:
+                    lists = [fixed[system][i] for i in todo]
+                for row in predict(writer, system, asked, lists):
+                    rows.append(row)
+                    bar.update(1)
+            if place == 0 and stage.examples:
+                write_examples(context, stage, writer, questions)
+    by_system: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for _, row in read_jsonl(output):
+        by_system.setdefault(row["system"], []).append(row)
+    scores = {
+        system: summarize(by_system[system], context.run.seed) for system in systems
+    }
+    write_json(context.stage_directory / "scores.json", scores)
+    context.log(table(scores))
+
+
+def examples(questions: Sequence[Question], count: int) -> list[Question]:
+    """``count`` questions to show, taking the types in turn."""
+    by_type: dict[str, list[Question]] = {}
+    for question in questions:
+        by_type.setdefault(question.type, []).append(question)
+    in_turn = [q for row in zip_longest(*by_type.values()) for q in row if q is not None]
+    return in_turn[:count]
+
+
+def write_examples(
+    context: Context, stage: Evaluate, writer: Writer, questions: Sequence[Question]
+) -> None:
+    """Sample lists for the questions that the report shows: examples.jsonl."""
+    rollouts = sample_rollouts(
+        writer,
+        writer,
+        examples(questions, stage.examples),
+        stage.examples_sampling,
+        stage.samples,
+        stage.reward,
+    )
+    write_jsonl(
+        context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts]
+    )
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The systems side by side, as text."""
+    lines = [f"{'system':<24}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
+    for system, row in scores.items():
+        cell = {f: row[f]["mean"] if f in row else float("nan") for f in FIGURES}
+        lines.append(
+            f"{system:<24}{100 * cell['score']:>10.1f}{100 * cell['set_f1']:>10.1f}"
+            f"{cell['k']:>8.2f}{cell['tokens']:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main("evaluate", Evaluate, run)

@@ -1,0 +1,74 @@
+"""Packaging: the one list of what is needed. Exact versions are in requirements/constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+CORE = [
+    "jax>=0.10.1,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "transformers>=5.20,<6",
+    "tokenizers>=0.23,<0.24",
+    "safetensors>=0.8,<1",
+    "jinja2>=3.1,<4",  # chat templates
+    "numpy>=2.1,<3",
+    "rouge-score>=0.1.2,<0.2",
+    "tyro>=1.0.17,<1.1",
+    "tqdm>=4.66,<5",
+]
+
+# ScaNN has wheels for Linux and up to Python 3.13; exact search in JAX stands in elsewhere.
+RETRIEVAL = ["scann>=1.4.2,<1.5; sys_platform == 'linux' and python_version < '3.14'"]
+LISTWISE = ["rax>=0.4,<0.5"]
+DATA = [
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "array-record>=0.8,<0.9; sys_platform == 'linux'",
+]
+TEST = [
+    "pytest>=9,<10",
+    "hypothesis>=6.100,<7",
+    "ruff==0.17.6",
+    "pyright[nodejs]==1.1.414",
+    "torch>=2.9",
+    "torchmetrics>=1.9,<2",
+    "pytrec-eval-terrier>=0.5.10,<0.6",
+    "scipy>=1.14,<2",
+]
+
+README = HERE / "README.md"
+
+setup(
+    name="dynarag_jax",
+    version=re.findall(r'__version__ = "(.+)"', (HERE / "dynarag_jax/__init__.py").read_text())[0],
+    description="DynamicRAG in JAX: rerankers that decide how many passages to read",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["dynarag_jax", "dynarag_jax.*"]),
+    install_requires=CORE,
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "retrieval": RETRIEVAL,
+        "listwise": LISTWISE,
+        "data": DATA,
+        "all": RETRIEVAL + LISTWISE + DATA,
+        "test": TEST,
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -12,7 +12,7 @@ _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def model_directory(source: PathLike, revision: str | None = None) -> Path:
-    """The directory of a model: ``source`` itself, or the snapshot of a hub id such as ``org/name``.
+    """The directory of a model: ``source`` itself, or the snapshot of a hub id (``org/name``).
 
     The hub is asked only when ``source`` is no directory and looks like an id; with
     ``HF_HUB_OFFLINE=1`` only the local cache is searched.

@@ -142,13 +142,17 @@ class Tensors:
         return out
 
     def check(
-        self, expected: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool]
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        ignored: Callable[[str], bool],
+        config: str = "config.json",
     ) -> None:
         """Compare with the tensors a configuration asks for.
 
         Args:
           expected: shape of every tensor.
           ignored: which tensors may be there though nobody expects them.
+          config: the file that asks for them.
 
         Raises:
           InputError: lists every missing, unknown, misshapen or non-float tensor.
@@ -166,7 +170,7 @@ class Tensors:
                 wrong.append(f"{name} has type {self.dtype(name)}, not a float type")
         if wrong:
             raise InputError(
-                f"{self.directory}: the weights do not fit config.json: {'; '.join(wrong)}"
+                f"{self.directory}: the weights do not fit {config}: {'; '.join(wrong)}"
             )
 
 

@@ -211,7 +211,7 @@ class Sight(NamedTuple):
 
 
 def sights(cfg: DecoderConfig) -> tuple[Sight, Sight]:
-    """The part of ``Sight`` that all layers share, and the part [L, ...] that differs; else None."""
+    """What all layers share of ``Sight``, and what differs [L, ...]; None in the other one."""
     freq = rope_frequencies(cfg)
     local = cfg.windowed or (cfg.window is not None,) * cfg.layers
     if all(local) or not any(local):

@@ -55,6 +55,9 @@ _PLAIN: Mapping[str, Any] = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+_SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+)  # fmt: skip
 _ROPE_KINDS = ("default", "llama3", "linear")
 
 
@@ -91,6 +94,10 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
         head_size = hf.get("head_dim") or (
             256 if gemma else 128 if family == "qwen3" else width // heads
         )
+        for field in _SIZES:
+            size = hf.get(field, 1)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{field} = {size!r} must be a positive whole number")
         window, windowed = _windows(hf, family, layers)
         base, scaling, window_base = _rope(hf, family, where)
         return DecoderConfig(

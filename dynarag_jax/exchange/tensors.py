@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.output import agree
 from dynarag_jax.files import read_json, write_json
 
 FLOATS: Mapping[str, np.dtype] = {
@@ -223,7 +224,8 @@ def stack(
     theirs = _their_sharding(sharding, inputs, len(shape))
     put = _putter(sharding, inputs > 0)
     for i, name in enumerate(names):
-        array = put(array, place(tensors, name, theirs, dtype), i)
+        # Without waiting, tensors would be read faster than they find their place, and pile up.
+        array = put(array, place(tensors, name, theirs, dtype), i).block_until_ready()
     return array
 
 
@@ -246,8 +248,13 @@ def _their_sharding(sharding: Sharding, inputs: int, ndim: int) -> Sharding:
 @functools.lru_cache(maxsize=64)
 def _putter(sharding: Sharding, transposed: bool) -> Callable[..., jax.Array]:
     def put(array: jax.Array, tensor: jax.Array, i: Any) -> jax.Array:
+        dtype = array.dtype
         layer = (tensor.T if transposed else tensor).reshape(array.shape[1:])
-        return jax.lax.dynamic_update_index_in_dim(array, layer, i, 0)
+        if dtype.itemsize == 2:
+            # XLA on CPU would convert the whole bfloat16 stack to float32 and back: move bits.
+            array, layer = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (array, layer))
+        array = jax.lax.dynamic_update_index_in_dim(array, layer, i, 0)
+        return jax.lax.bitcast_convert_type(array, dtype)
 
     return jax.jit(put, out_shardings=sharding, donate_argnums=0)
 
@@ -328,7 +335,7 @@ def write_tensors(
             # Fetching is a collective: the others wait for this process's part in it.
             for _ in arrays:
                 pass
-    _agree(failure)
+    agree(failure)
     if len(shards) > 1 and jax.process_index() == 0:
         weights = {p.name: file for file, shard in zip(names, shards, strict=True) for p in shard}
         total = sum(math.prod(p.shape) for p in plan) * kind.itemsize
@@ -348,17 +355,6 @@ def _split(plan: list[Planned], itemsize: int, limit: int) -> Iterator[list[Plan
         shard.append(tensor)
         size += more
     yield shard
-
-
-def _agree(failure: OSError | InputError | None) -> None:
-    """Raise on every process if writing failed on one."""
-    failed = failure is not None
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))
-    if failed:
-        raise failure or OSError("another process could not write its part")
 
 
 def _write_shard(

@@ -97,11 +97,11 @@ def directories(tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in FAMILIES}
 
 
-def batch(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch(vocab: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Two trunks of unequal lengths with two branches each."""
     rng = np.random.default_rng(1)
-    trunk = rng.integers(0, vocab, (2, 30)).astype(np.int32)
-    return trunk, np.array([30, 19], np.int32), rng.integers(0, vocab, (2, 2, 11)).astype(np.int32)
+    trunk, branches = rng.integers(0, vocab, (2, 30)), rng.integers(0, vocab, (2, 2, 11))
+    return jnp.asarray(trunk), jnp.array([30, 19]), jnp.asarray(branches)
 
 
 def theirs(model, tokens: np.ndarray) -> np.ndarray:
@@ -129,7 +129,8 @@ def test_logits_and_layout(name, directories):
         return [decoder.logits(cfg, params, x) for x in (hidden, y, extended)]
 
     prefilled, predicted, extended = map(np.asarray, run(params))
-    for b, n in enumerate(lengths):
+    trunk, branches = np.asarray(trunk), np.asarray(branches)
+    for b, n in enumerate(lengths.tolist()):
         whole = np.stack([np.concatenate([trunk[b, :n], branch]) for branch in branches[b]])
         for i, expected in enumerate(theirs(model, whole)):
             assert 0.3 < expected.std() < 30, "logits of order 1"
@@ -151,14 +152,14 @@ def test_greedy_equals_generate(name, directories):
         ).tokens
     )  # fmt: skip
     ours = np.asarray(run(params, trunk, lengths))
-    for b in range(2):
-        prompt = torch.tensor(trunk[b : b + 1, : lengths[b]].astype(np.int64))
+    for b, n in enumerate(lengths.tolist()):
+        prompt = torch.tensor(np.asarray(trunk, np.int64)[b : b + 1, :n])
         with torch.no_grad():
             out = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64,
                 min_new_tokens=64, do_sample=False, pad_token_id=0,
             )  # fmt: skip
-        np.testing.assert_array_equal(ours[b, 0], out[0, lengths[b] :].numpy())
+        np.testing.assert_array_equal(ours[b, 0], out[0, n:].numpy())
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
@@ -166,7 +167,7 @@ def test_gradients_are_finite_beyond_the_lengths(name, directories):
     """Windows leave rows of padding no key of their own; they must not poison the gradient."""
     cfg, params = load_decoder(directories[name])
     trunk, _, branches = batch(cfg.vocab)
-    lengths = np.array([3, 1], np.int32)
+    lengths = jnp.array([3, 1])
 
     def loss(params):
         x, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
@@ -184,7 +185,7 @@ def test_mesh_equals_one_device(name, directories):
     cfg, params = load_decoder(directories[name], shardings=lambda cfg: param_shardings(cfg, mesh))
     query = params["layers"]["query"]
     assert query.addressable_shards[0].data.size * 4 == query.size
-    trunk, lengths, branches = (np.concatenate([x, x]) for x in batch(cfg.vocab))
+    trunk, lengths, branches = (jnp.concatenate([x, x]) for x in batch(cfg.vocab))
 
     @jax.jit
     def run(params):

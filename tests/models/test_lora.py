@@ -187,7 +187,7 @@ def torch_logits(model, tokens):
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor(tokens)).logits.numpy()
+        return model(torch.tensor(np.asarray(tokens, np.int64))).logits.numpy()
 
 
 def test_peft_loads_ours(llama):
@@ -199,9 +199,9 @@ def test_peft_loads_ours(llama):
     adapters = random_adapters(cfg, lora)
     save_adapters(where / "adapter", cfg, lora, adapters, base=str(where / "base"))
     theirs = peft.PeftModel.from_pretrained(model, where / "adapter").eval()
-    tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 20)))
     adapted = attach(cfg, lora, params, adapters)
-    hidden, _ = decoder.prefill(cfg, adapted, tokens, np.array([20, 20]))
+    hidden, _ = decoder.prefill(cfg, adapted, tokens, jnp.array([20, 20]))
     ours = decoder.logits(cfg, adapted, hidden)
     np.testing.assert_allclose(ours, torch_logits(theirs, tokens), atol=1e-4)
     # And back, bit for bit.
@@ -229,10 +229,10 @@ def test_we_load_peft(llama, rslora):
                 p.copy_(0.2 * torch.randn(p.shape))
     theirs.save_pretrained(where / "adapter")
     lora, adapters = load_adapters(where / "adapter", cfg)
-    tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 20)))
     expected = torch_logits(theirs, tokens)
     for p in (attach(cfg, lora, params, adapters), merge(lora, params, adapters)):
-        hidden, _ = decoder.prefill(cfg, p, tokens, np.array([20, 20]))
+        hidden, _ = decoder.prefill(cfg, p, tokens, jnp.array([20, 20]))
         np.testing.assert_allclose(decoder.logits(cfg, p, hidden), expected, atol=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,19 +41,22 @@ def model(request, tmp_path_factory):
     return transformers.T5ForConditionalGeneration.from_pretrained(where).eval(), where
 
 
-def texts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def texts() -> tuple[jax.Array, jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
-    lengths = np.array([40, 23, 1], np.int32)
-    return rng.integers(0, 96, (3, 40)).astype(np.int32), lengths, rng.integers(0, 96, (3, 30))
+    tokens, targets = rng.integers(0, 96, (3, 40)), rng.integers(0, 96, (3, 30))
+    return jnp.asarray(tokens), jnp.array([40, 23, 1]), jnp.asarray(targets)
 
 
 def theirs(model, tokens, lengths, targets):
-    mask = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
+    tokens, lengths, targets = (
+        torch.tensor(np.asarray(x, np.int64)) for x in (tokens, lengths, targets)
+    )
+    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
     with torch.no_grad():
         return model(
-            input_ids=torch.tensor(tokens.astype(np.int64)),
+            input_ids=tokens,
             attention_mask=mask.long(),
-            decoder_input_ids=torch.tensor(targets.astype(np.int64)),
+            decoder_input_ids=targets,
         )
 
 
@@ -62,7 +66,7 @@ def test_hidden_states_and_logits(model):
     tokens, lengths, targets = texts()
     expected = theirs(model, tokens, lengths, targets)
     encoded = jax.jit(lambda p: t5.encode(cfg, p, tokens, lengths))(params)
-    for b, n in enumerate(lengths):
+    for b, n in enumerate(lengths.tolist()):
         np.testing.assert_allclose(
             encoded[b, :n], expected.encoder_last_hidden_state[b, :n], atol=1e-5, rtol=0
         )

@@ -87,7 +87,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Which passages the generator reads in training: shares of its examples; the rest: expert's."""
+    """Which passages the generator reads in training, as shares; the rest are the expert's."""
 
     gold: float = 0.0
     """the needed passages"""

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
 
-
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
 from dynarag_jax.metrics.answers import exact_match, label_accuracy, rouge_l
@@ -138,9 +137,7 @@ def run(context: Context, stage: Evaluate) -> None:
     by_system: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
     for _, row in read_jsonl(output):
         by_system.setdefault(row["system"], []).append(row)
-    scores = {
-        system: summarize(by_system[system], context.run.seed) for system in systems
-    }
+    scores = {system: summarize(by_system[system], context.run.seed) for system in systems}
     write_json(context.stage_directory / "scores.json", scores)
     context.log(table(scores))
 
@@ -166,9 +163,7 @@ def write_examples(
         stage.samples,
         stage.reward,
     )
-    write_jsonl(
-        context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts]
-    )
+    write_jsonl(context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts])
 
 
 def table(scores: dict[str, Any]) -> str:

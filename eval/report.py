@@ -1,6 +1,6 @@
 """Gather a run's results: summary.json, the table on the terminal, report.html.
 
-    python -m eval.report configs/quickstart.py
+python -m eval.report configs/quickstart.py
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from dynarag_jax.report import (
     write_report,
     write_summary,
 )
-from dynarag_jax.stages import Evaluate, Report, Rollout as RolloutStage, Train
+from dynarag_jax.stages import Evaluate, Report, Train
+from dynarag_jax.stages import Rollout as RolloutStage
 from eval.evaluate import NO_RETRIEVAL, ORACLE
 from train.program import Context, main
 
@@ -156,8 +157,7 @@ def example(
             for i, p in enumerate(question.passages[: rollout.shown], 1)
         ],
         sampled=[
-            SampledList(t.list, t.count, t.answer, t.reward, t.terms)
-            for t in rollout.trajectories
+            SampledList(t.list, t.count, t.answer, t.reward, t.terms) for t in rollout.trajectories
         ],
         choices=[Choice(n, r["list"], r["answer"], r["score"] == 1) for n, r in chosen],
     )
@@ -215,9 +215,7 @@ def gather(context: Context, stage: Report) -> RunReport:
     return RunReport(
         title=stage.title,
         facts=facts,
-        systems=[
-            system_row(name, rows, stage, context.seed) for name, rows in by_system.items()
-        ],
+        systems=[system_row(name, rows, stage, context.seed) for name, rows in by_system.items()],
         curves=curves(context),
         k_before=matrix(stage.before, before),
         k_after=matrix(stage.after, after),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before JAX is imported: what the environment already says stands.
@@ -13,8 +15,6 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import hypothesis
 
 # Compiling takes as long as it takes; CI draws the same examples every time.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)

@@ -130,9 +130,8 @@ class Context:
             return
         line = {"stage": self.stage, "step": int(step), "time": round(time.time(), 3)}
         for name, value in figures.items():
-            value = (
-                value.item() if isinstance(value, np.ndarray | np.generic | jax.Array) else value
-            )
+            if isinstance(value, np.ndarray | np.generic | jax.Array):
+                value = value.item()
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(
                     f"stage '{self.stage}': {name} is {value} at step {step}, and nothing that "
@@ -325,7 +324,7 @@ class Context:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(
-                f"{error.filename}: a file is in the way of the run directory"
+                f"{error.filename}: a file stands where the run directory should be"
             ) from None
         self._lock = (self.directory / f".{self.stage}.lock").open("w")
         try:

@@ -1,7 +1,7 @@
 """DPO on the best and the worst sampled list of each question, generator SFT beside it.
 
-    python -m train.dpo configs/quickstart.py
-    python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.beta 0.5
+python -m train.dpo configs/quickstart.py
+python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.beta 0.5
 """
 
 from __future__ import annotations

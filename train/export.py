@@ -1,6 +1,6 @@
 """Export the trained model as a directory that transformers and vLLM load.
 
-    python -m train.export configs/quickstart.py --dtype bfloat16
+python -m train.export configs/quickstart.py --dtype bfloat16
 """
 
 from __future__ import annotations

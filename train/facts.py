@@ -1,6 +1,6 @@
 """Generate the facts world: a corpus, questions, and a word-level tokenizer for them.
 
-    python -m train.facts configs/quickstart.py
+python -m train.facts configs/quickstart.py
 """
 
 from __future__ import annotations

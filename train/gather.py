@@ -1,6 +1,6 @@
 """Make a corpus and question files from questions that come with their passages.
 
-    python -m train.gather configs/nq_litm.py --source FILE.jsonl.gz
+python -m train.gather configs/nq_litm.py --source FILE.jsonl.gz
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the expert's list of each question, to be imitated by behavior cloning.
 
-    python -m train.label configs/quickstart.py --source gold
+python -m train.label configs/quickstart.py --source gold
 """
 
 from __future__ import annotations

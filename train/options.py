@@ -114,7 +114,7 @@ def stage_help(config_type: type) -> str:
 def program_name() -> str:
     """How this program was called: ``python -m train.sft``."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 # ---------------------------------------------------------------------------- the file
@@ -224,8 +224,9 @@ def _mismatch(value: Any, expected: Any, where: str) -> str | None:
         nested = [m for m in found if m and not m.startswith(f"{where} must")]
         return None if None in found else (nested[0] if nested else wrong)
     if origin is Literal:
-        close = nearest(value, [a for a in arguments if isinstance(a, str)]) if value else ""
-        return None if value in arguments else wrong + (close if isinstance(value, str) else "")
+        known = [choice for choice in arguments if isinstance(choice, str)]
+        close = nearest(value, known) if isinstance(value, str) else ""
+        return None if value in arguments else wrong + close
     if origin is tuple:
         if not isinstance(value, tuple):
             return wrong
@@ -352,8 +353,11 @@ def _unknown(argument: str, known: Sequence[str], program: str) -> str:
 
 
 def _unbox(text: str) -> str:
-    """The message in tyro's framed error, as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    body = [line.strip().strip("│").strip() for line in text.strip().splitlines()[1:]]
-    end = next((i for i, line in enumerate(body) if not line or line[0] in "─╰"), len(body))
-    return " ".join(body[:end]) or " ".join(text.split())
+    """The message in tyro's error, as one line: what stands between its title and the next rule."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip("│╭╰╮╯ \t") for line in plain.strip().splitlines()]
+    ruled = [bool(line) and not line.strip("─-") for line in lines]
+    first = 2 if len(lines) > 1 and ruled[1] else 1
+    last = next((i for i in range(first, len(lines)) if ruled[i] or not lines[i]), len(lines))
+    message = " ".join(lines[first:last]) or " ".join(plain.split())
+    return message.replace(" stage.", " ")  # the prefix that is not written

@@ -1,7 +1,7 @@
 """Run every stage of a config file in order: what is done is skipped, what was cut off continues.
 
-    python -m train.pipeline configs/quickstart.py
-    python -m train.pipeline configs/quickstart.py --run.seed 1 --sft.optimizer.learning_rate 2e-3
+python -m train.pipeline configs/quickstart.py
+python -m train.pipeline configs/quickstart.py --run.seed 1 --sft.optimizer.learning_rate 2e-3
 """
 
 from __future__ import annotations

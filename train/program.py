@@ -128,7 +128,7 @@ class _Terminated(BaseException):
     """SIGTERM, as an exception: what is open gets closed."""
 
 
-def guard(work: Callable[[], None]) -> int:
+def guard(work: Callable[[], object]) -> int:
     """Call ``work`` and return the exit code; a mistake of the user's becomes one line."""
 
     def terminate(*_: object) -> None:
@@ -206,7 +206,8 @@ def start_jax(run: Run) -> None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         directory = Path(run.compilation_cache or Path(cache) / "dynarag_jax")
         jax.config.update("jax_compilation_cache_dir", str(directory.expanduser().absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if _several_processes():
         _join()
 

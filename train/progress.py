@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class Progress:
         self._first, self._began = 0, time.monotonic()
         self._spoke, self._spoke_at = self._began, -1
         self._figures: Mapping[str, Any] = {}
-        if shown and sys.stderr.isatty():
+        if shown and _on_terminal():
             self._bar = tqdm(total=total, desc=description, file=sys.stderr, dynamic_ncols=True)
 
     @property
@@ -106,6 +107,14 @@ class Progress:
         parts += [f"{name} {_short(value)}" for name, value in self._figures.items()]
         say(f"[{self._description}] " + ", ".join(parts))
         self._spoke, self._spoke_at = now, self.n
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is a terminal that knows its width; some have none, or 0 columns."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Fill questions with their most similar passages of a corpus.
 
-    python -m train.retrieve configs/quickstart.py --index exact
+python -m train.retrieve configs/quickstart.py --index exact
 """
 
 from __future__ import annotations
@@ -114,16 +114,13 @@ def _ranked(
     )
 
 
-def _note_given(
-    context: Context, stage: Retrieve, sets: dict[Path, list[Question]]
-) -> None:
+def _note_given(context: Context, stage: Retrieve, sets: dict[Path, list[Question]]) -> None:
     """Say it where the order given cannot be a retriever's: its needed passages have no score."""
     if not stage.compare_given:
         return
     for path, questions in sets.items():
         unscored = sum(
-            any(p.id in (q.gold or ()) and p.score is None for p in q.passages)
-            for q in questions
+            any(p.id in (q.gold or ()) and p.score is None for p in q.passages) for q in questions
         )
         if unscored:
             context.log(

@@ -9,6 +9,7 @@ A rollout that was killed continues: what stands in the file is not computed aga
 from __future__ import annotations
 
 import random
+
 import numpy as np
 
 from dynarag_jax.errors import InputError

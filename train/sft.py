@@ -1,7 +1,7 @@
 """Behavior cloning of the expert's lists and generator SFT, jointly.
 
-    python -m train.sft configs/quickstart.py
-    python -m train.sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
+python -m train.sft configs/quickstart.py
+python -m train.sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
 """
 
 from __future__ import annotations

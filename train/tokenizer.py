@@ -1,6 +1,6 @@
 """Train a byte-level BPE tokenizer on a corpus and its questions.
 
-    python -m train.tokenizer configs/nq_litm.py
+python -m train.tokenizer configs/nq_litm.py
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from dynarag_jax.errors import InputError, MissingExtra, nearest
+from dynarag_jax.errors import InputError, nearest
 
 Normalizer = Callable[[str], str]
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # TriviaQA's evaluator adds four quotes to the ASCII punctuation (the last is in both).
-_BLANK_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation + "‘’´`"})
+_BLANK_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -130,12 +130,13 @@ class _CachedStemmer:
 
 @functools.cache
 def _rouge_score() -> tuple[Any, Any, _CachedStemmer]:
-    """The rouge-score package: its tokenizer, its scorer module, and a stemmer."""
-    try:
-        from nltk.stem.porter import PorterStemmer
-        from rouge_score import rouge_scorer, tokenize
-    except ImportError:
-        raise MissingExtra("rouge-score", "rouge", "ROUGE") from None
+    """The rouge-score package: its tokenizer, its scorer module, and a stemmer.
+
+    Imported where it is first needed, since NLTK takes a second or more to load.
+    """
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score import rouge_scorer, tokenize
+
     return tokenize, rouge_scorer, _CachedStemmer(PorterStemmer().stem)
 
 
@@ -166,9 +167,6 @@ def rouge_l(prediction: str, references: Iterable[str]) -> float:
 
     Tokens and stems are the package's own. The longest common subsequence is computed here, without
     the package's table in Python, since every sampled answer may need it as a reward.
-
-    Raises:
-      MissingExtra: the rouge-score package is absent.
     """
     tokens = _rouge_tokens(prediction)
     best = 0.0
@@ -183,9 +181,6 @@ def rouge_lsum(prediction: str, references: Iterable[str]) -> float:
     """ROUGE-Lsum F1 with stemmer, the maximum over references, by the rouge-score package.
 
     Sentences are lines, the package's own default.
-
-    Raises:
-      MissingExtra: the rouge-score package is absent.
     """
     _, scorer, _ = _rouge_score()
     rouge = scorer.RougeScorer(["rougeLsum"], use_stemmer=True)

@@ -12,10 +12,11 @@ from dynarag_jax.report.guide import guide
 from dynarag_jax.report.markup import Markup, element, escape, join
 from dynarag_jax.report.plots import heat_map, line_panel, same_shape, svg
 from dynarag_jax.report.points import mark, systems_plot
-from dynarag_jax.report.schema import RunReport, SystemRow, TypeScores
+from dynarag_jax.report.schema import RunReport, SystemRow, TypeRow, TypeScores
 from dynarag_jax.report.style import SHEET
 
 _DASH = "–"
+Show = Callable[[float], str]
 
 
 # ---------------------------------------------------------------------------- the top
@@ -56,7 +57,11 @@ def _tiles(report: RunReport) -> Markup:
         return Markup()
 
     def tile(
-        what: str, get: Callable[[SystemRow], Interval | None], show, unit: str, aside: str = ""
+        what: str,
+        get: Callable[[SystemRow], Interval | None],
+        show: Show,
+        unit: str,
+        aside: str = "",
     ) -> Markup:
         value = get(row)
         if value is None:
@@ -87,11 +92,12 @@ def _tiles(report: RunReport) -> Markup:
 # ---------------------------------------------------------------------------- systems
 
 
-def _cell(interval: Interval | None, show, label: str) -> Markup:
+def _cell(interval: Interval | None, show: Show, label: str, aside: str = "") -> Markup:
     if interval is None:
         return element("td", _DASH, class_="n", data_label=label)
-    small = element("span", scales.ends(interval, show), class_="ends")
-    return element("td", show(interval.mean), small, class_="n", data_label=label)
+    lines = [scales.ends(interval, show), *([aside] if aside else [])]
+    small = (element("span", line, class_="ends") for line in lines)
+    return element("td", show(interval.mean), *small, class_="n", data_label=label)
 
 
 def _swatch(system: SystemRow) -> Markup:
@@ -124,15 +130,13 @@ def _systems(report: RunReport) -> Markup:
     )  # fmt: skip
     rows = []
     for s in report.systems:
+        spread = "" if s.k_sd is None else f"sd {scales.passages(s.k_sd)}"
         cells = [
             _cell(s.answer, scales.percent, f"{metric} (%)"),
             _cell(s.set_f1, scales.percent, "Set F1 (%)"),
-            _cell(s.mean_k, scales.passages, "Mean k"),
+            _cell(s.mean_k, scales.passages, "Mean k", spread),
             _cell(s.tokens, show_tokens, "Tokens read"),
         ]
-        if s.k_sd is not None:
-            spread = element("span", f"sd {scales.passages(s.k_sd)}", class_="ends")
-            cells[2] = Markup(cells[2][: -len("</td>")] + spread + "</td>")
         if failures:
             none = "n" if s.failed else "n zero"
             cells.append(element("td", f"{s.failed:,}", class_=none, data_label="Failed"))
@@ -175,21 +179,19 @@ def _matrices(report: RunReport) -> Markup:
 
 
 def _types(report: RunReport) -> Markup:
-    def pair(row_before: TypeScores | None, row_after: TypeScores | None, get, show, label: str):
-        values = [None if s is None else get(s) for s in (row_before, row_after)]
-        shown = [_DASH if v is None else show(v) for v in values]
-        return [
-            element(
-                "td",
-                value,
-                class_="n first" if when == "before" else "n",
-                data_label=f"{label}, {when}",
-            )
-            for value, when in zip(shown, ("before", "after"), strict=True)
-        ]
+    def pair(row: TypeRow, get: Callable[[TypeScores], float | None], show: Show, label: str):
+        cells = []
+        for when, scores, class_ in (
+            ("before", row.before, "n first"),
+            ("after", row.after, "n"),
+        ):
+            value = None if scores is None else get(scores)
+            shown = _DASH if value is None else show(value)
+            cells.append(element("td", shown, class_=class_, data_label=f"{label}, {when}"))
+        return cells
 
     columns = [
-        (f"{report.answer_metric}", "%", lambda s: s.answer, scales.percent),
+        (report.answer_metric, "%", lambda s: s.answer, scales.percent),
         ("Set F1", "%", lambda s: s.set_f1, scales.percent),
         ("Mean k", "passages", lambda s: s.mean_k, scales.passages),
     ]
@@ -217,7 +219,7 @@ def _types(report: RunReport) -> Markup:
             element("td", needed, class_="n", data_label="Needed k"),
         ]
         for name, _, get, show in columns:
-            cells += pair(row.before, row.after, get, show, name)
+            cells += pair(row, get, show, name)
         rows.append(element("tr", element("th", row.name, scope="row"), *cells))
     return element("table", element("thead", top, below), element("tbody", *rows), class_="stack")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from dynarag_jax.report.labels import Box, place_labels
@@ -78,7 +79,7 @@ def systems_plot(
     fixed = sorted((s for s in systems if s.role == "fixed"), key=lambda s: s.mean_k.mean)
     chains = {"fixed": _chain(fixed, x, y), "feedback": _chain(learned, x, y)}
     parts += [_polyline(chain, name) for name, chain in chains.items() if len(chain) > 1]
-    lines = [pair for chain in chains.values() for pair in zip(chain, chain[1:], strict=False)]
+    lines = [pair for chain in chains.values() for pair in itertools.pairwise(chain)]
 
     places, sizes, names = [], [], []
     for s in systems:

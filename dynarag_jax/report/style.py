@@ -96,7 +96,7 @@ nav { margin: 1.4rem 0 0; font-size: 0.875rem; display: flex; flex-wrap: wrap; g
 .tile b small { font-size: 1rem; font-weight: 500; letter-spacing: 0; }
 .tile .what { font-size: 0.875rem; } .tile .was { color: var(--quiet); font-size: 0.8125rem; }
 figure { margin: 1.2rem 0; } figure svg { max-width: 100%; height: auto; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr));
   gap: 0.4rem 2.5rem; align-items: start; margin: 1.2rem 0; }
 .narrow-only { display: none !important; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.4; margin: 1.2rem 0;

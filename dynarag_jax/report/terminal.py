@@ -71,7 +71,7 @@ def terminal_table(report: RunReport) -> str:
     about.append(f"{facts.questions:,} question{'' if facts.questions == 1 else 's'}")
     if facts.needed_mean_k is not None:
         about.append(f"needed mean k {scales.passages(facts.needed_mean_k)}")
-    lines += _wrapped(about) + [""]
+    lines += [*_wrapped(about), ""]
     if rows:
         read = [s.tokens for s in rows]
         columns = [

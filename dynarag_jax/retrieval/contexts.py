@@ -19,7 +19,7 @@ def _text(value: dict[str, Any], name: str, where: str) -> str:
     text = value.get(name)
     if not isinstance(text, str) or not text.strip():
         hint = nearest(name, value) if text is None else ""
-        raise InputError(f"{where}: field '{name}' must be a non-empty string, found {text!r}{hint}")
+        raise InputError(f"{where}: field '{name}' must be non-empty text, found {text!r}{hint}")
     return text
 
 

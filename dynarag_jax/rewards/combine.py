@@ -81,7 +81,6 @@ def score_answer(
       The weighted sum, and each computed term in [0, 1] before weighting, by name.
 
     Raises:
-      MissingExtra: ``rouge_l`` has weight and the rouge-score package is absent.
       ValueError: ``k`` is negative.
     """
     weights = weights or RewardWeights()

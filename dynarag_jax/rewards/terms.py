@@ -27,11 +27,7 @@ def containment(prediction: str, answers: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """ROUGE-L F1 with stemmer, the maximum over answers.
-
-    Raises:
-      MissingExtra: the rouge-score package is absent.
-    """
+    """ROUGE-L F1 with stemmer, the maximum over answers."""
     return metrics.rouge_l(prediction, answers)
 
 

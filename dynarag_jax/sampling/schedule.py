@@ -107,8 +107,7 @@ def run(
                 index,
                 Sampled(
                     tuple(
-                        tuple(t[:n].tolist())
-                        for t, n in zip(tokens[row], counts[row], strict=True)
+                        tuple(t[:n].tolist()) for t, n in zip(tokens[row], counts[row], strict=True)
                     ),
                     tuple(finished[row].tolist()),
                     tuple(logps[row].tolist()),

@@ -88,7 +88,9 @@ class Writer:
         distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
         order = list(distinct)
         requests = [
-            Request(f"{qid}/{chosen}", self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens)
+            Request(
+                f"{qid}/{chosen}", self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens
+            )
             for qid, chosen in order
         ]
         texts: dict[tuple[str, Chosen], str] = {}
@@ -107,7 +109,7 @@ class Writer:
     def logps(
         self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
     ) -> list[list[float]]:
-        """Log-probabilities of given lists (at most ``branches`` a question), training's forward."""
+        """Log-probabilities of given lists by the training forward; at most ``branches`` a row."""
         spelling, lengths = self.policy.spelling, buckets(self.prompts.rerank_tokens)
         longest = spelling.longest(self.prompts.max_list)
         examples = []

@@ -202,9 +202,7 @@ def train(
         batches, ids = {}, []
         for source in sources:
             size, order = source.stream.batch, orders[source.name]
-            examples = [
-                source.make(*order.at(number * size + row)) for row in process_rows(size)
-            ]
+            examples = [source.make(*order.at(number * size + row)) for row in process_rows(size)]
             batches[source.name] = place(mesh, collate(examples, source.shape))
             ids += [e.id for e in examples]
         return batches, ids

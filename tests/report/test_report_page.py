@@ -210,7 +210,7 @@ def test_figures_are_documents_of_their_own(report, tmp_path):
         root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
         assert not [v for e in root.iter() for k, v in e.attrib.items() if "href" in k]
-    with pytest.raises(InputError, match="no figure 'k_afte'; .*did you mean 'k_after'"):
+    with pytest.raises(InputError, match=r"no figure 'k_afte'; .*did you mean 'k_after'"):
         figure(report, "k_afte")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="this run has no figure 'k_after'"):
         figure(dataclasses.replace(report, k_after=None), "k_after")

@@ -91,7 +91,7 @@ def test_summary_takes_a_mapping_and_refuses_what_json_has_not(tmp_path):
     path = tmp_path / "summary.json"
     write_summary(path, {"a": 1})
     assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         write_summary(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1}  # the old file stands
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

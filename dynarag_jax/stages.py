@@ -91,6 +91,10 @@ class Contexts:
 
     gold: float = 0.0
     """the needed passages"""
+    padded: float = 0.0
+    """the needed passages and up to ``extras`` others: as given, or shuffled, half the time each"""
+    extras: int = 3
+    """passages added to ``padded`` contexts at most"""
     random: float = 0.0
     """a random number of the candidates, shuffled: it must learn to read past the others"""
 

@@ -94,6 +94,7 @@ def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 def run(context: Context, stage: Evaluate) -> None:
     """Write predictions.jsonl and scores.json."""
+    context.require_one_process()
     questions_path = context.path(stage.questions)
     models = {name: context.path(path) for name, path in stage.models.items()}
     if not models:

@@ -92,6 +92,18 @@ class Context:
         """Whether this process writes; true of one process."""
         return not jax.distributed.is_initialized() or jax.process_index() == 0
 
+    def require_one_process(self) -> None:
+        """Refuse to run as one of several processes what samples or writes for all of them.
+
+        Raises:
+          InputError: this process is one of several.
+        """
+        if jax.process_count() > 1:
+            raise InputError(
+                f"stage '{self.stage}' runs in one process, with all accelerators of its host, and "
+                f"this is one of {jax.process_count()}; start it on one host alone"
+            )
+
     # ------------------------------------------------------------------ paths
 
     def path(self, text: str) -> Path:

@@ -50,6 +50,7 @@ def difference(cfg_a, params_a, cfg_b, params_b) -> float:
 
 def run(context: Context, stage: Export) -> None:
     """Write ``model/`` in the export's type, read it back, and say how far its logits are off."""
+    context.require_one_process()
     source, target = context.path(stage.model), context.stage_directory / "model"
     context.manifest(inputs={"model": source})
     cfg, params = load_decoder(source)

@@ -62,6 +62,7 @@ def recalls(questions: Sequence[Question]) -> dict[str, float]:
 
 def run(context: Context, stage: Retrieve) -> None:
     """Embed, index, search; write each question file and recall.json."""
+    context.require_one_process()
     corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
     context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
     passages, sets = read_passages(corpus), {path: read_questions(path) for path in files}

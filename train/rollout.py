@@ -24,6 +24,7 @@ from train.program import Context, main
 
 def run(context: Context, stage: Stage) -> None:
     """Sample until every question has its rollout."""
+    context.require_one_process()
     paths = {"questions": context.path(stage.questions), "model": context.path(stage.model)}
     if stage.reference:
         paths["reference"] = context.path(stage.reference)

@@ -378,7 +378,8 @@ def _write_shard(
         for p, tensor in zip(shard, arrays, strict=True):
             if tensor.shape != p.shape:
                 raise ValueError(f"{p.name}: planned as {p.shape}, found {tensor.shape}")
-            array = np.ascontiguousarray(np.asarray(tensor).astype(dtype, copy=False))
+            with np.errstate(over="ignore"):  # said below
+                array = np.ascontiguousarray(np.asarray(tensor).astype(dtype, copy=False))
             if stored == "F16" and np.isinf(array).any():
                 raise InputError(
                     f"{p.name} holds values beyond float16; export as bfloat16 instead"

@@ -31,13 +31,16 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """decoupled decay of matrices; norms and biases are spared"""
+    """decoupled decay of matrices, a share of the learning rate per step; norms and biases are
+    spared"""
     clip: float = 1.0
     """largest global gradient norm; 0 does not clip"""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate = {self.learning_rate} must be positive")
+        if self.clip < 0:
+            raise InputError(f"clip = {self.clip} must be positive, or 0 not to clip")
         for name in ("warmup", "tail", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
@@ -77,11 +80,11 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
         )
     elif cfg.name == "lion":
         rule = optax.lion(rate, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)
-    elif cfg.name == "adafactor":
-        rule = optax.adafactor(
-            rate, weight_decay_rate=cfg.weight_decay or None, weight_decay_mask=decayed
-        )
     else:
-        rule = optax.sgd(rate, momentum=cfg.b1)
+        rule = optax.adafactor(rate) if cfg.name == "adafactor" else optax.sgd(rate, cfg.b1)
+        if cfg.weight_decay:
+            # Adafactor's own decay is not scaled by the rate, and SGD has none: add AdamW's.
+            decay = optax.add_decayed_weights(lambda step: -cfg.weight_decay * rate(step), decayed)
+            rule = optax.chain(rule, decay)
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
     return optax.chain(*clip, rule)

@@ -129,9 +129,17 @@ def generator_source(
         gold = question.gold_list()
         if gold is not None and draw < contexts.gold:
             return maker.answer(question, gold)
-        if draw < contexts.gold + contexts.random or question.expert is None:
-            rng = random.Random(f"{seed}/{epoch}/{index}")
-            n = min(len(question.passages), maker.prompts.ids)
+        rng = random.Random(f"{seed}/{epoch}/{index}")
+        n = min(len(question.passages), maker.prompts.ids)
+        if gold is not None and draw < contexts.gold + contexts.padded:
+            others = [i for i in range(1, n + 1) if i not in gold]
+            added = rng.sample(others, min(rng.randint(1, contexts.extras), len(others)))
+            chosen = [*gold, *added]
+            if rng.random() < 0.5:
+                rng.shuffle(chosen)
+            return maker.answer(question, chosen)
+        shares = contexts.gold + contexts.padded + contexts.random
+        if draw < shares or question.expert is None:
             return maker.answer(question, rng.sample(range(1, n + 1), rng.randint(0, n)))
         return maker.answer(question, question.expert[: maker.prompts.max_list])
 

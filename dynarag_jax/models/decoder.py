@@ -1,8 +1,8 @@
-"""The decoder: a Llama-family language model over one trunk and its branches.
+"""The decoder: a language model of the Llama family over one trunk and its branches.
 
-The parameters are one table, ``parameter_table``: shapes, logical axes and initial scales. Flax's
-``init``, the sharding rules, the exchange with Hugging Face and every memory estimate read it.
-The forward pass is plain functions on arrays; ``Decoder`` gives them Flax's ``init``/``apply``.
+``config`` says what families there are and what their parameters are. The forward pass is plain
+functions on arrays; ``Decoder`` gives them Flax's ``init``/``apply``. A feature that a
+configuration leaves off costs nothing: it is decided while tracing, never in the program.
 
 Dimension letters are those of ``attention``; also V vocabulary, F hidden width of the MLP,
 L layers.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -21,139 +21,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynarag_jax.models.attention import branch_attention, trunk_attention
+from dynarag_jax.models.attention import branch_attention, soft_cap, trunk_attention
+from dynarag_jax.models.config import (
+    DecoderConfig,
+    Family,
+    Parameter,
+    Params,
+    RopeScaling,
+    Sight,
+    count_parameters,
+    initializer,
+    is_parameter,
+    parameter_table,
+    rope_frequencies,
+    sights,
+)
+from dynarag_jax.models.lora import LowRank
 from dynarag_jax.sharding import constrain
 
-Params = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3's stretching of the slow rotary frequencies (Llama 3 report, section 3.4)."""
-
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Shape and numerics of a decoder; sizes follow Hugging Face's ``config.json``."""
-
-    vocab: int = 320
-    """tokens in the vocabulary"""
-    width: int = 64
-    """model dimension (hidden_size)"""
-    layers: int = 4
-    heads: int = 2
-    """query heads"""
-    kv_heads: int = 2
-    """key/value heads; fewer than heads is grouped-query attention"""
-    head_size: int = 32
-    mlp: int = 172
-    """hidden width of the gated MLP (intermediate_size)"""
-    rope_base: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    tied: bool = True
-    """the output projection is the embedding's transpose"""
-    positions: int = 4096
-    """longest sequence the model is meant for"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of activations; norms, softmax and logits are float32 always"""
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of the stored weights"""
-    remat: Literal["none", "full", "dots"] = "none"
-    """what a training step recomputes: nothing, whole layers, or all but matrix products"""
-    unroll: int = 1
-    """layers per iteration of the layer scan; ``layers`` writes them all out: slower to compile,
-    faster for small models on CPU"""
-
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}"
-            )
-        if self.head_size % 2:
-            raise ValueError(f"head_size = {self.head_size} must be even for rotary positions")
-
-
-class Parameter(NamedTuple):
-    """One array of the model: shape, logical axes, and the standard deviation it starts with."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    scale: float | None
-    """None starts at one (the norms)"""
-
-
-def parameter_table(cfg: DecoderConfig) -> dict[str, Any]:
-    """The model's parameters as a tree of ``Parameter``; per-layer arrays are stacked on axis 0."""
-    d, f, h, g, k = cfg.width, cfg.mlp, cfg.heads, cfg.kv_heads, cfg.head_size
-    std = d**-0.5
-    # Residual outputs start smaller, so that the depth does not blow up the stream (GPT-2).
-    out = 1.0 / math.sqrt(2 * cfg.layers)
-    layer = {
-        "attention_norm": Parameter((d,), ("width",), None),
-        "query": Parameter((d, h, k), ("embed", "heads", None), std),
-        "key": Parameter((d, g, k), ("embed", "kv_heads", None), std),
-        "value": Parameter((d, g, k), ("embed", "kv_heads", None), std),
-        "output": Parameter((h, k, d), ("heads", None, "embed"), out * (h * k) ** -0.5),
-        "mlp_norm": Parameter((d,), ("width",), None),
-        "gate": Parameter((d, f), ("embed", "mlp"), std),
-        "up": Parameter((d, f), ("embed", "mlp"), std),
-        "down": Parameter((f, d), ("mlp", "embed"), out * f**-0.5),
-    }
-    table: dict[str, Any] = {
-        "embedding": Parameter((cfg.vocab, d), ("vocab", "embed"), std),
-        "layers": {
-            name: Parameter((cfg.layers, *p.shape), ("layers", *p.axes), p.scale)
-            for name, p in layer.items()
-        },
-        "final_norm": Parameter((d,), ("width",), None),
-    }
-    if not cfg.tied:
-        table["head"] = Parameter((cfg.vocab, d), ("vocab", "embed"), std)
-    return table
-
-
-def is_parameter(x: Any) -> bool:
-    """Whether ``x`` is a leaf of a parameter table."""
-    return isinstance(x, Parameter)
-
-
-def count_parameters(cfg: DecoderConfig) -> int:
-    """How many numbers the model holds."""
-    leaves = jax.tree.leaves(parameter_table(cfg), is_leaf=is_parameter)
-    return sum(math.prod(p.shape) for p in leaves)
+__all__ = [
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "Family",
+    "Parameter",
+    "Params",
+    "RopeScaling",
+    "count_parameters",
+    "embed",
+    "empty_cache",
+    "extend",
+    "init_params",
+    "is_parameter",
+    "last_hidden",
+    "logits",
+    "output_embedding",
+    "parameter_table",
+    "prefill",
+    "rms_norm",
+    "rope_frequencies",
+    "rotate",
+    "score_rows",
+    "trunk_and_branches",
+    "with_dtype",
+]
 
 
 # ---------------------------------------------------------------------------- pieces of a layer
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467)."""
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: bool = False) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467).
+
+    ``offset``: the factor is one plus the weight, and is applied before rounding, as Gemma does.
+    """
     wide = x.astype(jnp.float32)
     wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if offset:
+        return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
     return (wide.astype(x.dtype) * weight.astype(x.dtype)).astype(x.dtype)
 
 
-def rope_frequencies(cfg: DecoderConfig) -> np.ndarray:
-    """Rotary frequencies [K / 2] in radians per position, with Llama-3's scaling if configured."""
-    half = np.arange(0, cfg.head_size, 2, dtype=np.float64) / cfg.head_size
-    freq = 1.0 / cfg.rope_base**half
-    if (s := cfg.rope_scaling) is not None:
-        wavelength = 2 * np.pi / freq
-        smooth = (s.original_positions / wavelength - s.low_freq_factor) / (
-            s.high_freq_factor - s.low_freq_factor
-        )
-        smooth = np.clip(smooth, 0.0, 1.0)
-        freq = freq * (smooth + (1 - smooth) / s.factor)
-    return freq.astype(np.float32)
-
-
-def rotate(x: jax.Array, positions: jax.Array, freq: np.ndarray) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, freq: np.ndarray | jax.Array) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864), halves layout.
 
     Args:
@@ -168,34 +100,70 @@ def rotate(x: jax.Array, positions: jax.Array, freq: np.ndarray) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _cast(w: Params, dtype: str) -> Params:
-    return {name: p.astype(dtype) for name, p in w.items()}
+class Layer(NamedTuple):
+    """One layer's part of the model; with a leading axis of layers, all of them."""
+
+    weights: Params
+    adapters: Mapping[str, LowRank]
+    sight: Sight
 
 
-def _project(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
-    """Contract the last ``axes`` axes of x with the first of w, as one plain matrix product.
+def _layers(cfg: DecoderConfig, params: Params) -> Layer:
+    return Layer(params["layers"], params.get("adapters", {}), sights(cfg)[1])
+
+
+def _ready(cfg: DecoderConfig, layer: Layer) -> Layer:
+    """The layer in the type of the activations, its sight completed by what all layers share."""
+    weights = {name: p.astype(cfg.dtype) for name, p in layer.weights.items()}
+    shared = sights(cfg)[0]
+    sight = Sight(
+        *(mine if all_ is None else all_ for all_, mine in zip(shared, layer.sight, strict=True))
+    )
+    return Layer(weights, layer.adapters, sight)
+
+
+def _norm(cfg: DecoderConfig, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return rms_norm(x, weight, cfg.norm_eps, cfg.norm_offset)
+
+
+def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
+    """Contract the last ``axes`` axes of x with the first of a matrix, as one plain matrix product.
 
     XLA on CPU is twice as slow on the gradient of the same product with several leading axes.
     """
+    w = layer.weights[name]
     lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
-    return (x.reshape(-1, inner) @ w.reshape(inner, -1)).reshape(*lead, *w.shape[axes:])
+    flat = x.reshape(-1, inner)
+    y = flat @ w.reshape(inner, -1)
+    if name in layer.adapters:
+        y += layer.adapters[name].apply(flat, stream=x.ndim)
+    y = y.reshape(*lead, *w.shape[axes:])
+    bias = layer.weights.get(f"{name}_bias")
+    return y if bias is None else y + bias
 
 
 def _qkv(
-    cfg: DecoderConfig, w: Params, x: jax.Array, positions: jax.Array
+    cfg: DecoderConfig, layer: Layer, x: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    freq = rope_frequencies(cfg)
-    h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
-    q = rotate(_project(h, w["query"]), positions, freq)
-    k = rotate(_project(h, w["key"]), positions, freq)
-    v = _project(h, w["value"])
-    return q * (cfg.head_size**-0.5), k, v
+    w, freq = layer.weights, layer.sight.freq
+    h = _norm(cfg, x, w["attention_norm"])
+    q, k, v = (_project(layer, name, h) for name in ("query", "key", "value"))
+    if cfg.qk_norm:
+        q, k = _norm(cfg, q, w["query_norm"]), _norm(cfg, k, w["key_norm"])
+    scale = (cfg.query_scale or cfg.head_size) ** -0.5
+    return rotate(q, positions, freq) * scale, rotate(k, positions, freq), v
 
 
-def _after_attention(cfg: DecoderConfig, w: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
-    x = x + _project(attended, w["output"], axes=2)
-    h = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
-    return x + _project(jax.nn.silu(_project(h, w["gate"])) * _project(h, w["up"]), w["down"])
+def _after_attention(
+    cfg: DecoderConfig, layer: Layer, x: jax.Array, attended: jax.Array
+) -> jax.Array:
+    w = layer.weights
+    h = _project(layer, "output", attended, axes=2)
+    x = x + (_norm(cfg, h, w["attention_post_norm"]) if cfg.post_norms else h)
+    h = _norm(cfg, x, w["mlp_norm"])
+    h = _ACTIVATIONS[cfg.activation](_project(layer, "gate", h)) * _project(layer, "up", h)
+    h = _project(layer, "down", h)
+    return x + (_norm(cfg, h, w["mlp_post_norm"]) if cfg.post_norms else h)
 
 
 # ---------------------------------------------------------------------------- whole passes
@@ -228,7 +196,8 @@ def _over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[An
 
 def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """Token embeddings [..., D] of tokens [...]."""
-    return jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype)
+    x = jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype)
+    return x * jnp.asarray(math.sqrt(cfg.width), cfg.dtype) if cfg.scaled_embedding else x
 
 
 def prefill(
@@ -245,15 +214,16 @@ def prefill(
     """
     positions = jnp.arange(trunk.shape[1])
 
-    def layer(x: jax.Array, w: Params) -> tuple[jax.Array, Cache]:
-        w = _cast(w, cfg.dtype)
+    def layer(x: jax.Array, w: Layer) -> tuple[jax.Array, Cache]:
+        w = _ready(cfg, w)
         q, k, v = _qkv(cfg, w, x, positions)
-        x = _after_attention(cfg, w, x, trunk_attention(q, k, v, lengths))
+        attended = trunk_attention(q, k, v, lengths, w.sight.window, cfg.score_cap)
+        x = _after_attention(cfg, w, x, attended)
         return constrain(x, "batch", None, None), Cache(k, v)
 
     x = constrain(embed(cfg, params, trunk), "batch", None, None)
-    x, cache = _over_layers(cfg, _remat(cfg, layer), x, params["layers"])
-    return rms_norm(x, params["final_norm"], cfg.norm_eps), cache
+    x, cache = _over_layers(cfg, _remat(cfg, layer), x, _layers(cfg, params))
+    return _norm(cfg, x, params["final_norm"]), cache
 
 
 def extend(
@@ -279,21 +249,23 @@ def extend(
     """
     positions = lengths[:, None, None] + first + jnp.arange(tokens.shape[2])
 
-    def layer(x: jax.Array, inputs: tuple[Params, Cache, Cache]) -> tuple[jax.Array, Cache]:
+    def layer(x: jax.Array, inputs: tuple[Layer, Cache, Cache]) -> tuple[jax.Array, Cache]:
         w, past, mine = inputs
-        w = _cast(w, cfg.dtype)
+        w = _ready(cfg, w)
         q, k, v = _qkv(cfg, w, x, positions)
         mine = Cache(
             jax.lax.dynamic_update_slice_in_dim(mine.k, k, first, axis=2),
             jax.lax.dynamic_update_slice_in_dim(mine.v, v, first, axis=2),
         )
-        attended = branch_attention(q, past.k, past.v, lengths, mine.k, mine.v, first)
+        attended = branch_attention(
+            q, past.k, past.v, lengths, mine.k, mine.v, first, w.sight.window, cfg.score_cap
+        )
         x = _after_attention(cfg, w, x, attended)
         return constrain(x, "batch", None, None, None), mine
 
     x = constrain(embed(cfg, params, tokens), "batch", None, None, None)
-    x, own = _over_layers(cfg, layer, x, (params["layers"], trunk_cache, own))
-    return rms_norm(x, params["final_norm"], cfg.norm_eps), own
+    x, own = _over_layers(cfg, layer, x, (_layers(cfg, params), trunk_cache, own))
+    return _norm(cfg, x, params["final_norm"]), own
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, branches: int, length: int) -> Cache:
@@ -324,20 +296,22 @@ def trunk_and_branches(
     inputs = branches[:, :, :-1]
     branch_positions = lengths[:, None, None] + jnp.arange(inputs.shape[2])
 
-    def layer(carry: tuple[jax.Array, jax.Array], w: Params) -> tuple[Any, None]:
+    def layer(carry: tuple[jax.Array, jax.Array], w: Layer) -> tuple[Any, None]:
         x, y = carry
-        w = _cast(w, cfg.dtype)
+        w = _ready(cfg, w)
+        window, cap = w.sight.window, cfg.score_cap
         q, k, v = _qkv(cfg, w, x, trunk_positions)
-        x = _after_attention(cfg, w, x, trunk_attention(q, k, v, lengths))
+        x = _after_attention(cfg, w, x, trunk_attention(q, k, v, lengths, window, cap))
         q, own_k, own_v = _qkv(cfg, w, y, branch_positions)
-        y = _after_attention(cfg, w, y, branch_attention(q, k, v, lengths, own_k, own_v))
+        attended = branch_attention(q, k, v, lengths, own_k, own_v, 0, window, cap)
+        y = _after_attention(cfg, w, y, attended)
         return (constrain(x, "batch", None, None), constrain(y, "batch", None, None, None)), None
 
     x = constrain(embed(cfg, params, trunk), "batch", None, None)
     y = constrain(embed(cfg, params, inputs), "batch", None, None, None)
-    (x, y), _ = _over_layers(cfg, _remat(cfg, layer), (x, y), params["layers"])
-    x = rms_norm(x, params["final_norm"], cfg.norm_eps)
-    y = rms_norm(y, params["final_norm"], cfg.norm_eps)
+    (x, y), _ = _over_layers(cfg, _remat(cfg, layer), (x, y), _layers(cfg, params))
+    x = _norm(cfg, x, params["final_norm"])
+    y = _norm(cfg, y, params["final_norm"])
     first = last_hidden(x, lengths)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)
@@ -356,8 +330,15 @@ def output_embedding(cfg: DecoderConfig, params: Params) -> jax.Array:
 
 def logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Scores over the vocabulary in float32: [..., D] -> [..., V]."""
-    table = output_embedding(cfg, params).astype(cfg.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return score_rows(cfg, hidden, output_embedding(cfg, params))
+
+
+def score_rows(cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array) -> jax.Array:
+    """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V]."""
+    scores = jnp.einsum(
+        "...d,vd->...v", hidden, rows.astype(cfg.dtype), preferred_element_type=jnp.float32
+    )
+    return soft_cap(scores, cfg.logit_cap)
 
 
 class _Table(nn.Module):
@@ -371,8 +352,7 @@ class _Table(nn.Module):
         tree: dict[str, Any] = {}
         for name, p in self.table.items():
             if is_parameter(p):
-                init = nn.initializers.ones if p.scale is None else nn.initializers.normal(p.scale)
-                tree[name] = self.param(name, init, p.shape, jnp.dtype(self.dtype))
+                tree[name] = self.param(name, initializer(p), p.shape, jnp.dtype(self.dtype))
             else:
                 tree[name] = _Table(p, self.dtype, name=name)()
         return tree

@@ -1,4 +1,4 @@
-"""The encoder: BERT (arXiv 1810.04805), which turns a text into one hidden state per token.
+"""The encoder: BERT (arXiv 1810.04805) and RoBERTa (arXiv 1907.11692), a hidden state per token.
 
 MiniLM, Contriever, BGE, E5 and most retrieval encoders are this model with other weights. The
 forward pass is plain functions on arrays; ``Encoder`` gives them Flax's ``init``/``apply``.
@@ -35,6 +35,8 @@ class EncoderConfig:
     """hidden width of the MLP (intermediate_size)"""
     positions: int = 512
     """longest text, in word pieces, that has position embeddings"""
+    first_position: int = 0
+    """row of the position table where texts begin; RoBERTa leaves the first two rows unused"""
     types: int = 2
     """token types; a text alone is type 0 throughout"""
     norm_eps: float = 1e-12
@@ -51,7 +53,7 @@ def parameter_shapes(cfg: EncoderConfig) -> dict[str, Any]:
     d, f, n = cfg.width, cfg.mlp, cfg.layers
     return {
         "tokens": (cfg.vocab, d),
-        "positions": (cfg.positions, d),
+        "positions": (cfg.first_position + cfg.positions, d),
         "types": (cfg.types, d),
         "norm_scale": (d,),
         "norm_bias": (d,),
@@ -99,12 +101,19 @@ def _attention(cfg: EncoderConfig, w: Params, x: jax.Array, visible: jax.Array) 
     return jnp.matmul(weights, v).transpose(0, 2, 1, 3).reshape(b * t, cfg.width)
 
 
-def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def encode(
+    cfg: EncoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    types: jax.Array | None = None,
+) -> jax.Array:
     """Hidden states of the last layer.
 
     Args:
       tokens: int32 [B, T], right-padded, T at most ``cfg.positions``.
       lengths: int32 [B], word pieces of each text.
+      types: int32 [B, T], the token types of a pair of texts; None is type 0 throughout.
 
     Returns:
       [B, T, D] in ``cfg.dtype``; positions at or beyond ``lengths`` hold finite values of no
@@ -118,7 +127,9 @@ def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.A
         raise ValueError(f"tokens have {t} positions, the encoder has {cfg.positions}")
     # One key stays visible at least, so that an empty row of padding gives no NaN.
     visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
-    x = jnp.take(params["tokens"], tokens, axis=0) + params["positions"][:t] + params["types"][0]
+    positions = params["positions"][cfg.first_position : cfg.first_position + t]
+    kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)
+    x = jnp.take(params["tokens"], tokens, axis=0) + positions + kinds
     x = layer_norm(x, params["norm_scale"], params["norm_bias"], cfg.norm_eps)
     x = x.astype(cfg.dtype).reshape(b * t, cfg.width)
 
@@ -134,6 +145,25 @@ def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.A
 
     x, _ = jax.lax.scan(layer, x, params["layers"])
     return x.reshape(b, t, cfg.width)
+
+
+def pair_scores(
+    cfg: EncoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    types: jax.Array | None = None,
+) -> jax.Array:
+    """The one logit [B] that a cross-encoder gives to pairs of texts (arXiv 1901.04085).
+
+    Args:
+      params: those of ``encode``, and ``head``: ``dense`` [D, D] and ``score`` [D, 1], with biases.
+      tokens, lengths, types: as ``encode``; a pair is one sequence.
+    """
+    head = {name: p.astype(jnp.float32) for name, p in params["head"].items()}
+    first = encode(cfg, params, tokens, lengths, types)[:, 0].astype(jnp.float32)
+    hidden = jnp.tanh(first @ head["dense"] + head["dense_bias"])
+    return (hidden @ head["score"] + head["score_bias"])[:, 0]
 
 
 def _initial(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:

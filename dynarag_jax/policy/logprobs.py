@@ -116,6 +116,5 @@ def first_id_scores(
 
     These are the scores that listwise supervision ranks (FIRST, arXiv 2406.15657, section 3).
     """
-    rows = decoder.output_embedding(cfg, params)[grammar.first_token].astype(cfg.dtype)
-    place = hidden[:, 0, grammar.id_position]
-    return jnp.einsum("bd,id->bi", place, rows, preferred_element_type=jnp.float32)
+    rows = decoder.output_embedding(cfg, params)[grammar.first_token]
+    return decoder.score_rows(cfg, hidden[:, 0, grammar.id_position], rows)

@@ -31,7 +31,8 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """decoupled decay of matrices, a share of the learning rate per step; norms are spared"""
+    """decoupled decay of matrices, a share of the learning rate per step; norms and biases are
+    spared"""
     clip: float = 1.0
     """largest global gradient norm; 0 does not clip"""
 
@@ -69,7 +70,7 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
 
     def decayed(params: Any) -> Any:
         def is_matrix(path: Any, _: Any) -> bool:
-            return not any("norm" in str(part) for part in path)
+            return not any("norm" in str(part) or "bias" in str(part) for part in path)
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 

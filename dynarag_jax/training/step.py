@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.lora import LoraConfig, adapter_table, attach, init_adapters
 from dynarag_jax.objectives.terms import Objectives, Scores
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
@@ -111,26 +112,44 @@ def loss_and_figures(
     return loss, figures
 
 
-def param_shardings(cfg: DecoderConfig, mesh: Mesh) -> Any:
-    """NamedSharding of every parameter.
+@dataclass(frozen=True)
+class Adapting:
+    """Train adapters beside frozen parameters: the state then holds the adapters alone."""
+
+    lora: LoraConfig
+    base: Params
+    """the frozen parameters, on the mesh"""
+
+
+def trained_table(cfg: DecoderConfig, lora: LoraConfig | None = None) -> dict[str, Any]:
+    """The table of what is trained: the model's parameters, or the adapters beside them."""
+    return decoder.parameter_table(cfg) if lora is None else adapter_table(cfg, lora)
+
+
+def param_shardings(cfg: DecoderConfig, mesh: Mesh, lora: LoraConfig | None = None) -> Any:
+    """NamedSharding of every trained parameter.
 
     Raises:
       InputError: the mesh does not divide an array; all of them are listed.
     """
-    table = decoder.parameter_table(cfg)
+    table = trained_table(cfg, lora)
     flat, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=decoder.is_parameter)
     check_shapes(mesh, {jax.tree_util.keystr(path): (p.shape, p.axes) for path, p in flat})
     return jax.tree.map(lambda p: named(mesh, p.axes), table, is_leaf=decoder.is_parameter)
 
 
 def state_shardings(
-    cfg: DecoderConfig, mesh: Mesh, optimizer: optax.GradientTransformation
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    lora: LoraConfig | None = None,
 ) -> State:
     """NamedSharding of the whole state: moments lie where their parameters lie."""
-    params = param_shardings(cfg, mesh)
+    params = param_shardings(cfg, mesh, lora)
+    dtype = jnp.dtype(cfg.param_dtype if lora is None else jnp.float32)
     shapes = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(cfg.param_dtype)),
-        decoder.parameter_table(cfg),
+        lambda p: jax.ShapeDtypeStruct(p.shape, dtype),
+        trained_table(cfg, lora),
         is_leaf=decoder.is_parameter,
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -152,15 +171,21 @@ def init_state(
     optimizer: optax.GradientTransformation,
     params: Params | None = None,
     seed: int = 0,
+    lora: LoraConfig | None = None,
 ) -> State:
-    """A fresh state on the mesh, from ``params`` or at random."""
-    layout = state_shardings(cfg, mesh, optimizer)
+    """A fresh state on the mesh, from ``params`` or at random; with ``lora``, of adapters alone."""
+    layout = state_shardings(cfg, mesh, optimizer, lora)
+    fresh = (
+        (lambda key: decoder.init_params(cfg, key))
+        if lora is None
+        else (lambda key: init_adapters(cfg, lora, key))
+    )
 
     def make(params: Params) -> State:
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     if params is None:
-        start = jax.jit(lambda key: make(decoder.init_params(cfg, key)), out_shardings=layout)
+        start = jax.jit(lambda key: make(fresh(key)), out_shardings=layout)
         return start(jax.random.key(seed))
     params = jax.device_put(params, layout.params)
     return jax.jit(make, out_shardings=layout)(params)
@@ -184,12 +209,16 @@ def make_step(
     grammar: Grammar,
     parts: Mapping[str, Part],
     accumulate: int = 1,
+    adapting: Adapting | None = None,
+    seed: int = 0,
 ) -> Callable[[State, Mapping[str, Batch]], tuple[State, dict[str, jax.Array]]]:
     """The jitted update ``step(state, batches) -> (state, figures)``; the state is donated.
 
     Args:
       parts: per stream, its objectives and weight; ``batches`` has the same keys.
       accumulate: microbatches an update is made of.
+      adapting: train adapters, which the state then holds, beside these frozen parameters.
+      seed: of the adapters' dropout; the key of a step follows from it and the step's number.
 
     Raises:
       InputError: the mesh does not divide the model, or listwise supervision is asked for with a
@@ -199,37 +228,41 @@ def make_step(
     for name, part in parts.items():
         if "listwise" in part.objectives.active():
             _require_distinct(grammar, name)
-    layout = state_shardings(cfg, mesh, optimizer)
+    lora, base = (adapting.lora, adapting.base) if adapting else (None, {})
+    layout = state_shardings(cfg, mesh, optimizer, lora)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    gradient = jax.value_and_grad(
-        lambda params, micro, whole, grammar: loss_and_figures(
-            cfg, params, micro, whole, grammar, parts
-        ),
-        has_aux=True,
-    )
 
-    def update(state: State, batches: Any, grammar: Grammar) -> tuple[State, Any]:
+    def loss_of(trained: Params, key: Any, micro: Any, whole: Any, rest: Any) -> Any:
+        frozen, grammar = rest
+        params = trained if lora is None else attach(cfg, lora, frozen, trained, key)
+        return loss_and_figures(cfg, params, micro, whole, grammar, parts)
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def update(state: State, batches: Any, rest: tuple[Params, Grammar]) -> tuple[State, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate == 1:
-            (loss, figures), grads = gradient(state.params, batches, batches, grammar)
+            (loss, figures), grads = gradient(state.params, key, batches, batches, rest)
         else:
             # Rows of one shard stay on it: microbatch i takes every ``accumulate``-th row.
             micro = jax.tree.map(
                 lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batches
             )
 
-            def add(total: Any, batch: Any) -> tuple[Any, None]:
-                return jax.tree.map(
-                    jnp.add, total, gradient(state.params, batch, batches, grammar)
-                ), None
+            def add(total: Any, one: tuple[Any, Any]) -> tuple[Any, None]:
+                more = gradient(state.params, *one, batches, rest)
+                return jax.tree.map(jnp.add, total, more), None
+
+            each = (jax.random.split(key, accumulate), micro)
 
             # Many small gradients of bfloat16 weights would vanish in a bfloat16 sum.
             zero = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, jnp.float32),
                 jax.eval_shape(
-                    gradient, state.params, jax.tree.map(lambda x: x[0], micro), batches, grammar
+                    gradient, state.params, *jax.tree.map(lambda x: x[0], each), batches, rest
                 ),
             )
-            ((loss, figures), grads), _ = jax.lax.scan(add, zero, micro)
+            ((loss, figures), grads), _ = jax.lax.scan(add, zero, each)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, changes)
@@ -239,14 +272,14 @@ def make_step(
     rows = named(mesh, ("batch",))
     jitted = jax.jit(
         update,
-        in_shardings=(layout, rows, everywhere),
+        in_shardings=(layout, rows, (param_shardings(cfg, mesh) if base else None, everywhere)),
         out_shardings=(layout, everywhere),
         donate_argnums=0,
     )
 
     def step(state: State, batches: Mapping[str, Batch]) -> tuple[State, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):
-            return jitted(state, {name: batches[name] for name in parts}, grammar)
+            return jitted(state, {name: batches[name] for name in parts}, (base, grammar))
 
     return step
 

@@ -234,8 +234,8 @@ def test_no_such_source(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "field 'model_type' is 'roberta'; only 'bert' is supported"),
-        ({"model_type": None}, "field 'model_type' is None; only 'bert' is supported"),
+        ({"model_type": "xlnet"}, "field 'model_type' is 'xlnet'; supported are bert, roberta"),
+        ({"model_type": None}, "field 'model_type' is None; supported are bert, roberta"),
         ({"hidden_act": "relu"}, "field 'hidden_act' is 'relu'; only 'gelu' is supported"),
         ({"position_embedding_type": "relative_key"}, "only 'absolute' is supported"),
         ({"is_decoder": True}, "field 'is_decoder' is True; only False is supported"),

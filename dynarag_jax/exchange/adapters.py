@@ -1,0 +1,182 @@
+"""Low-rank adapters in and out of PEFT's directories.
+
+A directory holds adapter_config.json and adapter_model.safetensors, two tensors a matrix and layer:
+lora_A [rank, in] and lora_B [out, rank].
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import module_names
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.output import shared_directory
+from dynarag_jax.exchange.tensors import (
+    Planned,
+    Tensors,
+    default_place,
+    fetch,
+    stack,
+    their_shape,
+    write_tensors,
+)
+from dynarag_jax.files import PathLike, read_json, write_json
+from dynarag_jax.models.config import DecoderConfig, Params, is_parameter
+from dynarag_jax.models.lora import MATRICES, LoraConfig, adapter_table
+
+_STEM = "adapter_model"
+# Fields of adapter_config.json whose other values compute something else.
+_PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+}
+
+
+def _names(cfg: DecoderConfig, name: str, half: str) -> list[str]:
+    """PEFT's tensor of each layer; ``half`` is ``a`` or ``b``."""
+    prefix, module = "base_model.model.model.layers", module_names()[name]
+    return [f"{prefix}.{i}.{module}.lora_{half.upper()}.weight" for i in range(cfg.layers)]
+
+
+def _inputs(name: str, half: str) -> int:
+    return MATRICES[name] if half == "a" else 1
+
+
+def save_adapters(
+    directory: PathLike,
+    cfg: DecoderConfig,
+    lora: LoraConfig,
+    adapters: Params,
+    *,
+    base: str | None = None,
+    dtype: str = "float32",
+    card: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write adapters as PEFT does, for ``PeftModel.from_pretrained``.
+
+    Args:
+      base: the model they belong to, a directory or hub id.
+      card: text of README.md.
+
+    Raises:
+      InputError: the directory exists or cannot be written.
+    """
+    plan = []
+    for name, pair in adapters.items():
+        for half in ("a", "b"):
+            shape = their_shape(pair[half].shape[1:], _inputs(name, half))
+            for i, theirs in enumerate(_names(cfg, name, half)):
+                get = functools.partial(fetch, pair[half], _inputs(name, half), i)
+                plan.append(Planned(theirs, shape, get))
+    config = {
+        **_PLAIN,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": [module_names()[name].split(".")[-1] for name in adapters],
+        "inference_mode": True,
+        "use_rslora": False,
+    }
+    with shared_directory(directory, overwrite) as temporary:
+        write_tensors(temporary, plan, dtype, 1 << 62, _STEM)
+        if jax.process_index() == 0:
+            write_json(temporary / "adapter_config.json", config)
+            if card:
+                (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_adapters(
+    source: PathLike,
+    cfg: DecoderConfig,
+    shardings: Callable[[LoraConfig], Any] | None = None,
+) -> tuple[LoraConfig, Params]:
+    """Read PEFT adapters for a decoder, as float32.
+
+    Args:
+      source: directory or hub id.
+      shardings: function from the adapters' configuration to their tree of NamedSharding.
+
+    Raises:
+      InputError: no adapters there, of a kind that is not LoRA, or they do not fit the model.
+    """
+    directory = model_directory(source)
+    where = directory / "adapter_config.json"
+    config = read_json(where)
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(config).__name__}")
+    for field, plain in _PLAIN.items():
+        if config.get(field) not in (plain, None):
+            raise InputError(
+                f"{where}: {field} = {config[field]!r} is not supported, only {plain!r}"
+            )
+    tensors = Tensors(directory, _STEM)
+    adapted = {n for n in MATRICES if any(t in tensors.names() for t in _names(cfg, n, "a"))}
+    if not adapted:
+        raise InputError(f"{directory}: holds adapters of no matrix of this model")
+    try:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        if config.get("use_rslora"):
+            alpha *= math.sqrt(rank)  # scaled by alpha / sqrt(rank) there
+        lora = LoraConfig(
+            rank,
+            alpha,
+            tuple(n for n in MATRICES if n in adapted),
+            float(config.get("lora_dropout") or 0.0),
+        )
+    except KeyError as error:
+        raise InputError(f"{where}: field {error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: these fields make no adapters ({error})") from None
+    table = adapter_table(cfg, lora)
+    expected = {
+        theirs: their_shape(p.shape[1:], _inputs(name, half))
+        for name, pair in table.items()
+        for half, p in pair.items()
+        for theirs in _names(cfg, name, half)
+    }
+    tensors.check(expected, lambda _: False, where.name)
+    if shardings:
+        places = shardings(lora)
+    else:
+        places = jax.tree.map(lambda _: default_place(), table, is_leaf=is_parameter)
+    return lora, {
+        name: {
+            half: stack(
+                tensors,
+                _names(cfg, name, half),
+                p.shape,
+                _inputs(name, half),
+                places[name][half],
+                np.dtype(np.float32),
+            )
+            for half, p in pair.items()
+        }
+        for name, pair in table.items()
+    }
+
+
+def base_of(source: PathLike) -> str | None:
+    """The model that PEFT adapters say they belong to."""
+    return read_json(Path(model_directory(source)) / "adapter_config.json").get(
+        "base_model_name_or_path"
+    )

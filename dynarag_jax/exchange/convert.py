@@ -1,0 +1,163 @@
+"""A checkpoint in, checked, and out again: another type, adapters merged in, shards cut anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.config import Mesh as MeshSizes
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.adapters import load_adapters
+from dynarag_jax.exchange.cards import model_card
+from dynarag_jax.exchange.decoders import expected_tensors, load_decoder, save_decoder
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.tensors import FLOATS, STORED, Tensors
+from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.lora import attach, merge
+from dynarag_jax.policy.model import check_vocabulary
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.step import param_shardings
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Import a decoder from a Hugging Face directory or hub id, check it, export it."""
+
+    source: str = ""
+    """directory or hub id of the model"""
+    target: str = ""
+    """directory to write; empty only imports and checks"""
+    adapters: str = ""
+    """directory or hub id of PEFT adapters to merge into the model"""
+    tokenizer: str = ""
+    """where the tokenizer comes from; empty is the source"""
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    """type of the written weights; same is the source's"""
+    shard_bytes: int = 5_000_000_000
+    """start a new file beyond this size"""
+    overwrite: bool = False
+    """replace the target if it exists"""
+    check: bool = False
+    """read the target back, and report the largest difference of each tensor and of the logits"""
+    mesh: MeshSizes = field(default_factory=lambda: MeshSizes(data=1, fsdp=-1))
+    """the devices the weights are spread over on the way"""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The largest absolute differences of an exported model from its source."""
+
+    tensors: dict[str, float]
+    """by Hugging Face's names"""
+    logits: float
+    """on a fixed random text, both computed in float32"""
+
+
+def convert(stage: Convert, log: Callable[[str], None] = lambda _: None) -> Differences | None:
+    """Import, export and check as ``stage`` says.
+
+    Returns:
+      The differences where they were asked for, of the target from the source (with adapters, the
+      tensors they were merged into differ by them, and the logits are those of the adapted model).
+
+    Raises:
+      InputError: the source, the adapters, the tokenizer or the target is wrong.
+    """
+    if not stage.source:
+        raise InputError("--source is empty; give a model directory or hub id")
+    if stage.check and not stage.target:
+        raise InputError("--check compares the target with the source; give --target too")
+    source = model_directory(stage.source)
+    tokenizer = load_tokenizer(stage.tokenizer or source)
+    sizes = stage.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    kind = _common_type(Tensors(source))
+    dtype = stage.dtype if stage.dtype != "same" else kind
+    # Half the memory where nothing is lost by it.
+    halves = {kind, dtype} == {"bfloat16"} and not stage.adapters
+    held = "bfloat16" if halves else "float32"
+    cfg, params = _load(source, mesh, held)
+    check_vocabulary(cfg, tokenizer, stage.tokenizer or str(source))
+    log(f"{stage.source}: {cfg.family}, {decoder.count_parameters(cfg):,} parameters")
+    merged, adapted = params, params
+    if stage.adapters:
+        lora, adapters = load_adapters(
+            stage.adapters, cfg, lambda lora: param_shardings(cfg, mesh, lora)
+        )
+        merged = jax.jit(lambda p, a: merge(lora, p, a), out_shardings=param_shardings(cfg, mesh))(
+            params, adapters
+        )
+        adapted = attach(cfg, lora, params, adapters)
+    if not stage.target:
+        return None
+    card = model_card(
+        stage.source,
+        dtype,
+        {
+            "source": stage.source,
+            "adapters": stage.adapters or None,
+            "family": cfg.family,
+            "parameters": decoder.count_parameters(cfg),
+            "jax": jax.__version__,
+        },
+    )
+    save_decoder(
+        stage.target, cfg, merged, tokenizer, dtype=dtype, shard_bytes=stage.shard_bytes,
+        card=card, source=source, overwrite=stage.overwrite,
+    )  # fmt: skip
+    log(f"{stage.target}: {dtype}")
+    if not stage.check:
+        return None
+    here = _logits(cfg, adapted, mesh)
+    del params, merged, adapted
+    there = _logits(*_load(Path(stage.target), mesh, held), mesh)
+    return Differences(
+        dict(tensor_differences(cfg, source, Path(stage.target))),
+        float(np.abs(here - there).max()),
+    )
+
+
+def _load(directory: Path, mesh: Mesh, param_dtype: str) -> tuple[DecoderConfig, Params]:
+    return load_decoder(directory, param_dtype, lambda cfg: param_shardings(cfg, mesh))
+
+
+def _common_type(tensors: Tensors) -> str:
+    """The type all tensors have, if it can be written; else float32."""
+    kinds = {tensors.dtype(name) for name in tensors.names()}
+    return next((name for name, kind in STORED.items() if kinds == {kind}), "float32")
+
+
+def _logits(cfg: DecoderConfig, params: Params, mesh: Mesh) -> np.ndarray:
+    """Logits in float32 of a fixed random text, whole on every process."""
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab, (1, min(64, cfg.positions)))
+    lengths = jnp.array([tokens.shape[1]])
+
+    def run(params: Params) -> jax.Array:
+        hidden, _ = decoder.prefill(cfg, params, jnp.asarray(tokens, jnp.int32), lengths)
+        return decoder.logits(cfg, params, hidden)
+
+    return np.asarray(jax.jit(run, out_shardings=jax.sharding.NamedSharding(mesh, _WHOLE))(params))
+
+
+_WHOLE = jax.sharding.PartitionSpec()
+
+
+def tensor_differences(cfg: DecoderConfig, a: Path, b: Path) -> Iterator[tuple[str, float]]:
+    """The largest absolute difference of each of a decoder's tensors between two directories."""
+    here, there = Tensors(a), Tensors(b)
+    for name in expected_tensors(cfg):
+        kinds = (FLOATS[here.dtype(name)], FLOATS[there.dtype(name)])
+        wide = np.float64 if np.dtype(np.float64) in kinds else np.float32
+        yield (
+            name,
+            float(np.abs(here.read(name).astype(wide) - there.read(name).astype(wide)).max()),
+        )

@@ -20,7 +20,7 @@ from dynarag_jax.prompts import (
     answer_tokens,
     rerank_prompt,
 )
-from dynarag_jax.records import Question, Rollout, Trajectory
+from dynarag_jax.records import Question, Rollout, Trajectory, valid_list
 from dynarag_jax.training.batches import Example
 
 
@@ -122,8 +122,18 @@ class ExampleMaker:
         return Example(id=question.id, prompt=prompt.tokens, branches=(target,))
 
     def pair(self, question: Question, best: Trajectory, worst: Trajectory) -> Example:
-        """Preference: a sampled list against another, with their reference log-probabilities."""
+        """Preference: a sampled list against another, with their reference log-probabilities.
+
+        Raises:
+          InputError: a list holds a passage that this prompt does not show.
+        """
         prompt = self.rerank_prompt(question)
+        for trajectory in (best, worst):
+            if wrong := valid_list(trajectory.list, prompt.shown):
+                raise InputError(
+                    f"question '{question.id}': the sampled list {list(trajectory.list)} {wrong} "
+                    f"that the prompt shows; train with the prompt limits it was sampled with"
+                )
         return Example(
             id=question.id,
             prompt=prompt.tokens,

@@ -266,7 +266,7 @@ def make_step(
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, changes)
-        figures = {"loss": loss, "gradient_norm": optax.global_norm(grads), **figures}
+        figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
         return State(state.step + 1, params, moments), figures
 
     rows = named(mesh, ("batch",))

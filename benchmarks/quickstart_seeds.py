@@ -47,7 +47,7 @@ def row(summary: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Run the seeds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--directory", default="runs/seeds", help="where the runs go")
     arguments = parser.parse_args()

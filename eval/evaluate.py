@@ -46,7 +46,7 @@ def answer_score(question: Question, answer: str) -> float:
 def baselines(stage: Evaluate, questions: Sequence[Question]) -> dict[str, list[tuple[int, ...]]]:
     """The lists of the systems that no reranker is asked for."""
     n = min(stage.prompts.ids, min(len(q.passages) for q in questions))
-    systems = {NO_RETRIEVAL: [() for _ in questions]}
+    systems: dict[str, list[tuple[int, ...]]] = {NO_RETRIEVAL: [() for _ in questions]}
     for k in stage.top_k:
         if k <= n:
             systems[top_k_name(k)] = [tuple(range(1, k + 1)) for _ in questions]

@@ -71,7 +71,7 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
     found = (hf.get("architectures") or [None])[0]
-    if found not in ARCHITECTURES:
+    if not isinstance(found, str) or found not in ARCHITECTURES:
         raise InputError(
             f"{where}: architecture {found!r} is not supported; supported: "
             f"{', '.join(ARCHITECTURES)}"

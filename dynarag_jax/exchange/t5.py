@@ -146,7 +146,8 @@ def load_t5(
     hf = read_json(where)
     tensors = Tensors(directory)
     cfg = config_from_hf(hf, tied=_TOP["head"] not in tensors.names(), where=str(where))
-    cfg = T5Config(**(vars(cfg) | {"param_dtype": param_dtype, "dtype": dtype}))
+    settings: dict[str, Any] = vars(cfg) | {"param_dtype": param_dtype, "dtype": dtype}
+    cfg = T5Config(**settings)
     tensors.check(expected_tensors(cfg), lambda name: name in _IGNORED)
     table = t5.parameter_table(cfg)
     places = shardings(cfg) if shardings else None

@@ -193,7 +193,7 @@ def place(tensors: Tensors, name: str, sharding: Sharding, dtype: np.dtype) -> j
     shape = tensors.shape(name)
     rows_read: dict[Any, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         rows = index[0] if index else slice(None)
         key = (rows.start, rows.stop)
         if key not in rows_read:

@@ -219,7 +219,7 @@ def sights(cfg: DecoderConfig) -> tuple[Sight, Sight]:
             freq = _window_frequencies(cfg)
         return Sight(cfg.window if local[0] else None, freq), Sight(None, None)
     everything = np.iinfo(np.int32).max // 2
-    windows = np.where(local, cfg.window, everything).astype(np.int32)
+    windows = np.where(local, cfg.window or everything, everything).astype(np.int32)
     if cfg.window_rope_base is None:
         return Sight(None, freq), Sight(windows, None)
     freqs = np.where(np.array(local)[:, None], _window_frequencies(cfg), freq)

@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ from dynarag_jax.sharding import make_mesh, named
 CHUNK = 65_536
 # Batches handed to the devices before the first result is fetched.
 _IN_FLIGHT = 3
-# What compiling one more batch shape costs, in floating-point operations the device could have done
-# meanwhile: about a second on a CPU and on an accelerator. Decides how many shapes are worth it.
-_COMPILE_FLOP = {"cpu": 1.5e11}
-_COMPILE_FLOP_ACCELERATOR = 5e13
+# What one more batch shape may cost in padding elsewhere, in floating-point operations: about half
+# of what a device does while it compiles a shape, since a shape serves the calls to come as well.
+_SHAPE_FLOP = {"cpu": 7e10}
+_SHAPE_FLOP_ACCELERATOR = 2e13
 
 
 def passage_text(passage: Passage) -> str:
@@ -194,7 +194,7 @@ def embed(
     batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
     out: np.ndarray | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> np.ndarray:
     """Embed texts; the result does not depend on what else is in the batch, but for rounding.
 
@@ -230,7 +230,7 @@ def embed(
     mesh = make_mesh(devices=devices or jax.local_devices())
     params = jax.device_put(encoder.params, named(mesh, ()))
     by_rows = (named(mesh, ("batch", None)), named(mesh, ("batch",)))
-    flop = _COMPILE_FLOP.get(jax.default_backend(), _COMPILE_FLOP_ACCELERATOR)
+    flop = _SHAPE_FLOP.get(jax.default_backend(), _SHAPE_FLOP_ACCELERATOR)
     weights = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
     compiled: set[tuple[int, int]] = set()
     waiting: deque[tuple[np.ndarray, jax.Array]] = deque()

@@ -103,9 +103,11 @@ def check_vectors(vectors: Any, what: str, width: int | None = None) -> np.ndarr
             f"{what}: vectors have {array.shape[1]} numbers, those of the index {width}; "
             f"embed both with the same encoder"
         )
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise InputError(f"{what}: vector {int(np.argmin(finite))} holds NaN or infinity")
+    for first in range(0, len(array), PASSAGE_BLOCK):
+        finite = np.isfinite(array[first : first + PASSAGE_BLOCK]).all(axis=1)
+        if not finite.all():
+            row = first + int(np.argmin(finite))
+            raise InputError(f"{what}: vector {row} holds NaN or infinity")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -455,7 +457,8 @@ def build_index(
 
     ScaNN scores everything exactly below 20,000 vectors, quantizes from there, and partitions from
     100,000. Its recall is measured against exact search, and the search is widened until it
-    reaches the target. ``index.description`` says what was made.
+    reaches the target. ``index.description`` says what was made. Partitions are trained by several
+    threads, so that two builds may differ a little: save the index where results must repeat.
 
     Args:
       vectors: float [n, d], in corpus order.

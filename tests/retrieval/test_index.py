@@ -121,6 +121,14 @@ def test_queries_that_are_refused(kind):
             index.search(vectors(1), k)  # type: ignore[arg-type]
 
 
+def test_a_bad_vector_is_named_in_any_block(monkeypatch):
+    monkeypatch.setattr(module, "PASSAGE_BLOCK", 4)
+    bad = vectors(11)
+    bad[9, 0] = np.inf
+    with pytest.raises(InputError, match="index: vector 9 holds NaN or infinity"):
+        build_index(bad, kind="exact")
+
+
 def test_corpora_and_settings_that_are_refused():
     for kind in ("exact", "auto"):
         with pytest.raises(InputError, match="there are no vectors; the corpus is empty"):

@@ -150,14 +150,15 @@ def test_a_rollout_cut_off_continues_to_the_same_file(ran: Stages, tmp_path: Pat
 @pytest.mark.parametrize(
     ("stage", "option", "value", "says"),
     [
+        # Each leaves its own stage unfinished: from the last stage to the first.
+        ("evaluate", "questions", "{run}/facts/train.jsonl", "has no passages; retrieve first"),
+        ("dpo", "rollouts", "{run}/facts/train.jsonl", "field 'policy' is missing"),
+        ("rollout", "model", "{run}/facts", "config.json"),
+        ("sft", "init", "nowhere", "nowhere: no such file"),
+        ("sft", "reranker.batch", "7", "the nearest sizes are 8"),
         ("retrieve", "corpus", "nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("retrieve", "passages", "100000", "fewer than the 100000 asked for"),
         ("retrieve", "encoder", "package:nothing_like_it", "nothing_like_it"),
-        ("sft", "init", "nowhere", "nowhere: no such file"),
-        ("sft", "reranker.batch", "7", "the nearest sizes are 8"),
-        ("rollout", "model", "{run}/facts", "config.json"),
-        ("dpo", "rollouts", "{run}/facts/train.jsonl", "trajectories"),
-        ("evaluate", "questions", "{run}/facts/train.jsonl", "has no passages; retrieve first"),
     ],
 )
 def test_wrong_input_is_one_clear_line(
@@ -171,8 +172,8 @@ def test_wrong_input_is_one_clear_line(
 @needs_encoder
 def test_a_checkpoint_of_another_shape_is_refused(ran: Stages, tmp_path: Path) -> None:
     stages = Stages(ran.directory)
-    stages("clean")
-    stages("pretrain")
+    for name in ("retrieve", "clean", "pretrain"):
+        stages(name)
     place = ran.directory / "pretrain"
     # The record says this configuration, the checkpoints are another model's.
     wider = Stages(ran.directory, "--pretrain.model.mlp", "180")

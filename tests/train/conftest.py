@@ -74,7 +74,7 @@ def run(context: Context, stage: Count) -> None:
             bar.update(1, word=words[step % len(words)])
             if step + 1 == int(os.environ.get("PAUSE_AT", "-1")):
                 print("paused", flush=True)
-                time.sleep(60)
+                time.sleep(300)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def environment(**more: str) -> dict[str, str]:
 def launch(*arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, env=environment(**env), capture_output=True, text=True, timeout=120
+        command, env=environment(**env), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == code, done.stderr
     return done
@@ -99,7 +99,7 @@ def test_a_stopped_program_continues_where_it_was(place, kind, code):
     assert process.stdout is not None
     assert process.stdout.readline() == "paused\n"
     process.send_signal(kind)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == code
     if kind != signal.SIGKILL:
         assert said.splitlines()[-1] == "stopped; run the same command again to continue"
@@ -124,7 +124,7 @@ def test_on_a_terminal_progress_is_a_bar(place):
             [sys.executable, "count.py", "good.py", "--steps", "3"],
             env=environment(),
             stderr=theirs,
-            timeout=120,
+            timeout=300,
             check=True,
         )
         os.close(theirs)
@@ -196,7 +196,7 @@ def test_of_several_processes_one_writes(place):
             )
             for index in range(2)
         ]
-        said = [process.communicate(timeout=120)[1] for process in processes]
+        said = [process.communicate(timeout=300)[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], said
         if turn == "makes it":
             assert "[count] done in" in said[0]

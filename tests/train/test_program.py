@@ -178,11 +178,12 @@ def test_compiled_programs_are_kept(place):
     assert any(path.stat().st_size for path in (place / "mine").iterdir())
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_writes(place):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     for turn in ("makes it", "finds it done"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         processes = [
             subprocess.Popen(
                 [sys.executable, "count.py", "good.py", "--run.cpu_devices", "1"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import pytest
@@ -29,12 +30,12 @@ from dynarag_jax.prompts import (
     rerank_messages,
     rerank_prompt,
 )
-from dynarag_jax.records import TASKS, Passage, Question, valid_list
+from dynarag_jax.records import TASKS, Passage, Question, Task, valid_list
 
 MARKERS = ["<bos>", "<eos>", "<|eot_id|>", "<|start|>"]
 
 
-def byte_tokenizer(template=None):
+def byte_tokenizer(template: str | None = None) -> Any:
     """One token a byte and markers as in Llama 3: special, but of no role; a beginning of text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(models.BPE({c: i for i, c in enumerate([*MARKERS, *alphabet])}, []))
@@ -69,7 +70,7 @@ def chat():
     return byte_tokenizer(CHAT)
 
 
-def make_question(count=4, text="Who founded Arlo?", **fields):
+def make_question(count=4, text="Who founded Arlo?", **fields: Any):
     passages = tuple(
         Passage(f"p{i}", f"Passage number {i} says {'so ' * i}.", "Title" if i % 2 else "")
         for i in range(1, count + 1)
@@ -124,7 +125,7 @@ def test_without_passages_nothing_speaks_of_them_and_the_question_stands_once():
 
 def test_compact_words_hold_every_word_of_the_template():
     words = {word for phrase in COMPACT_WORDS for word in phrase.split()}
-    for task in TASKS:
+    for task in get_args(Task):
         question = Question("q", "x", task=task, passages=(Passage("p", "x"),))
         for make in (rerank_messages, answer_messages):
             text = make(question, question.passages, "compact")[0]["content"]

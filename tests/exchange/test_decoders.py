@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +81,10 @@ def our_logits(cfg, params, tokens):
 def test_transformers_loads_the_export_with_equal_logits(tmp_path, tokenizer, cfg):
     params = weights(cfg)
     save_decoder(tmp_path / "model", cfg, params, tokenizer, card="# A model\n")
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True
     )
+    theirs, report = loaded
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(theirs).__name__ == "LlamaForCausalLM"
     tokens = np.random.default_rng(1).integers(0, 32, (1, 40))

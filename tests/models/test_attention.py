@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from dynarag_jax.models.attention import branch_attention, trunk_attention
 H, G, K = 4, 2, 8
 
 
-def normal(rng, *shape):
+def normal(rng, *shape) -> Any:
     return rng.normal(size=shape).astype(np.float32)
 
 
@@ -54,7 +56,7 @@ def test_blocks_of_queries_equal_plain_beyond_512_with_gradients(monkeypatch):
     rng = np.random.default_rng(1)
     p = 1100
     q, k, v, weight = (normal(rng, 1, p, 1, 4) for _ in range(4))
-    lengths = np.array([1051])
+    lengths = jnp.array([1051])
     real = (np.arange(p) < 1051)[None, :, None, None]
 
     def total(q, k, v):
@@ -78,7 +80,7 @@ def test_score_matrix_is_bounded_when_the_prompt_is_no_multiple_of_a_block():
 def test_trunk_of_padding_only_is_finite():
     rng = np.random.default_rng(2)
     q, k = normal(rng, 1, 4, H, K), normal(rng, 1, 4, G, K)
-    assert np.isfinite(trunk_attention(q, k, k, np.array([0]))).all()
+    assert np.isfinite(trunk_attention(q, k, k, jnp.array([0]))).all()
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -110,7 +112,7 @@ def test_branch_survives_scores_that_overflow_exp():
     def total(q):
         return branch_attention(q, trunk_k, trunk_v, jnp.array([2]), own_k, own_v).sum()
 
-    value, gradient = jax.value_and_grad(total)(q)
+    value, gradient = jax.jit(jax.value_and_grad(total))(q)
     # Scores 600, -600 and 540: all the weight is on the first key.
     np.testing.assert_allclose(value, 2.0, rtol=1e-6)
     assert np.isfinite(gradient).all()

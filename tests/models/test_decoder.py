@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_logits_equal_transformers(llama):
 
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(llama):
     theirs, cfg, params = llama
-    tokens = np.random.default_rng(2).integers(0, VOCAB, (2, 40))
+    tokens: Any = np.random.default_rng(2).integers(0, VOCAB, (2, 40))
     with torch.no_grad():
         exact = theirs(torch.tensor(tokens)).logits.numpy()
         their_half = copy.deepcopy(theirs).to(torch.bfloat16)(torch.tensor(tokens)).logits
@@ -142,7 +143,7 @@ R = 5
 
 @pytest.fixture(scope="module")
 def params():
-    params = decoder.init_params(CFG, jax.random.key(1))
+    params: Any = decoder.init_params(CFG, jax.random.key(1))
     # At random, attention is nearly uniform, and a wrong mask or position hardly shows.
     sharper = {name: 3 * params["layers"][name] for name in ("query", "key")}
     return params | {"layers": params["layers"] | sharper}
@@ -158,16 +159,16 @@ def branch_logps(cfg, params, trunk, lengths, branches):
     return pick(cfg, params, hidden, branches)
 
 
-def naive_logps(cfg, params, trunk, lengths, branches):
+def naive_logps(cfg, params, trunk, lengths: Any, branches):
     """Every branch as a sequence of its own: prompt and continuation, one after the other."""
     b, n, r = branches.shape
     p = trunk.shape[1]
-    rows = np.zeros((b, n, p + r), np.int32)
+    rows: Any = np.zeros((b, n, p + r), np.int32)
     for i in range(b):
         rows[i, :, : lengths[i]] = trunk[i, : lengths[i]]
         rows[i, :, lengths[i] : lengths[i] + r] = branches[i]
     rows = rows.reshape(b * n, p + r)
-    hidden, _ = decoder.prefill(cfg, params, rows, np.repeat(lengths + r, n))
+    hidden, _ = decoder.prefill(cfg, params, rows, jnp.repeat(lengths + r, n))
     logps = pick(cfg, params, hidden[:, :-1], rows[:, 1:]).reshape(b, n, -1)
     return jnp.stack([logps[i, :, lengths[i] - 1 : lengths[i] - 1 + r] for i in range(b)])
 
@@ -204,8 +205,11 @@ def test_trunk_layout_equals_naive_concatenation_with_gradients(params, n):
 
 def test_branches_of_one_token(params):
     trunk, branches = random_batch(2, r=1)
-    args = (CFG, params, trunk, LENGTHS, branches)
-    np.testing.assert_allclose(branch_logps(*args), naive_logps(*args), atol=1e-5)
+    ours, naive = (
+        jax.jit(lambda params, f=f: f(CFG, params, trunk, LENGTHS, branches))(params)
+        for f in (branch_logps, naive_logps)
+    )
+    np.testing.assert_allclose(ours, naive, atol=1e-5)
 
 
 def test_neither_padding_nor_siblings_change_a_branch(params):

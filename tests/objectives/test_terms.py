@@ -60,6 +60,7 @@ def test_prompt_nll_counts_the_prompts_of_supervised_rows():
 def test_listwise_counts_supervised_rows_that_rank_something():
     scores = make_scores()
     value = jax.jit(ListMle())(scores)
+    assert scores.id_scores is not None
     s = np.asarray(scores.id_scores[0], np.float64)
     first = np.log(np.exp(s).sum()) - s[3]
     second = np.log(np.exp(np.delete(s, 3)).sum()) - s[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ FAMILIES = {
 }
 
 
-def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+def wrap(tokenizer: Tokenizer, **special: str) -> Any:
     """As ``transformers`` hands tokenizers out."""
     special = special or {"eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

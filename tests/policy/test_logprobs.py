@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ CFG = DecoderConfig(
 SPELLING = Spelling(
     opening=(10,), ids=((1,), (1, 2), (2,)), between=(20, 21), closing=(20,), none=(30,), end=31
 )
-LISTS = [ids for k in range(4) for ids in itertools.permutations((1, 2, 3), k)]
+LISTS: list[tuple[int, ...]] = [
+    ids for k in range(4) for ids in itertools.permutations((1, 2, 3), k)
+]
 R = SPELLING.longest(3)
 
 
@@ -34,7 +37,7 @@ def params():
 
 
 def spelled(lists):
-    tokens = np.zeros((1, len(lists), R), np.int32)
+    tokens: Any = np.zeros((1, len(lists), R), np.int32)
     for row, ids in enumerate(lists):
         word = SPELLING.spell(ids)
         tokens[0, row, : len(word)] = word
@@ -45,7 +48,7 @@ def spelled(lists):
 @pytest.fixture(scope="module")
 def probabilities(params):
     """Of all 16 lists over three passages, by the forward pass."""
-    trunk, lengths = np.array([[5, 6, 7, 0]], np.int32), np.array([3])
+    trunk, lengths = jnp.array([[5, 6, 7, 0]]), jnp.array([3])
     tokens, real = spelled(LISTS)
 
     @jax.jit
@@ -66,7 +69,7 @@ def test_probabilities_of_all_lists_sum_to_one(probabilities):
 
 
 def test_samples_follow_the_enumerated_probabilities(params, probabilities):
-    trunk, lengths = np.array([[5, 6, 7, 0]], np.int32), np.array([3])
+    trunk, lengths = jnp.array([[5, 6, 7, 0]]), jnp.array([3])
     draws = 20_000
     out = jax.jit(
         lambda params: sample(
@@ -75,7 +78,7 @@ def test_samples_follow_the_enumerated_probabilities(params, probabilities):
             grammar=build_grammar(SPELLING), n_passages=jnp.array([3]),
         )
     )(params)  # fmt: skip
-    place = {ids: i for i, ids in enumerate(LISTS)}
+    place: dict[tuple[int, ...], int] = {ids: i for i, ids in enumerate(LISTS)}
     rows, numbers = np.unique(np.asarray(out.tokens[0]), axis=0, return_counts=True)
     counts = np.zeros(len(LISTS))
     for row, number in zip(rows, numbers, strict=True):
@@ -94,7 +97,7 @@ def test_samples_follow_the_enumerated_probabilities(params, probabilities):
 # ---------------------------------------------------------------------------- free and policy
 
 
-def random_hidden(b, n, r, seed=0):
+def random_hidden(b, n, r, seed=0) -> Any:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(b, n, r, CFG.width)).astype(np.float32)
 
@@ -106,7 +109,7 @@ def log_softmax(scores):
 
 
 def test_free_is_over_the_vocabulary_and_policy_over_what_is_allowed(params):
-    tokens = np.zeros((2, 1, 8), np.int32)
+    tokens: Any = np.zeros((2, 1, 8), np.int32)
     tokens[:, 0] = [*SPELLING.spell([3, 1]), 0]
     hidden = random_hidden(2, 1, 8)
     out = jax.jit(
@@ -132,7 +135,7 @@ def test_free_is_over_the_vocabulary_and_policy_over_what_is_allowed(params):
 
 def test_a_forbidden_token_has_probability_zero_and_leaves_gradients_finite(params):
     # [1], [1] repeats; [3] is not shown to the second row; the third branch is empty.
-    tokens = np.zeros((2, 2, 8), np.int32)
+    tokens: Any = np.zeros((2, 2, 8), np.int32)
     tokens[0, 0, :7] = [10, 1, 20, 21, 1, 20, 31]
     tokens[1, 0, :4] = SPELLING.spell([3])
     tokens[1, 1, :4] = SPELLING.spell([1])
@@ -173,7 +176,7 @@ def test_projection_in_chunks_equals_the_whole_with_gradients(params, monkeypatc
 def test_prompt_logps_are_those_of_the_next_token(params):
     rng = np.random.default_rng(0)
     hidden = random_hidden(2, 1, 6)[:, 0]
-    trunk = rng.integers(0, CFG.vocab, (2, 6)).astype(np.int32)
+    trunk: Any = rng.integers(0, CFG.vocab, (2, 6)).astype(np.int32)
     expected = log_softmax(hidden @ np.asarray(params["embedding"]).T)
     expected = np.take_along_axis(expected[:, :-1], trunk[:, 1:, None], axis=-1)[..., 0]
     logps = jax.jit(lambda params: prompt_logps(CFG, params, hidden, trunk))(params)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,14 +59,14 @@ def sampled(pad):
         vocab=448, width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp=24, positions=256
     )
     params = jax.tree.map(lambda x: 3 * x, decoder.init_params(cfg, jax.random.key(0)))
-    n = np.repeat(np.arange(IDS + 1), 2).astype(np.int32)
-    trunk = np.random.default_rng(0).integers(3, 400, (len(n), 5)).astype(np.int32)
+    n: Any = np.repeat(np.arange(IDS + 1), 2).astype(np.int32)
+    trunk: Any = np.random.default_rng(0).integers(3, 400, (len(n), 5)).astype(np.int32)
     keys = jax.random.split(jax.random.key(1), len(n))
 
     @jax.jit
     def run(params, grammar, end):
         return sample(
-            cfg, params, trunk, np.full(len(n), 5, np.int32), keys,
+            cfg, params, trunk, jnp.full(len(n), 5), keys,
             branches=36, max_tokens=136, end=end, sampling=Sampling(), grammar=grammar,
             n_passages=n,
         )  # fmt: skip

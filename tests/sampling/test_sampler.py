@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,8 +168,8 @@ def test_top_p_always_keeps_the_best_and_changes_no_score():
 
 def test_temperature_and_top_p_shape_the_draws(params):
     """First tokens of free samples: only those of the nucleus, at its tempered frequencies."""
-    lengths, n = np.full(B, P, np.int32), None
-    trunk = np.broadcast_to(requests()[0][:1], (B, P)).copy()
+    lengths, n = jnp.full(B, P), None
+    trunk: Any = np.broadcast_to(requests()[0][:1], (B, P)).copy()
     sampling = Sampling(temperature=0.7, top_p=0.6)
     draw = make_sampler(CFG, one_device(), branches=500, max_tokens=1, end=31, sampling=sampling)
     keys = jax.random.split(jax.random.key(7), B)

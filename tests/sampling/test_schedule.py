@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -61,5 +63,6 @@ def test_results_do_not_depend_on_batch_size_or_order():
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
     mesh = make_mesh(4, 1, 1, devices=jax.devices()[:4])
+    never: Any = None
     with pytest.raises(InputError, match=r"sampling batch = 6 .* 4 or 8"):
-        next(run(lambda *_: None, {}, mesh, [], batch=6, lengths=(8,), seed=0))
+        next(run(never, {}, mesh, [], batch=6, lengths=(8,), seed=0))

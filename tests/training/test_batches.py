@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -134,7 +135,7 @@ def test_prefetch_yields_every_step_in_order():
 
 def test_prefetch_works_ahead_by_its_depth_and_no_further():
     made = []
-    steps = prefetch(lambda step: made.append(step) or step, 0, 100, depth=3)
+    steps: Any = prefetch(lambda step: made.append(step) or step, 0, 100, depth=3)
     next(steps)
     # One was taken, three stand ready, one waits for a place.
     wait_for(lambda: len(made) == 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import pytest
 
@@ -9,7 +11,7 @@ from dynarag_jax.training.loop import NotFinite, fit
 from dynarag_jax.training.step import State
 
 
-def step(state, batch):
+def step(state: State, batch: Any) -> Any:
     return State(state.step + 1, state.params, ()), {"loss": jnp.float32(batch["loss"])}
 
 
@@ -19,8 +21,12 @@ def begin(at=0):
 
 def test_figures_are_means_since_the_last_line_and_the_last_step_is_reported():
     lines, ticks = {}, []
+
+    def make(number: int) -> Any:
+        return {"loss": float(number)}, [f"q{number}"]
+
     state = fit(
-        begin(2), step, lambda n: ({"loss": float(n)}, [f"q{n}"]), 9, log_every=3,
+        begin(2), step, make, 9, log_every=3,
         on_figures=lambda n, values: lines.update({n: values}), on_step=lambda: ticks.append(1),
     )  # fmt: skip
     assert state.step == 9
@@ -32,7 +38,7 @@ def test_figures_are_means_since_the_last_line_and_the_last_step_is_reported():
 
 
 def test_what_is_not_finite_is_named_with_its_step_and_records():
-    def make(number):
+    def make(number: int) -> Any:
         return {"loss": float("nan") if number == 4 else 1.0}, [f"q{number}a", f"q{number}b"]
 
     with pytest.raises(
@@ -42,7 +48,7 @@ def test_what_is_not_finite_is_named_with_its_step_and_records():
 
 
 def test_an_exception_while_making_a_batch_is_raised():
-    def make(number):
+    def make(number: int) -> Any:
         if number == 3:
             raise OSError("disk gone")
         return {"loss": 1.0}, []

@@ -12,7 +12,7 @@ Expect ten minutes on two CPU cores, most of them embedding, and scores near 0.
 from dynarag_jax.config import Run
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
-from dynarag_jax.objectives.terms import ListMle, Objectives, TokenNll
+from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
@@ -62,7 +62,7 @@ stages = {
         tokenizer="{run}/tokenizer/tokenizer",
         prompts=prompts,
         model=model,
-        reranker=Stream(batch=4, objectives=Objectives(listwise=ListMle(weight=0.1))),
+        reranker=Stream(batch=4),
         generator=answers,
         contexts=Contexts(gold=0.5),
         optimizer=optimizer,

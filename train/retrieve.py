@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.encoders import load_encoder
+from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.facts.candidates import attach_candidates
 from dynarag_jax.files import atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
@@ -29,9 +29,11 @@ from dynarag_jax.stages import Retrieve
 from train.program import Context, main
 
 
-def embed_once(context: Context, encoder, texts: Sequence[str], what: str) -> np.ndarray:
+def embed_once(
+    context: Context, encoder: LoadedEncoder, texts: Sequence[str], what: str, prompt: str
+) -> np.ndarray:
     """Embed, or take what a run that was cut off had already embedded of these very texts."""
-    key = fingerprint([encoder.fingerprint, list(texts)])
+    key = fingerprint([encoder.fingerprint, prompt, list(texts)])
     path = context.stage_directory / "vectors" / f"{key}.npy"
     if path.is_file():
         return np.load(path)
@@ -43,7 +45,7 @@ def embed_once(context: Context, encoder, texts: Sequence[str], what: str) -> np
             bar.update(count - done)
             done = count
 
-        vectors = embed(encoder, texts, progress=advance)
+        vectors = embed(encoder, texts, prompt=prompt, progress=advance)
     with atomic_write(path, "wb") as stream:
         np.save(stream, vectors)
     return vectors
@@ -72,15 +74,19 @@ def run(context: Context, stage: Retrieve) -> None:
             f"lower --passages"
         )
     encoder = load_encoder(stage.encoder)
-    vectors = embed_once(context, encoder, [passage_text(p) for p in passages], "passages")
+    texts = [passage_text(p) for p in passages]
+    vectors = embed_once(context, encoder, texts, "passages", encoder.passage_prompt)
     index = build_index(vectors, kind=stage.index, target_recall=stage.target_recall)
     context.log(index.description)
     found: dict[str, dict[str, float]] = {}
     for path, questions in sets.items():
-        queries = embed_once(context, encoder, [q.text for q in questions], path.name)
+        asked = [q.text for q in questions]
+        queries = embed_once(context, encoder, asked, path.name, encoder.query_prompt)
+        # An expert's list names places among candidates that are replaced here.
+        bare = [dataclasses.replace(q, expert=None, expert_source="") for q in questions]
         if stage.keep_gold:
             filled = attach_candidates(
-                questions,
+                bare,
                 passages,
                 queries,
                 vectors,
@@ -91,7 +97,7 @@ def run(context: Context, stage: Retrieve) -> None:
             positions, scores = index.search(queries, stage.passages)
             filled = [
                 dataclasses.replace(q, passages=_ranked(passages, positions[i], scores[i]))
-                for i, q in enumerate(questions)
+                for i, q in enumerate(bare)
             ]
         write_questions(context.stage_directory / path.name, filled)
         found[path.name] = recalls(filled)

@@ -188,3 +188,20 @@ def test_a_checkpoint_of_another_shape_is_refused(ran: Stages, tmp_path: Path) -
 def test_the_programs_of_all_kinds_of_stages_are_known() -> None:
     bodies = {facts.run, retrieve.run, label.run, sft.run, rollout.run, dpo.run}
     assert bodies | {evaluate.run, export.run, report.run} <= set(PROGRAMS.values())
+
+
+@needs_encoder
+def test_retrieval_drops_lists_over_candidates_it_replaces(tmp_path: Path) -> None:
+    stages = Stages(tmp_path / "run", "--retrieve.keep_gold", "False")
+    stages("facts")
+    path = tmp_path / "run" / "facts" / "train.jsonl"
+    lines = []
+    for _, record in read_jsonl(path):
+        record["ctxs"] = [{"id": "x", "text": "old"}, {"id": "y", "text": "older"}]
+        record["expert"] = {"list": [2], "source": "old"}
+        lines.append(json.dumps(record))
+    path.write_text("\n".join(lines) + "\n")
+    (tmp_path / "run" / "facts" / "done.json").touch()
+    assert stages("retrieve")
+    found = read_questions(tmp_path / "run" / "retrieve" / "train.jsonl")
+    assert all(q.expert is None and q.passages[0].id not in "xy" for q in found)

@@ -15,6 +15,9 @@ PY := $(VENV)/bin/python
 # Compiled programs outlive a test run; nothing is fetched from a hub.
 TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax HF_HUB_OFFLINE=1
 
+# A file's tests stay together, since they share what they set up.
+PYTEST := $(TEST_ENV) $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 .PHONY: quickstart test test-all lint format clean
 
 quickstart:
@@ -23,11 +26,11 @@ quickstart:
 
 test:
 	@requirements/install test
-	@$(TEST_ENV) $(PY) -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all:
 	@requirements/install test
-	@$(TEST_ENV) $(PY) -m pytest
+	@$(PYTEST)
 
 lint:
 	@requirements/install test

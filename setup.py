@@ -31,10 +31,12 @@ DATA = [
 ]
 TEST = [
     "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
     "hypothesis>=6.100,<7",
     "ruff==0.17.6",
     "pyright[nodejs]==1.1.414",
     "torch>=2.9",
+    "peft>=0.21,<0.22",
     "torchmetrics>=1.9,<2",
     "pytrec-eval-terrier>=0.5.10,<0.6",
     "scipy>=1.14,<2",

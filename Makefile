@@ -12,6 +12,9 @@ VENV ?= .venv
 export VENV
 PY := $(VENV)/bin/python
 
+# Large pages: a training step on CPUs takes a third less time (glibc on Linux; else ignored).
+RUN_ENV := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
 # Compiled programs outlive a test run; nothing is fetched from a hub.
 TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax HF_HUB_OFFLINE=1
 
@@ -22,7 +25,7 @@ PYTEST := $(TEST_ENV) $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfil
 
 quickstart:
 	@requirements/install run
-	@$(PY) -m train.pipeline configs/quickstart.py
+	@$(RUN_ENV) $(PY) -m train.pipeline configs/quickstart.py
 
 test:
 	@requirements/install test

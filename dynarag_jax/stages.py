@@ -199,6 +199,9 @@ class Evaluate:
     """how lists are written; answers are greedy"""
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
+    shuffled: bool = False
+    """also show every model the candidates in random order: what it knows without the retriever's
+    order"""
     examples: int = 10
     """questions shown in full in the report, with lists sampled from the first model"""
     samples: int = 8

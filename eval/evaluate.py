@@ -8,6 +8,8 @@ and question, so that a killed evaluation continues.
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
@@ -27,6 +29,8 @@ from dynarag_jax.stages import Evaluate
 from train.program import Context, main
 
 NO_RETRIEVAL, ORACLE = "no retrieval", "oracle passages"
+SHUFFLED = ", shuffled"
+"""behind a model's name: it saw the candidates in random order"""
 FIGURES = ("score", "set_f1", "k", "tokens")
 
 
@@ -41,6 +45,33 @@ def answer_score(question: Question, answer: str) -> float:
         return label_accuracy(answer, question.answers)
     measure = rouge_l if question.task == "paragraph" else exact_match
     return float(measure(answer, question.answers))
+
+
+def shuffle(question: Question, shown: int, seed: int) -> tuple[Question, tuple[int, ...]]:
+    """The question with its first ``shown`` passages in random order, the others left out.
+
+    Returns:
+      The question, and for each new position (from 1) the old one.
+    """
+    rng = random.Random(f"shuffle {seed} {question.id}")
+    count = min(shown, len(question.passages))
+    order = rng.sample(range(1, count + 1), count)
+    passages = tuple(question.passages[i - 1] for i in order)
+    return dataclasses.replace(question, passages=passages), tuple(order)
+
+
+def choose(
+    writer: Writer, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
+) -> list[tuple[int, ...]]:
+    """A model's list for each question, in the positions of the question as it came."""
+    if not system.endswith(SHUFFLED):
+        return [found.lists[0] for found in writer.lists(questions, stage.sampling)]
+    mixed = [shuffle(question, stage.prompts.ids, seed) for question in questions]
+    found = writer.lists([question for question, _ in mixed], stage.sampling)
+    return [
+        tuple(order[i - 1] for i in one.lists[0])
+        for one, (_, order) in zip(found, mixed, strict=True)
+    ]
 
 
 def baselines(stage: Evaluate, questions: Sequence[Question]) -> dict[str, list[tuple[int, ...]]]:
@@ -107,7 +138,8 @@ def run(context: Context, stage: Evaluate) -> None:
         raise InputError(f"{questions_path}: no questions")
     fixed = baselines(stage, questions)
     output = context.stage_directory / "predictions.jsonl"
-    systems = [*models, *fixed]
+    seen = ("", SHUFFLED) if stage.shuffled else ("",)
+    systems = [name + how for name in models for how in seen] + [*fixed]
     with (
         JsonlAppender(output, key=lambda row: f"{row['system']}/{row['id']}") as rows,
         context.progress(len(systems) * len(questions), context.stage) as bar,
@@ -115,7 +147,8 @@ def run(context: Context, stage: Evaluate) -> None:
         bar.update(len(rows.done))
         for place, (name, path) in enumerate(models.items()):
             last = place == len(models) - 1
-            work = [name, *(fixed if last else ())]
+            own = [name + how for how in seen]
+            work = [*own, *(fixed if last else ())]
             shown = place > 0 or (context.stage_directory / "examples.jsonl").exists()
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
@@ -126,8 +159,8 @@ def run(context: Context, stage: Evaluate) -> None:
                 if not todo:
                     continue
                 asked = [questions[i] for i in todo]
-                if system == name:
-                    lists = [found.lists[0] for found in writer.lists(asked, stage.sampling)]
+                if system in own:
+                    lists = choose(writer, system, stage, asked, context.run.seed)
                 else:
                     lists = [fixed[system][i] for i in todo]
                 for row in predict(writer, system, asked, lists):

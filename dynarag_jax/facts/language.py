@@ -29,7 +29,8 @@ NAMES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "company": (
         (
             "amber cedar coral delta ember falcon garnet harbor ivory jasper keystone lotus maple "
-            "nova onyx pearl quartz raven summit tiger umbra vista willow zenith"
+            "nova onyx pearl quartz raven summit tiger umbra vista willow zenith anchor beacon "
+            "copper dragon eagle granite heron indigo juniper lantern marble nimbus orchid"
         ).split(),
         (
             "mills labs group brothers partners industries traders makers guild union forge house "
@@ -37,16 +38,20 @@ NAMES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
         ).split(),
     ),
     "city": (
-        "port fort lake mount saint glen royal upper lower castle".split(),
+        (
+            "port fort lake mount saint glen royal upper lower castle cape bay ridge valley grand "
+            "old"
+        ).split(),
         (
             "velna harlow marrow dunmore ashby corvin elmira farrow galden hollis kestra linton "
-            "morvan nolby orsted ridley selby tarvin"
+            "morvan nolby orsted ridley selby tarvin ulster wexley arden belford calder denby "
+            "eskdale fulton"
         ).split(),
     ),
     "country": (
         (
             "norvia talia velda morenia sarova kaldia pelora brenia drovia fenria galmora hestia "
-            "ivoria jurania"
+            "ivoria jurania lorvia marenia nestria orlandia"
         ).split(),
         "isles coast republic kingdom federation".split(),
     ),
@@ -57,7 +62,6 @@ RELATIONS: dict[str, tuple[str, str]] = {
     "employer": ("person", "company"),
     "birth": ("person", "city"),
     "base": ("company", "city"),
-    "leader": ("company", "person"),
     "country": ("city", "country"),
 }
 
@@ -66,7 +70,6 @@ STATED: dict[str, list[str]] = {
     "employer": ["{a} works for {x}.", "{a} has a job at {x}.", "{a} is employed by {x}."],
     "birth": ["{a} was born in {x}.", "the birthplace of {a} is {x}."],
     "base": ["{a} is based in {x}.", "the home city of {a} is {x}."],
-    "leader": ["{a} is led by {x}.", "the head of {a} is {x}."],
     "country": ["{a} is in {x}.", "{a} is a city in {x}."],
 }
 
@@ -92,11 +95,6 @@ QUESTIONS: dict[tuple[str, ...], list[str]] = {
         "which city is {} based in?",
         "what is the home city of {}?",
     ],
-    ("leader",): [
-        "who leads {}?",
-        "who is the head of {}?",
-        "who is {} led by?",
-    ],
     ("country",): [
         "which country is {} in?",
         "in which country is {}?",
@@ -106,11 +104,6 @@ QUESTIONS: dict[tuple[str, ...], list[str]] = {
         "where is the company that employs {} based?",
         "which city is the employer of {} based in?",
         "in which city is the company where {} works based?",
-    ],
-    ("employer", "leader"): [
-        "who leads the company where {} works?",
-        "who is the head of the company that employs {}?",
-        "who leads the employer of {}?",
     ],
     ("birth", "country"): [
         "in which country was {} born?",
@@ -122,25 +115,10 @@ QUESTIONS: dict[tuple[str, ...], list[str]] = {
         "which country is {} based in?",
         "what is the home country of {}?",
     ],
-    ("leader", "birth"): [
-        "where was the head of {} born?",
-        "which city was the head of {} born in?",
-        "what is the birthplace of the person who leads {}?",
-    ],
     ("employer", "base", "country"): [
         "in which country is the company where {} works based?",
         "which country is the employer of {} based in?",
         "what is the home country of the company that employs {}?",
-    ],
-    ("employer", "leader", "birth"): [
-        "where was the head of the company where {} works born?",
-        "which city was the head of the employer of {} born in?",
-        "what is the birthplace of the person who leads the employer of {}?",
-    ],
-    ("leader", "birth", "country"): [
-        "in which country was the head of {} born?",
-        "which country was the person who leads {} born in?",
-        "which country is the birthplace of the head of {} in?",
     ],
 }
 

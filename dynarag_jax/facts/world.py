@@ -51,13 +51,13 @@ class WorldConfig:
     """share of questions that need exactly two passages"""
     three_hop: float = 0.20
     """share of questions that need exactly three passages; the four shares sum to 1"""
-    workers: int = 480
+    workers: int = 1000
     """people with an employer, in the part of the world that training asks about"""
-    companies: int = 240
-    """companies in that part; each has a leader"""
-    cities: int = 120
+    companies: int = 420
+    """companies in that part"""
+    cities: int = 340
     """cities in that part"""
-    countries: int = 44
+    countries: int = 70
     """countries in that part"""
     evaluation_workers: int = 160
     """as ``workers``, in the part that evaluation asks about"""
@@ -65,7 +65,7 @@ class WorldConfig:
     """as ``companies``, in the part that evaluation asks about"""
     evaluation_cities: int = 48
     """as ``cities``, in the part that evaluation asks about"""
-    evaluation_countries: int = 20
+    evaluation_countries: int = 19
     """as ``countries``, in the part that evaluation asks about"""
     asides: float = 0.3
     """how likely a passage about a person has a sentence that answers no question, then another"""
@@ -120,13 +120,8 @@ def _check(config: WorldConfig) -> None:
             value = getattr(config, prefix + name)
             if value < least:
                 raise InputError(f"facts: {prefix}{name} must be at least {least}, found {value}")
-    people = sum(
-        getattr(config, prefix + name)
-        for prefix in ("", "evaluation_")
-        for name in ("workers", "companies")
-    )
     needed = {
-        "person": people,
+        "person": config.workers + config.evaluation_workers,
         "company": config.companies + config.evaluation_companies,
         "city": config.cities + config.evaluation_cities,
         "country": config.countries + config.evaluation_countries,
@@ -162,7 +157,7 @@ def _make_part(
     }
     companies, cities = take("company", size["companies"]), take("city", size["cities"])
     countries = take("country", size["countries"])
-    leaders, workers = take("person", len(companies)), take("person", size["workers"])
+    workers = take("person", size["workers"])
     facts: dict[tuple[str, str], _Fact] = {}
     texts: dict[str, _Fact] = {}
 
@@ -185,17 +180,14 @@ def _make_part(
     for i, city in enumerate(cities):
         # In turn, so that no country is without a city while there are enough cities.
         state("country", city, countries[i % len(countries)])
-    for company, leader in zip(companies, leaders, strict=True):
-        home = rng.choice(cities)
-        state("base", company, home)
-        state("leader", company, leader)
-        state("birth", leader, rng.choice([city for city in cities if city != home]))
+    for company in companies:
+        state("base", company, rng.choice(cities))
     for worker in workers:
         company = rng.choice(companies)
         state("employer", worker, company)
         home = facts["base", company].object
         state("birth", worker, rng.choice([city for city in cities if city != home]))
-    kinds = {"person": workers + leaders, "company": companies, "city": cities}
+    kinds = {"person": workers, "company": companies, "city": cities}
     return _Part(kinds, facts, texts)
 
 

@@ -56,8 +56,12 @@ def _causal_block(
     scores = jnp.matmul(q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
     scores = soft_cap(scores.reshape(b, g, m, t, -1), cap)
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, g, m * t, -1)
-    value = jnp.matmul(weights, v.transpose(0, 2, 1, 3)).reshape(b, g, m, t, size)
+    # Dividing the values, not the weights, keeps that division's gradient off the [T, P] arrays.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1)[..., None]
+    weights = weights.astype(v.dtype).reshape(b, g, m * t, -1)
+    value = jnp.matmul(weights, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    value = (value.reshape(b, g, m, t, size) / total).astype(v.dtype)
     return value.transpose(0, 3, 1, 2, 4)
 
 

@@ -17,7 +17,10 @@ from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar
 
 CHUNK = 2048
-"""Tokens projected at once when there are more than this."""
+"""Tokens projected at once where their scores are more than ``WHOLE``."""
+
+WHOLE = 1 << 23
+"""Scores, tokens times vocabulary, that are held whole: 32 MB; recomputing them would cost more."""
 
 
 class TokenLogps(NamedTuple):
@@ -89,7 +92,7 @@ def token_logps(
         rest = chunk[2:] or (None, None)
         return _score(cfg, params, chunk[0], chunk[1], *rest)
 
-    if count <= CHUNK:
+    if count <= CHUNK or count * cfg.vocab <= WHOLE:
         free, policy = score(arrays)
     else:
         padded = -count % CHUNK

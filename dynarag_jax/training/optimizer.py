@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
 
 from dynarag_jax.errors import InputError
 
@@ -16,7 +18,9 @@ from dynarag_jax.errors import InputError
 class OptimizerConfig:
     """AdamW unless told otherwise, after clipping the global gradient norm."""
 
-    name: Literal["adamw", "lion", "adafactor", "sgd"] = "adamw"
+    name: Literal["adamw", "muon", "lion", "adafactor", "sgd"] = "adamw"
+    """muon: orthogonalized momentum (arXiv 2502.16982) for the layers' matrices, its updates scaled
+    to the size of AdamW's, and AdamW for all else"""
     learning_rate: float = 1e-5
     """peak learning rate"""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -64,6 +68,30 @@ def learning_rate(cfg: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
     return optax.join_schedules([rise, after], [warm])
 
 
+# The layers' matrices, stacked over layers: the axes they read from, the axes they write to.
+_MATRICES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "query": ((1,), (2, 3)),
+    "key": ((1,), (2, 3)),
+    "value": ((1,), (2, 3)),
+    "output": ((1, 2), (3,)),
+    "gate": ((1,), (2,)),
+    "up": ((1,), (2,)),
+    "down": ((1,), (2,)),
+}
+
+
+def _matrices(params: Any) -> Any:
+    """For every array, how Muon reads it as matrices; None for AdamW's."""
+
+    def one(path: Any, array: Any) -> MuonDimensionNumbers | None:
+        read, written = _MATRICES.get(getattr(path[-1], "key", ""), ((), ()))
+        if read and array.ndim == 1 + len(read) + len(written):
+            return MuonDimensionNumbers(read, written)
+        return None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax transformation of a configuration, for a run of ``steps`` steps."""
     rate = learning_rate(cfg, steps)
@@ -77,6 +105,18 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
     if cfg.name == "adamw":
         rule = optax.adamw(
             rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed
+        )
+    elif cfg.name == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=cfg.weight_decay,
+            weight_decay_mask=decayed,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            adam_weight_decay=cfg.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            # The root mean square of AdamW's updates: one learning rate serves both rules.
+            consistent_rms=0.2,
         )
     elif cfg.name == "lion":
         rule = optax.lion(rate, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)

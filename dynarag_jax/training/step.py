@@ -153,15 +153,22 @@ def state_shardings(
         is_leaf=decoder.is_parameter,
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    moments = jax.eval_shape(optimizer.init, shapes)
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda x, sharding, shape: sharding if x.shape == shape.shape else everywhere,
-        moments,
-        params,
-        shapes,
-        transform_non_params=lambda _: everywhere,
-    )
+    places = {
+        tuple(path): (shape.shape, sharding)
+        for (path, shape), sharding in zip(
+            jax.tree_util.tree_flatten_with_path(shapes)[0], jax.tree.leaves(params), strict=True
+        )
+    }
+
+    def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        """A moment's path ends with its parameter's; counts and factored moments stay whole."""
+        for start in range(len(path)):
+            shape, sharding = places.get(path[start:], (None, None))
+            if sharding is not None and shape == x.shape:
+                return sharding
+        return everywhere
+
+    moments = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, shapes))
     return State(everywhere, params, moments)
 
 

@@ -90,7 +90,8 @@ def test_every_stage_leaves_valid_records(ran: Stages) -> None:
 def test_every_question_counts_for_every_system(ran: Stages) -> None:
     scores = read_json(ran.directory / "evaluate" / "scores.json")
     assert list(scores) == [
-        "behavior cloning", "after feedback", "no retrieval", "top-1", "top-2", "oracle passages",
+        "behavior cloning", "behavior cloning, shuffled", "after feedback",
+        "after feedback, shuffled", "no retrieval", "top-1", "top-2", "oracle passages",
     ]  # fmt: skip
     assert {system["score"]["n"] for system in scores.values()} == {20}
     assert scores["oracle passages"]["set_f1"]["mean"] == 1

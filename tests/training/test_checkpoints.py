@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(saved, state, message
     assert_is(restore(saved), 2)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor", "sgd"])
 def test_states_of_every_optimizer_come_back(tmp_path, name):
     rule = make_optimizer(OptimizerConfig(name=name, weight_decay=0.1), 10)
     params = small_state(1).params

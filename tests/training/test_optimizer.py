@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -100,7 +101,7 @@ def test_adamw_equals_its_formulas_with_clipping_and_norms_spared():
         np.testing.assert_allclose(value, weights[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor", "sgd"])
 def test_decay_is_decoupled_and_spares_norms(name):
     """One step at rate 0.01 with decay 0.5 takes half a percent of every matrix, by any rule."""
     settings = {"name": name, "schedule": "constant", "warmup": 0.0, "learning_rate": 0.01}
@@ -119,3 +120,48 @@ def test_decay_is_decoupled_and_spares_norms(name):
 def test_settings_without_sense_are_refused(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         OptimizerConfig(**setting)
+
+
+def test_muon_turns_each_layers_matrix_into_an_orthogonal_one():
+    """Its first update is U V^T of the gradient G = U S V^T, times 0.2 sqrt(max(rows, columns)).
+
+    arXiv 2502.16982, equations 2 and 4, layer by layer; singular values within Newton-Schulz's own
+    band around 1. What is no matrix of a layer moves as AdamW moves it.
+    """
+    shapes = {
+        "embedding": (6, 8),
+        "layers": {
+            "query": (2, 8, 2, 3),
+            "output": (2, 2, 3, 8),
+            "down": (2, 16, 8),
+            "mlp_norm": (2, 8),
+        },
+    }
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params, grads = (
+        jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple)) for _ in range(2)
+    )
+    cfg = OptimizerConfig(name="muon", learning_rate=0.5, schedule="constant", warmup=0.0, clip=0)
+    rule = make_optimizer(cfg, 10)
+    changes, _ = rule.update(grads, rule.init(params), params)
+
+    adamw = make_optimizer(dataclasses.replace(cfg, name="adamw"), 10)
+    plain, _ = adamw.update(grads, adamw.init(params), params)
+    np.testing.assert_allclose(changes["embedding"], plain["embedding"], rtol=1e-5)
+    np.testing.assert_allclose(
+        changes["layers"]["mlp_norm"], plain["layers"]["mlp_norm"], rtol=1e-5
+    )
+
+    for name, matrix in {"query": (8, 6), "output": (6, 8), "down": (16, 8)}.items():
+        for layer in range(2):
+            left, _, right = np.linalg.svd(
+                np.asarray(grads["layers"][name][layer]).reshape(matrix), full_matrices=False
+            )
+            change = np.asarray(changes["layers"][name][layer]).reshape(matrix)
+            turned = -change / (0.5 * 0.2 * math.sqrt(max(matrix)))
+            # In the gradient's own axes nothing is left off the diagonal.
+            inside = left.T @ turned @ right.T
+            assert np.diag(inside) == pytest.approx(1.0, abs=0.35)
+            np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-4)
+            np.testing.assert_allclose(left @ inside @ right, turned, atol=1e-4)

@@ -173,7 +173,7 @@ def test_random_weights_do_not_depend_on_the_mesh():
     assert first.step == 0
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor", "sgd"])
 def test_moments_lie_where_their_parameters_lie(name):
     # Wide enough that Adafactor factors its moments.
     cfg = dataclasses.replace(CFG, vocab=256, width=128)

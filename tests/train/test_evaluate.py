@@ -1,0 +1,44 @@
+"""Shuffled candidates: another order to read, the same positions to report."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.records import Passage, Question
+from dynarag_jax.stages import Evaluate
+from eval.evaluate import SHUFFLED, choose, shuffle
+
+
+def question(number: int, passages: int = 9) -> Question:
+    shown = tuple(Passage(id=f"q{number}p{i}", text=f"text {i}") for i in range(1, passages + 1))
+    return Question(id=f"q{number}", text="what?", passages=shown)
+
+
+def test_shuffling_keeps_the_shown_passages_and_knows_where_they_stood():
+    orders = set()
+    for number in range(50):
+        before = question(number)
+        after, order = shuffle(before, 6, seed=3)
+        assert sorted(order) == [1, 2, 3, 4, 5, 6]
+        assert after.passages == tuple(before.passages[i - 1] for i in order)
+        assert shuffle(before, 6, seed=3) == (after, order)
+        orders.add(order)
+    assert len(orders) > 40
+
+
+def test_lists_over_shuffled_candidates_are_reported_in_the_order_that_was_given():
+    """A reader of texts, for whom order is nothing, chooses the same passages either way."""
+
+    def lists(questions, sampling):
+        for q in questions:
+            found = [n for n, p in enumerate(q.passages, 1) if p.text in ("text 2", "text 5")]
+            yield SimpleNamespace(
+                lists=[tuple(sorted(found, key=lambda n: q.passages[n - 1].text))]
+            )
+
+    writer = SimpleNamespace(lists=lists)
+    stage = Evaluate(prompts=PromptConfig(ids=6))
+    asked = [question(number) for number in range(20)]
+    for system in ("model", "model" + SHUFFLED):
+        assert choose(writer, system, stage, asked, seed=0) == [(2, 5)] * 20

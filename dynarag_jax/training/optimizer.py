@@ -92,6 +92,14 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def _rules(params: Any) -> Any:
+    return jax.tree.map(
+        lambda axes: "adamw" if axes is None else "muon",
+        _matrices(params),
+        is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers),
+    )
+
+
 def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax transformation of a configuration, for a run of ``steps`` steps."""
     rate = learning_rate(cfg, steps)
@@ -102,22 +110,19 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 
+    adamw = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed)
     if cfg.name == "adamw":
-        rule = optax.adamw(
-            rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed
-        )
+        rule = adamw
     elif cfg.name == "muon":
-        rule = optax.contrib.muon(
+        muon = optax.contrib.muon(
             rate,
             weight_decay=cfg.weight_decay,
-            weight_decay_mask=decayed,
-            adam_b1=cfg.b1,
-            adam_b2=cfg.b2,
-            adam_weight_decay=cfg.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             # The root mean square of AdamW's updates: one learning rate serves both rules.
             consistent_rms=0.2,
         )
+        # Not Muon's own rule for other arrays, which is Nesterov's Adam and decays norms, too.
+        rule = optax.partition({"muon": muon, "adamw": adamw}, _rules)
     elif cfg.name == "lion":
         rule = optax.lion(rate, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)
     else:

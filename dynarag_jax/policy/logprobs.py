@@ -1,7 +1,7 @@
 """The log-probability of branch tokens: free over the vocabulary, and under the list grammar.
 
-The projection to the vocabulary runs on branch positions only and in chunks, so that logits of the
-prompt are never computed and no whole [tokens, vocabulary] array is held.
+The projection to the vocabulary runs on branch positions only, so that logits of the prompt are not
+computed unless a term asks for them, and in chunks where the [tokens, vocabulary] array is large.
 """
 
 from __future__ import annotations

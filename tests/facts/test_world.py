@@ -277,6 +277,9 @@ def test_evaluation_names_nothing_that_training_names(world, stated, names):
 
 
 def test_names_are_confusable_and_people_have_several_passages(world, stated):
+    people = {a for r, a, _ in stated.values() if r in ("employer", "birth")}
+    surnames = collections.Counter(person.split()[1] for person in people)
+    assert min(surnames.values()) >= 10
     subjects = collections.Counter(a for _, a, _ in stated.values())
     for relation in ("employer", "base", "country"):
         names = {a for r, a, _ in stated.values() if r == relation}

@@ -52,7 +52,11 @@ class ExampleMaker:
     """rendered prompts kept in memory"""
     _cache: dict[Any, Prompt] = field(default_factory=dict, repr=False)
 
-    def _cached(self, key: Any, make: Any) -> Prompt:
+    def _cached(self, question: Question, chosen: Any, make: Any) -> Prompt:
+        # By content: the same question may come with other candidates, or with the same in another
+        # order.
+        texts = tuple((p.title, p.text) for p in question.passages)
+        key = (question.id, question.text, question.task, texts, chosen)
         prompt = self._cache.get(key)
         if prompt is None:
             prompt = make()
@@ -71,7 +75,7 @@ class ExampleMaker:
             self.counts.dropped_passages += min(len(question.passages), p.ids) - prompt.shown
             return prompt
 
-        return self._cached(question.id, make)
+        return self._cached(question, None, make)
 
     def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
         """The generator's prompt of a question over the chosen passages."""
@@ -83,7 +87,7 @@ class ExampleMaker:
             self.counts.dropped_context += len(chosen) - prompt.shown
             return prompt
 
-        return self._cached((question.id, chosen), make)
+        return self._cached(question, chosen, make)
 
     def visible(self, ids: Sequence[int], shown: int) -> tuple[int, ...]:
         """The ids of an expert's list that can be imitated: shown, and within the longest list."""

@@ -55,6 +55,20 @@ def test_behavior_cloning_imitates_the_experts_very_list(maker, tokenizer):
         maker.behavior(dataclasses.replace(QUESTION, id="q3", expert=None))
 
 
+def test_prompts_show_the_passages_that_are_given_whatever_was_shown_before(maker, tokenizer):
+    """One maker sees a question twice, with its candidates in another order or other ones."""
+    words = ("lives", "here", "founded")
+    shown = tuple(Passage(f"p{i}", f"ada {word}") for i, word in enumerate(words))
+    first = dataclasses.replace(QUESTION, passages=shown)
+    for passages in (shown, shown[::-1], shown[:2], (Passage("p0", "arlo lives"), *shown[1:])):
+        question = dataclasses.replace(first, passages=passages)
+        expected = rerank_prompt(tokenizer, question, "compact", 200)
+        assert maker.rerank_prompt(question) == expected
+        assert maker.answer_prompt(question, (2, 1)) == answer_prompt(
+            tokenizer, question, (2, 1), "compact", 100
+        )
+
+
 def test_experts_ids_that_cannot_be_imitated_are_dropped_and_counted(maker, tokenizer):
     long = dataclasses.replace(QUESTION, id="long", expert=(6, 2, 8, 1, 3))
     assert maker.behavior(long).ranking == (6, 2, 8)  # the longest list has 3

@@ -30,7 +30,7 @@ def measure(run: Path, steps: int) -> float:
     from dynarag_jax.sharding import make_mesh
     from dynarag_jax.training.batches import Order, collate, place
     from dynarag_jax.training.optimizer import make_optimizer
-    from dynarag_jax.training.run import begin, example_maker, generator_source, reranker_source
+    from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
     from dynarag_jax.training.step import Part, init_state, make_step
 
     stage, mesh = stages["pretrain"], make_mesh()
@@ -38,7 +38,7 @@ def measure(run: Path, steps: int) -> float:
     start = begin(stage, None, run / "facts/tokenizer", mesh)
     maker = example_maker(stage, start)
     sources = [
-        reranker_source(stage, start, len(questions), 1, lambda i: maker.behavior(questions[i])),
+        behavior_source(stage, start, questions, maker, 0),
         generator_source(stage, questions, maker, 0),
     ]
     rule = make_optimizer(stage.optimizer, stage.steps)

@@ -48,8 +48,10 @@ model = DecoderConfig(
     width=64, layers=4, heads=2, kv_heads=2, head_size=32, mlp=172, rope_base=1000.0, unroll=4
 )
 # Learning to predict the prompt, too, is what makes copying emerge in so small a model.
-supervised = Objectives(prompt_nll=PromptNll(weight=0.4))
-answers = Stream(batch=12, objectives=supervised)
+lists = Stream(
+    batch=32, objectives=Objectives(nll=TokenNll(weight=2.0), prompt_nll=PromptNll(weight=0.2))
+)
+answers = Stream(batch=12, objectives=Objectives(prompt_nll=PromptNll(weight=0.4)))
 reward = RewardWeights(em=1.0, passages=0.5)
 
 stages = {
@@ -69,12 +71,13 @@ stages = {
         questions="{run}/clean/train.jsonl",
         prompts=prompts,
         model=model,
-        reranker=Stream(batch=32, objectives=supervised),
+        reranker=lists,
         generator=answers,
+        shuffled=0.5,
         contexts=Contexts(gold=0.5, padded=0.5),
         optimizer=OptimizerConfig(
             name="muon",
-            learning_rate=6e-3,
+            learning_rate=5e-3,
             weight_decay=0.1,
             schedule="plateau",
             warmup=0.03,
@@ -89,8 +92,9 @@ stages = {
         questions="{run}/label/train.jsonl",
         prompts=prompts,
         model=model,
-        reranker=Stream(batch=32, objectives=supervised),
+        reranker=lists,
         generator=answers,
+        shuffled=0.5,
         contexts=Contexts(gold=0.3, padded=0.4),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="plateau", warmup=0.03, tail=0.4, b2=0.98

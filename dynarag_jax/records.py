@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dynarag_jax.errors import InputError, nearest
@@ -70,6 +71,23 @@ class Question:
             return None
         place = {passage.id: i for i, passage in enumerate(self.passages, 1)}
         return tuple(place[g] for g in self.gold if g in place)
+
+    def shuffled(self, shown: int, rng: random.Random) -> tuple[Question, tuple[int, ...]]:
+        """The question with its first ``shown`` passages in random order, the others left out.
+
+        The expert's list names the same passages as before, without those left out.
+
+        Returns:
+          The question, and for each new position (from 1) the old one.
+        """
+        count = min(shown, len(self.passages))
+        order = tuple(rng.sample(range(1, count + 1), count))
+        place = {old: new for new, old in enumerate(order, 1)}
+        passages = tuple(self.passages[old - 1] for old in order)
+        expert = self.expert
+        if expert is not None:
+            expert = tuple(place[old] for old in expert if old in place)
+        return replace(self, passages=passages, expert=expert), order
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise
 from dynarag_jax.facts.world import WorldConfig
 from dynarag_jax.models.decoder import DecoderConfig
@@ -148,6 +149,14 @@ class Train:
 @dataclass(frozen=True)
 class Sft(Train):
     """Behavior cloning of the expert's lists and generator SFT, jointly in every step."""
+
+    shuffled: float = 0.0
+    """share of the lists learned over candidates in random order, so that the reranker reads them
+    and does not trust the retriever's ranks alone (as RankVicuna, arXiv 2309.15088)"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shuffled <= 1:
+            raise InputError(f"shuffled = {self.shuffled} must be a share from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ and question, so that a killed evaluation continues.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -47,26 +46,14 @@ def answer_score(question: Question, answer: str) -> float:
     return float(measure(answer, question.answers))
 
 
-def shuffle(question: Question, shown: int, seed: int) -> tuple[Question, tuple[int, ...]]:
-    """The question with its first ``shown`` passages in random order, the others left out.
-
-    Returns:
-      The question, and for each new position (from 1) the old one.
-    """
-    rng = random.Random(f"shuffle {seed} {question.id}")
-    count = min(shown, len(question.passages))
-    order = rng.sample(range(1, count + 1), count)
-    passages = tuple(question.passages[i - 1] for i in order)
-    return dataclasses.replace(question, passages=passages), tuple(order)
-
-
 def choose(
     writer: Writer, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
 ) -> list[tuple[int, ...]]:
     """A model's list for each question, in the positions of the question as it came."""
     if not system.endswith(SHUFFLED):
         return [found.lists[0] for found in writer.lists(questions, stage.sampling)]
-    mixed = [shuffle(question, stage.prompts.ids, seed) for question in questions]
+    rng = lambda question: random.Random(f"shuffle {seed} {question.id}")  # noqa: E731
+    mixed = [question.shuffled(stage.prompts.ids, rng(question)) for question in questions]
     found = writer.lists([question for question, _ in mixed], stage.sampling)
     return [
         tuple(order[i - 1] for i in one.lists[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 from typing import get_args
 
 import hypothesis.strategies as st
@@ -132,6 +134,24 @@ def test_a_whole_question_and_the_least_one():
     least = question_from_json({"id": 3, "question": "Who?", "answers": None}, "here")
     assert least == Question(id="3", text="Who?")
     assert least.gold_list() is None
+
+
+def test_shuffling_keeps_the_shown_passages_and_the_experts_choice():
+    passages = tuple(Passage(id=f"p{i}", text=f"text {i}") for i in range(1, 10))
+    before = Question("q", "what?", passages=passages, gold=("p5", "p2"), expert=(5, 8, 2))
+    orders = set()
+    for seed in range(50):
+        after, order = before.shuffled(6, random.Random(seed))
+        assert sorted(order) == [1, 2, 3, 4, 5, 6]
+        assert after.passages == tuple(passages[i - 1] for i in order)
+        # The eighth is not shown; the others are the same passages in the same order.
+        assert [after.passages[i - 1].id for i in after.expert or ()] == ["p5", "p2"]
+        assert after.gold_list() == after.expert
+        assert before.shuffled(6, random.Random(seed)) == (after, order)
+        orders.add(order)
+    assert len(orders) > 40
+    bare = dataclasses.replace(before, expert=None)
+    assert bare.shuffled(20, random.Random(0))[0].expert is None
 
 
 def test_gold_passages_that_are_not_candidates_have_no_place():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import read_questions, read_rollouts
 from dynarag_jax.stages import Dpo
+from dynarag_jax.training.batches import Example
 from dynarag_jax.training.examples import best_and_worst
 from dynarag_jax.training.run import begin, example_maker, generator_source, reranker_source
 from train.program import Context, main
@@ -40,7 +41,7 @@ def run(context: Context, stage: Dpo) -> None:
     )
     maker = example_maker(stage, start)
 
-    def pair(index: int):
+    def pair(_: int, index: int) -> Example:
         qid, best, worst = pairs[index]
         return maker.pair(by_id[qid], best, worst)
 

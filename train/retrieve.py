@@ -5,26 +5,18 @@ python -m train.retrieve configs/quickstart.py --index exact
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
-from dynarag_jax.facts.candidates import attach_candidates
 from dynarag_jax.files import atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
-from dynarag_jax.records import (
-    Passage,
-    Question,
-    read_passages,
-    read_questions,
-    write_questions,
-)
+from dynarag_jax.records import Question, read_passages, read_questions, write_questions
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import build_index
+from dynarag_jax.retrieval.retrieve import check, retrieve
 from dynarag_jax.stages import Retrieve
 from train.program import Context, main
 
@@ -68,11 +60,8 @@ def run(context: Context, stage: Retrieve) -> None:
     corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
     context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
     passages, sets = read_passages(corpus), {path: read_questions(path) for path in files}
-    if stage.passages > len(passages):
-        raise InputError(
-            f"{corpus}: {len(passages)} passages, fewer than the {stage.passages} asked for; "
-            f"lower --passages"
-        )
+    for questions in sets.values():
+        check(questions, passages, stage.passages, stage.keep_gold)
     encoder = load_encoder(stage.encoder)
     texts = [passage_text(p) for p in passages]
     vectors = embed_once(context, encoder, texts, "passages", encoder.passage_prompt)
@@ -82,23 +71,9 @@ def run(context: Context, stage: Retrieve) -> None:
     for path, questions in sets.items():
         asked = [q.text for q in questions]
         queries = embed_once(context, encoder, asked, path.name, encoder.query_prompt)
-        # An expert's list names places among candidates that are replaced here.
-        bare = [dataclasses.replace(q, expert=None, expert_source="") for q in questions]
-        if stage.keep_gold:
-            filled = attach_candidates(
-                bare,
-                passages,
-                queries,
-                vectors,
-                lambda rows, k: index.search(rows, k)[0],
-                stage.passages,
-            )
-        else:
-            positions, scores = index.search(queries, stage.passages)
-            filled = [
-                dataclasses.replace(q, passages=_ranked(passages, positions[i], scores[i]))
-                for i, q in enumerate(bare)
-            ]
+        filled = retrieve(
+            questions, passages, queries, vectors, index, stage.passages, stage.keep_gold
+        )
         write_questions(context.stage_directory / path.name, filled)
         found[path.name] = recalls(filled)
         given = recalls(questions) if stage.compare_given else {}
@@ -109,16 +84,6 @@ def run(context: Context, stage: Retrieve) -> None:
         context.log(f"{name}: {shown or 'no needed passages are marked'}")
     _note_given(context, stage, sets)
     write_json(context.stage_directory / "recall.json", found)
-
-
-def _ranked(
-    passages: Sequence[Passage], positions: np.ndarray, scores: np.ndarray
-) -> tuple[Passage, ...]:
-    return tuple(
-        dataclasses.replace(passages[p], score=float(s))
-        for p, s in zip(positions, scores, strict=True)
-        if p >= 0
-    )
 
 
 def _note_given(context: Context, stage: Retrieve, sets: dict[Path, list[Question]]) -> None:

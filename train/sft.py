@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dynarag_jax.records import read_questions
 from dynarag_jax.stages import Sft
-from dynarag_jax.training.run import begin, example_maker, generator_source, reranker_source
+from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
 from train.program import Context, main
 from train.training import inputs, train_stage
 
@@ -22,9 +22,7 @@ def run(context: Context, stage: Sft) -> None:
     )
     maker = example_maker(stage, start)
     sources = [
-        reranker_source(
-            stage, start, len(questions), 1, lambda index: maker.behavior(questions[index])
-        ),
+        behavior_source(stage, start, questions, maker, context.run.seed),
         generator_source(stage, questions, maker, context.run.seed),
     ]
     train_stage(context, stage, start, sources, maker)

@@ -20,7 +20,7 @@ from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
-from dynarag_jax.stages import Stream, Train
+from dynarag_jax.stages import Sft, Stream, Train
 from dynarag_jax.training.batches import (
     Batch,
     Example,
@@ -107,13 +107,28 @@ def reranker_source(
     start: Start,
     size: int,
     branches: int,
-    make: Callable[[int], Example],
+    make: Callable[[int, int], Example],
 ) -> Source:
-    """The stream of lists: ``size`` examples of ``branches`` branches."""
+    """The stream of lists: ``size`` examples of ``branches`` branches, made by (epoch, index)."""
     p, stream = stage.prompts, stage.reranker
     longest = start.spelling.longest(p.max_list)
     shape = Shape(stream.length or p.rerank_tokens, branches, longest, p.ids)
-    return Source("reranker", stream, size, lambda epoch, index: make(index), shape)
+    return Source("reranker", stream, size, make, shape)
+
+
+def behavior_source(
+    stage: Sft, start: Start, questions: Sequence[Question], maker: ExampleMaker, seed: int
+) -> Source:
+    """Behavior cloning of the experts' lists, a share of them over shuffled candidates."""
+
+    def make(epoch: int, index: int) -> Example:
+        question = questions[index]
+        rng = random.Random(f"{seed}/shuffled/{epoch}/{index}")
+        if rng.random() < stage.shuffled:
+            question, _ = question.shuffled(stage.prompts.ids, rng)
+        return maker.behavior(question)
+
+    return reranker_source(stage, start, len(questions), 1, make)
 
 
 def generator_source(

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.facts.candidates import attach_candidates
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, noisy_expert
 from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.records import Passage, Question, valid_list
+from dynarag_jax.retrieval.index import build_index
+from dynarag_jax.retrieval.retrieve import retrieve
 
 NO_NOISE = ExpertNoise(lose_first=0, lose_last=0, swap=0, extras=(1.0,))
 
@@ -41,10 +42,8 @@ def retrieved() -> list[Question]:
     vectors = counts * np.log(n / (1 + (counts[:n] > 0).sum(0)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def search(queries: np.ndarray, k: int) -> np.ndarray:
-        return np.argsort(-(queries @ vectors[:n].T), axis=1, kind="stable")[:, :k]
-
-    return attach_candidates(world.train, world.passages, vectors[n:], vectors[:n], search, 8)
+    index = build_index(vectors[:n], kind="exact")
+    return retrieve(world.train, world.passages, vectors[n:], vectors[:n], index, 8, keep_gold=True)
 
 
 def test_default_noise_leaves_something_to_repair(retrieved):

@@ -13,6 +13,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise
 from dynarag_jax.facts.world import WorldConfig
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
@@ -80,10 +81,27 @@ class Label:
     """Write the expert's list of each question, to be imitated by behavior cloning."""
 
     questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
-    source: Literal["gold", "answer", "noisy"] = "gold"
-    """gold: the needed passages; answer: passages that contain an answer; noisy: gold, spoiled"""
+    source: Literal["gold", "answer", "scores", "noisy"] = "gold"
+    """gold: the needed passages; answer: passages that contain an answer; scores: those that
+    ``scorer`` scores above ``threshold``, best first; noisy: gold, spoiled"""
+    scorer: str = ""
+    """MonoT5 or cross-encoder with one logit: a directory or hub id"""
+    threshold: float = 0.8
+    """scores lie between 0 and 1; the default is the paper's"""
+    limit: int = 15
+    """passages in a list by scores at most; the default is the paper's"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the scorer's weights and activations"""
     noise: ExpertNoise = ExpertNoise()
     """how the noisy expert errs"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"threshold = {self.threshold} must lie in [0, 1]")
+        if self.limit < 1:
+            raise InputError(f"limit = {self.limit}: a list's limit is at least 1")
+        if self.source == "scores" and not self.scorer:
+            raise InputError("source 'scores' needs a scorer: a MonoT5 or a cross-encoder")
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,11 @@ class Train:
     """questions with passages, answers and expert lists"""
     prompts: PromptConfig = PromptConfig()
     model: DecoderConfig = DecoderConfig()
-    """shape of a new model; with ``init``, only dtype, remat and unroll are taken from it"""
+    """shape of a new model; with ``init``, only types, remat and unroll are taken from it"""
+    lora: LoraConfig = LoraConfig(rank=0)
+    """with a rank above 0, train low-rank adapters beside the frozen weights of ``init``"""
+    adapters: str = ""
+    """PEFT adapters to go on training; rank, alpha and targets are then theirs"""
     reranker: Stream = Stream()
     """lists"""
     generator: Stream = Stream()

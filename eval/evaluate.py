@@ -114,7 +114,7 @@ def run(context: Context, stage: Evaluate) -> None:
     """Write predictions.jsonl and scores.json."""
     context.require_one_process()
     questions_path = context.path(stage.questions)
-    models = {name: context.path(path) for name, path in stage.models.items()}
+    models = {name: context.model(path) for name, path in stage.models.items()}
     if not models:
         raise InputError("evaluate: name at least one model in 'models'")
     context.manifest(inputs={"questions": questions_path} | models)

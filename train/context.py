@@ -31,6 +31,7 @@ import numpy as np
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.files import (
     JsonlAppender,
     PathLike,
@@ -116,9 +117,19 @@ class Context:
             raise InputError(f"stage '{self.stage}': a path of its configuration is empty")
         return Path(text.replace("{run}", str(self.directory)))
 
-    def optional(self, text: str) -> Path | None:
-        """As ``path``; None where it is empty."""
-        return self.path(text) if text else None
+    def model(self, text: str) -> Path:
+        """A model's directory: as ``path``, or a hub id by way of the hub's cache.
+
+        Raises:
+          InputError: the path is empty, or the hub does not give the model.
+        """
+        path = self.path(text)
+        local = path.exists() or "{run}" in text or text.startswith((".", "/", "~"))
+        return path if local or text.count("/") != 1 else model_directory(text)
+
+    def optional_model(self, text: str) -> Path | None:
+        """As ``model``; None where it is empty."""
+        return self.model(text) if text else None
 
     # ------------------------------------------------------------------ voice
 

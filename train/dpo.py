@@ -11,9 +11,9 @@ from dynarag_jax.records import read_questions, read_rollouts
 from dynarag_jax.stages import Dpo
 from dynarag_jax.training.batches import Example
 from dynarag_jax.training.examples import best_and_worst
-from dynarag_jax.training.run import begin, example_maker, generator_source, reranker_source
+from dynarag_jax.training.run import example_maker, generator_source, reranker_source
 from train.program import Context, main
-from train.training import inputs, train_stage
+from train.training import inputs, start_stage, train_stage
 
 
 def run(context: Context, stage: Dpo) -> None:
@@ -36,9 +36,7 @@ def run(context: Context, stage: Dpo) -> None:
     )
     if not pairs:
         raise InputError(f"{rollouts_path}: no question has two lists of different reward")
-    start = begin(
-        stage, context.optional(stage.init), context.optional(stage.tokenizer), context.mesh
-    )
+    start = start_stage(context, stage)
     maker = example_maker(stage, start)
 
     def pair(_: int, index: int) -> Example:

@@ -1,24 +1,68 @@
 """Write the expert's list of each question, to be imitated by behavior cloning.
 
 python -m train.label configs/quickstart.py --source gold
+python -m train.label configs/llama3_8b.py --source scores --scorer /models/monot5-base
+
+Scoring that was killed continues: what stands in the scores' file is not computed again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import label_questions
-from dynarag_jax.records import read_questions, write_questions
+from dynarag_jax.files import JsonlAppender, read_jsonl
+from dynarag_jax.records import Question, read_questions, write_questions
+from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer, score_questions
 from dynarag_jax.stages import Label
 from train.program import Context, main
 
 
+def by_scores(
+    context: Context, stage: Label, scorer: Scorer, path: Path, questions: Sequence[Question]
+) -> list[Question]:
+    """Label by a scorer; the scores are kept in scores-NAME.jsonl, appended as they come."""
+    if bare := [q.id for q in questions if not q.passages]:
+        raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve some first")
+    output = context.stage_directory / f"scores-{path.name}"
+    with (
+        JsonlAppender(output) as rows,
+        context.progress(sum(len(q.passages) for q in questions), path.name) as bar,
+    ):
+        bar.update(sum(len(q.passages) for q in questions if q.id in rows.done))
+        todo = [q for q in questions if q.id not in rows.done]
+        for question, scores in score_questions(scorer, todo):
+            rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
+            bar.update(len(scores))
+    scored = {row["id"]: row["scores"] for _, row in read_jsonl(output)}
+    return [
+        dataclasses.replace(
+            q,
+            expert=above(scored[q.id], stage.threshold, stage.limit),
+            expert_source=f"{scorer.kind} {stage.scorer}, above {stage.threshold:g}",
+        )
+        for q in questions
+    ]
+
+
 def run(context: Context, stage: Label) -> None:
     """Label every question file and write it under its own name."""
+    context.require_one_process()
     paths = [context.path(path) for path in stage.questions]
-    context.manifest(inputs={path.name: path for path in paths})
+    inputs = {path.name: path for path in paths}
+    if stage.source == "scores":
+        inputs["scorer"] = context.model(stage.scorer)
+    context.manifest(inputs=inputs)
+    scorer = load_scorer(inputs["scorer"], stage.dtype) if stage.source == "scores" else None
     for path in paths:
-        labeled = label_questions(
-            read_questions(path), stage.source, seed=context.run.seed, noise=stage.noise
-        )
+        questions = read_questions(path)
+        if scorer is not None:
+            labeled = by_scores(context, stage, scorer, path, questions)
+        else:
+            labeled = label_questions(questions, stage.source, context.run.seed, stage.noise)
         lists = [q.expert for q in labeled if q.expert is not None]
         write_questions(context.stage_directory / path.name, labeled)
         mean = sum(map(len, lists)) / max(len(lists), 1)

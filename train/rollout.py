@@ -25,9 +25,9 @@ from train.program import Context, main
 def run(context: Context, stage: Stage) -> None:
     """Sample until every question has its rollout."""
     context.require_one_process()
-    paths = {"questions": context.path(stage.questions), "model": context.path(stage.model)}
+    paths = {"questions": context.path(stage.questions), "model": context.model(stage.model)}
     if stage.reference:
-        paths["reference"] = context.path(stage.reference)
+        paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
     questions = [q for q in read_questions(paths["questions"]) if q.answers and q.passages]
     if not questions:

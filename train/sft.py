@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from dynarag_jax.records import read_questions
 from dynarag_jax.stages import Sft
-from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
+from dynarag_jax.training.run import behavior_source, example_maker, generator_source
 from train.program import Context, main
-from train.training import inputs, train_stage
+from train.training import inputs, start_stage, train_stage
 
 
 def run(context: Context, stage: Sft) -> None:
     """Train on the expert's lists and the reference answers."""
     context.manifest(inputs=inputs(context, stage))
     questions = read_questions(context.path(stage.questions))
-    start = begin(
-        stage, context.optional(stage.init), context.optional(stage.tokenizer), context.mesh
-    )
+    start = start_stage(context, stage)
     maker = example_maker(stage, start)
     sources = [
         behavior_source(stage, start, questions, maker, context.run.seed),

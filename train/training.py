@@ -9,14 +9,24 @@ from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.stages import Train
 from dynarag_jax.training.examples import ExampleMaker
 from dynarag_jax.training.loop import Figures
-from dynarag_jax.training.run import Source, Start, train
+from dynarag_jax.training.run import Source, Start, begin, train
 from train.program import Context
 
 
 def inputs(context: Context, stage: Train) -> dict[str, Path]:
     """The files a training stage reads."""
-    named = {"questions": stage.questions, "init": stage.init, "tokenizer": stage.tokenizer}
-    return {name: context.path(path) for name, path in named.items() if path}
+    models = {"init": stage.init, "tokenizer": stage.tokenizer, "adapters": stage.adapters}
+    return {"questions": context.path(stage.questions)} | {
+        name: context.model(path) for name, path in models.items() if path
+    }
+
+
+def start_stage(context: Context, stage: Train) -> Start:
+    """What a training stage begins with, from the places that its configuration names."""
+    init, tokenizer, adapters = (
+        context.optional_model(path) for path in (stage.init, stage.tokenizer, stage.adapters)
+    )
+    return begin(stage, init, tokenizer, context.mesh, adapters)
 
 
 def train_stage(

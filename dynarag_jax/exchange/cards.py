@@ -12,6 +12,8 @@ pipeline_tag: text-generation
 {base}---
 # {title}
 
+{about}
+
 Written by dynarag_jax; transformers and vLLM load it. Weights: {dtype}.
 
 What made it:
@@ -22,16 +24,21 @@ What made it:
 """
 
 
-def model_card(source: str, dtype: str, manifest: Mapping[str, Any]) -> str:
-    """README.md of a model made from ``source`` (a hub id is named as the base model).
+def model_card(
+    title: str, about: str, dtype: str, manifest: Mapping[str, Any], base: str = ""
+) -> str:
+    """README.md of a model.
 
     Args:
+      about: what it is, in Markdown.
       manifest: what made it, shown as JSON.
+      base: the hub id of the model it was made from; anything else is not named.
     """
-    hub = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     return _CARD.format(
-        base=f"base_model: {source}\n" if hub else "",
-        title=f"Converted from {source.rstrip('/').split('/')[-1]}",
+        base=f"base_model: {base}\n" if hub else "",
+        title=title,
+        about=about,
         dtype=dtype,
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,18 @@ class Differences:
     """on a fixed random text, both computed in float32"""
 
 
-def convert(stage: Convert, log: Callable[[str], None] = lambda _: None) -> Differences | None:
+def convert(
+    stage: Convert,
+    log: Callable[[str], None] = lambda _: None,
+    title: str = "",
+    about: str = "",
+    manifest: Mapping[str, Any] | None = None,
+) -> Differences | None:
     """Import, export and check as ``stage`` says.
+
+    Args:
+      title, about: the model card's; by default they say what was converted.
+      manifest: what made the model, for the card.
 
     Returns:
       The differences where they were asked for, of the target from the source (with adapters, the
@@ -99,16 +109,20 @@ def convert(stage: Convert, log: Callable[[str], None] = lambda _: None) -> Diff
         adapted = attach(cfg, lora, params, adapters)
     if not stage.target:
         return None
+    made = {
+        "source": stage.source,
+        "adapters": stage.adapters or None,
+        "family": cfg.family,
+        "parameters": decoder.count_parameters(cfg),
+        "jax": jax.__version__,
+    }
+    name = stage.source.rstrip("/").split("/")[-1]
     card = model_card(
-        stage.source,
+        title or f"Converted from {name}",
+        about or f"The model {name}, with its tokenizer.",
         dtype,
-        {
-            "source": stage.source,
-            "adapters": stage.adapters or None,
-            "family": cfg.family,
-            "parameters": decoder.count_parameters(cfg),
-            "jax": jax.__version__,
-        },
+        made if manifest is None else {**manifest, **made},
+        stage.source,
     )
     save_decoder(
         stage.target, cfg, merged, tokenizer, dtype=dtype, shard_bytes=stage.shard_bytes,

@@ -114,7 +114,7 @@ def noisy_expert(
 
 def label_questions(
     questions: Sequence[Question],
-    source: Source,
+    source: str,
     seed: int = 0,
     noise: ExpertNoise | None = None,
     shown: int | None = None,

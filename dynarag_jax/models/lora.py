@@ -45,6 +45,7 @@ class LoraConfig:
     """Which matrices are adapted, and how."""
 
     rank: int = 16
+    """inner size of an adapter; 0 adapts nothing"""
     alpha: float = 32.0
     """the adapters' product is scaled by alpha / rank"""
     targets: tuple[str, ...] = ("*",)
@@ -53,8 +54,8 @@ class LoraConfig:
     """share of an adapter's inputs that a training step sets to zero"""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"rank = {self.rank}: an adapter's rank is at least 1")
+        if self.rank < 0:
+            raise InputError(f"rank = {self.rank}: an adapter's rank is at least 1, or 0 for none")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout = {self.dropout} must lie in [0, 1)")
         for pattern in self.targets:
@@ -111,7 +112,13 @@ class LowRank:
 
 
 def adapter_table(cfg: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
-    """The adapters' parameters as a tree of ``Parameter``: ``{"query": {"a": ..., "b": ...}}``."""
+    """The adapters' parameters as a tree of ``Parameter``: ``{"query": {"a": ..., "b": ...}}``.
+
+    Raises:
+      InputError: the rank is 0.
+    """
+    if not lora.rank:
+        raise InputError("rank = 0: there are no adapters")
     matrices = parameter_table(cfg)["layers"]
     layer = {}
     for name in lora.names():

@@ -23,10 +23,13 @@ def check(
     """
     if not passages:
         raise InputError("retrieve: the corpus is empty")
-    if not 1 <= n <= len(passages):
+    if n > len(passages):
         raise InputError(
-            f"retrieve: n = {n} passages a question, must be from 1 to the corpus's {len(passages)}"
+            f"retrieve: the corpus has {len(passages)} passages, fewer than the {n} asked for; ask "
+            f"for fewer with --passages"
         )
+    if n < 1:
+        raise InputError(f"retrieve: {n} passages are asked for; ask for at least 1")
     known = {passage.id for passage in passages}
     for question in questions:
         gold = dict.fromkeys(question.gold or ())

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import jax
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.adapters import load_adapters, save_adapters
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.lora import LoraConfig, merge
 from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
@@ -35,6 +38,7 @@ from dynarag_jax.training.examples import ExampleMaker, mix
 from dynarag_jax.training.loop import Figures, fit
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.step import (
+    Adapting,
     Part,
     init_state,
     make_step,
@@ -64,13 +68,26 @@ class Start:
     tokenizer: Any
     spelling: Spelling
     grammar: Grammar
+    init: str = ""
+    """where ``params`` were read"""
+    lora: LoraConfig | None = None
+    """train adapters, and leave ``params`` as they are"""
+    adapters: Params | None = None
+    """adapters to begin with; None begins with fresh ones, which change nothing"""
 
 
-def begin(stage: Train, init: Path | None, tokenizer: Path | None, mesh: Mesh) -> Start:
-    """Load or shape the model and its tokenizer.
+def begin(
+    stage: Train,
+    init: Path | None,
+    tokenizer: Path | None,
+    mesh: Mesh,
+    adapters: Path | None = None,
+) -> Start:
+    """Load or shape the model, its tokenizer and what is trained beside it.
 
     Raises:
-      InputError: neither a model to start from nor a tokenizer, or they do not fit.
+      InputError: neither a model to start from nor a tokenizer, adapters without a model, or they
+        do not fit.
     """
     if tokenizer is None and init is None:
         raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
@@ -88,7 +105,20 @@ def begin(stage: Train, init: Path | None, tokenizer: Path | None, mesh: Mesh) -
         cfg, params = replace(stage.model, vocab=-(-len(loaded) // 64) * 64), None
     check_vocabulary(cfg, loaded, str(tokenizer or init))
     spelling, grammar = list_grammar(loaded, stage.prompts)
-    return Start(cfg, params, loaded, spelling, grammar)
+    start = Start(cfg, params, loaded, spelling, grammar, str(init or ""))
+    if not stage.lora.rank and adapters is None:
+        return start
+    if params is None:
+        raise InputError("adapters need a model to adapt: set 'init', or 'lora.rank' to 0")
+    if adapters is None:
+        return replace(start, lora=stage.lora)
+    lora, begun = load_adapters(adapters, cfg, lambda lora: param_shardings(cfg, mesh, lora))
+    if stage.lora.rank not in (0, lora.rank):
+        raise InputError(
+            f"{adapters}: the adapters have rank {lora.rank}, the configuration says "
+            f"{stage.lora.rank}; leave 'lora.rank' at 0 to take theirs"
+        )
+    return replace(start, lora=replace(lora, dropout=stage.lora.dropout), adapters=begun)
 
 
 def example_maker(stage: Train, start: Start) -> ExampleMaker:
@@ -186,7 +216,8 @@ def train(
 ) -> None:
     """Train, with checkpoints under ``directory``, and write the model to ``directory/model``.
 
-    A directory that holds checkpoints of the same stage continues where they end.
+    A directory that holds checkpoints of the same stage continues where they end. Adapters are
+    written to ``directory/adapters``, as PEFT does, and ``directory/model`` has them merged in.
     """
     sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
     if not sources:
@@ -205,10 +236,15 @@ def train(
     optimizer = make_optimizer(stage.optimizer, steps)
     rate = learning_rate(stage.optimizer, steps)
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep)
-    layout = state_shardings(start.cfg, mesh, optimizer)
-    fresh = init_state(start.cfg, mesh, optimizer, start.params, seed)
+    lora = start.lora
+    layout = state_shardings(start.cfg, mesh, optimizer, lora)
+    trained = start.params if lora is None else start.adapters
+    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora)
     state = checkpoints.restore(layout, fresh, log) or fresh
     del fresh
+    if lora:
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        log(f"adapters of rank {lora.rank} beside {', '.join(lora.names())}: {count:,} parameters")
     if int(state.step):
         log(f"continuing at step {int(state.step)} of {steps}")
     step = make_step(
@@ -218,6 +254,8 @@ def train(
         start.grammar,
         {s.name: Part(s.stream.objectives, s.stream.weight) for s in sources},
         stage.accumulate,
+        Adapting(lora, start.params) if lora and start.params else None,
+        seed,
     )
     orders = {s.name: Order(s.size, seed, s.name) for s in sources}
 
@@ -245,10 +283,18 @@ def train(
         on_figures=figures,
         on_step=on_step,
     )
+    params = state.params
+    if lora and start.params:
+        save_adapters(
+            directory / "adapters", start.cfg, lora, params, base=start.init, overwrite=True
+        )
+        params = jax.jit(partial(merge, lora), out_shardings=param_shardings(start.cfg, mesh))(
+            start.params, params
+        )
     save_decoder(
         directory / "model",
         start.cfg,
-        state.params,
+        params,
         start.tokenizer,
         dtype=start.cfg.param_dtype,
         overwrite=True,

@@ -16,7 +16,14 @@ from dynarag_jax.exchange.adapters import base_of, load_adapters, save_adapters
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.models.lora import LoraConfig, LowRank, attach, init_adapters, merge
+from dynarag_jax.models.lora import (
+    LoraConfig,
+    LowRank,
+    adapter_table,
+    attach,
+    init_adapters,
+    merge,
+)
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
@@ -79,8 +86,10 @@ def test_targets_are_patterns():
     assert LoraConfig(targets=("query", "*u*p*")).names() == ["query", "output", "up"]
     with pytest.raises(InputError, match="'q_proj' matches no matrix; there are query, key"):
         LoraConfig(targets=("q_proj",))
-    with pytest.raises(InputError, match="rank = 0"):
-        LoraConfig(rank=0)
+    with pytest.raises(InputError, match="rank = -1: an adapter's rank is at least 1, or 0"):
+        LoraConfig(rank=-1)
+    with pytest.raises(InputError, match="rank = 0: there are no adapters"):
+        adapter_table(LLAMA, LoraConfig(rank=0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

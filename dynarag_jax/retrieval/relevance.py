@@ -1,0 +1,182 @@
+"""Pointwise relevance: each passage scored against its question by MonoT5 or a cross-encoder.
+
+This is the expert of DynamicRAG (arXiv 2505.07233): the passages that MonoT5 (arXiv 2003.06713)
+scores above a threshold, best first, at most so many.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cross_encoders import ARCHITECTURES, load_cross_encoder
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.t5 import load_t5, monot5_text, monot5_tokens
+from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.files import PathLike, read_json
+from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
+from dynarag_jax.models.t5 import T5Config, monot5_scores
+from dynarag_jax.records import Question
+from dynarag_jax.retrieval.batching import Batches, Rows
+from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.sharding import make_mesh, named
+
+# Pairs tokenized at a time: bounds the memory that their tokens take.
+CHUNK = 4096
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that says how likely it is that a passage is relevant to a question.
+
+    Attributes:
+      kind: what it is, for records.
+      columns: pairs of question and passage to the model's input, without padding.
+      run: (params, tokens [B, T], lengths [B], further columns) to scores [B] between 0 and 1.
+      params: the model's.
+      longest: tokens of a pair at most; what is longer is cut.
+      weights: multiplications a token takes, about.
+    """
+
+    kind: Literal["MonoT5", "cross-encoder"]
+    columns: Callable[[Sequence[Pair]], list[Rows]]
+    run: Callable[..., jax.Array]
+    params: Any
+    longest: int
+    weights: float
+
+
+def load_scorer(
+    source: PathLike, dtype: Literal["float32", "bfloat16"] = "float32", longest: int = 512
+) -> Scorer:
+    """Read a MonoT5 or a cross-encoder with one logit from a directory or hub id.
+
+    Args:
+      dtype: type of weights and activations.
+      longest: tokens of a question and a passage together, at most.
+
+    Raises:
+      InputError: no such model, or one that scores no pairs.
+    """
+    directory = model_directory(source)
+    config = read_json(directory / "config.json")
+    config = config if isinstance(config, dict) else {}
+    found = (config.get("architectures") or [None])[0]
+    if config.get("model_type") == "t5":
+        return _monot5(directory, dtype, longest)
+    if found in ARCHITECTURES:
+        return _cross_encoder(directory, dtype, longest)
+    raise InputError(
+        f"{source}: architecture {found!r} scores no pairs of texts here; supported: "
+        f"T5ForConditionalGeneration (MonoT5), {', '.join(ARCHITECTURES)}"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "true", "false"))
+def _judge(
+    cfg: T5Config, true: int, false: int, params: Params, tokens: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    # The empty rows of a batch attend to one token rather than to none.
+    return jnp.exp(monot5_scores(cfg, params, tokens, jnp.maximum(lengths, 1), true, false))
+
+
+def _monot5(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> Scorer:
+    cfg, params = load_t5(directory, param_dtype=dtype, dtype=dtype)
+    tokenizer = load_tokenizer(directory)
+    true, false = monot5_tokens(tokenizer)
+    ending = tokenizer(" Relevant:")["input_ids"]
+
+    def columns(pairs: Sequence[Pair]) -> list[Rows]:
+        rows = tokenizer([monot5_text(*pair) for pair in pairs])["input_ids"]
+        # What is cut is the passage's end: the judgment hangs on the word behind it.
+        return [[r if len(r) <= longest else [*r[: longest - len(ending)], *ending] for r in rows]]
+
+    size = cfg.layers * cfg.width * (4 * cfg.heads * cfg.head_size + (2 + cfg.gated) * cfg.mlp)
+    return Scorer(
+        "MonoT5", columns, functools.partial(_judge, cfg, true, false), params, longest, size
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _compare(
+    cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, types: jax.Array
+) -> jax.Array:
+    return jax.nn.sigmoid(pair_scores(cfg, params, tokens, jnp.maximum(lengths, 1), types))
+
+
+def _cross_encoder(
+    directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int
+) -> Scorer:
+    model = load_cross_encoder(directory, dtype)
+    cfg = model.config
+    longest = min(longest, cfg.positions)
+    model.tokenizer.enable_truncation(longest)
+
+    def columns(pairs: Sequence[Pair]) -> list[Rows]:
+        found = model.tokenizer.encode_batch(list(pairs))
+        types = [[min(t, cfg.types - 1) for t in pair.type_ids] for pair in found]
+        return [[pair.ids for pair in found], types]
+
+    size = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
+    return Scorer(
+        "cross-encoder", columns, functools.partial(_compare, cfg), model.params, longest, size
+    )
+
+
+def score_questions(
+    scorer: Scorer,
+    questions: Sequence[Question],
+    *,
+    batch_tokens: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Iterator[tuple[Question, np.ndarray]]:
+    """Score every candidate of every question; yields (question, scores [N]) in order.
+
+    A score does not depend on what else is in the batch, but for rounding. Each batch is divided
+    among the devices, all local ones if None.
+
+    Raises:
+      InputError: ``batch_tokens``, the tokens of a full batch per device, is below 1.
+    """
+    mesh = make_mesh(devices=devices or jax.local_devices())
+    run = functools.partial(scorer.run, jax.device_put(scorer.params, named(mesh, ())))
+    batches = Batches(run, mesh, scorer.longest, scorer.weights, batch_tokens)
+    for group in _groups(questions):
+        pairs = [(q.text, passage_text(p)) for q in group for p in q.passages]
+        scores = np.empty(len(pairs), np.float32)
+        for which, found in batches.through(scorer.columns(pairs)) if pairs else ():
+            scores[which] = found
+        ends = np.cumsum([len(q.passages) for q in group])
+        yield from zip(group, np.split(scores, ends[:-1]), strict=True)
+
+
+def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Questions of about ``CHUNK`` pairs together."""
+    group: list[Question] = []
+    pairs = 0
+    for question in questions:
+        group.append(question)
+        pairs += len(question.passages)
+        if pairs >= CHUNK:
+            yield group
+            group, pairs = [], 0
+    if group:
+        yield group
+
+
+def above(scores: Sequence[float], threshold: float, limit: int) -> tuple[int, ...]:
+    """The paper's list: 1-based positions of scores above ``threshold``, best first, ``limit``.
+
+    Ties keep the retriever's order.
+    """
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    return tuple(i + 1 for i in order if scores[i] > threshold)[:limit]

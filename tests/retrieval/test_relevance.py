@@ -1,0 +1,161 @@
+"""MonoT5 and cross-encoders over whole questions, against transformers one pair at a time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.records import Passage, Question
+from dynarag_jax.retrieval.relevance import above, load_scorer, score_questions
+
+from .conftest import WORDS
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)
+
+
+def save_words(where, special, template, pair=None):
+    words = [*special, "true", "false", "Query:", "Document:", "Relevant:", *WORDS]
+    table = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token=special[1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    named = [(s, table[s]) for s in special if s in f"{template} {pair}"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair=pair, special_tokens=named
+    )
+    tokenizer.save(str(where / "tokenizer.json"))
+    return tokenizer, len(words)
+
+
+@pytest.fixture(scope="module")
+def monot5(tmp_path_factory):
+    where = tmp_path_factory.mktemp("monot5")
+    tokenizer, size = save_words(where, ["<pad>", "<unk>", "</s>"], "$A </s>")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(where)
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=size, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.15 * torch.randn(p.shape)
+    model.save_pretrained(where)
+    return model.eval(), tokenizer, where
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("cross")
+    tokenizer, size = save_words(
+        where, ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    )
+    torch.manual_seed(1)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=size, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=40, max_position_embeddings=64, num_labels=1, initializer_range=0.4,
+        )
+    )  # fmt: skip
+    model.save_pretrained(where)
+    return model.eval(), tokenizer, where
+
+
+@pytest.fixture(scope="module")
+def questions():
+    rng = np.random.default_rng(0)
+    text = lambda n: " ".join(rng.choice(WORDS, n))  # noqa: E731
+    return [
+        Question(
+            f"q{i}",
+            text(4),
+            passages=tuple(
+                Passage(f"p{j}", text(int(rng.integers(1, 25))), "new cat" if j % 2 else "")
+                for j in range(count)
+            ),
+        )
+        for i, count in enumerate((5, 0, 1, 9))
+    ]
+
+
+def pairs_of(questions):
+    return [(q.text, f"{p.title} {p.text}".strip()) for q in questions for p in q.passages]
+
+
+def scores_of(scorer, questions, **settings):
+    found = list(score_questions(scorer, questions, **settings))
+    assert [q for q, _ in found] == questions
+    assert [len(scores) for _, scores in found] == [len(q.passages) for q in questions]
+    return np.concatenate([scores for _, scores in found])
+
+
+def test_monot5_scores_every_candidate(monot5, questions):
+    model, tokenizer, where = monot5
+    expected = []
+    for question, passage in pairs_of(questions):
+        ids = tokenizer.encode(f"Query: {question} Document: {passage} Relevant:").ids
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([[0]])
+            ).logits[0, 0]
+        both = [tokenizer.token_to_id(word) for word in ("true", "false")]
+        expected.append(float(torch.softmax(logits[both], 0)[0]))
+    assert np.ptp(expected) > 0.2
+    scorer = load_scorer(where)
+    assert scorer.kind == "MonoT5"
+    np.testing.assert_allclose(scores_of(scorer, questions), expected, atol=1e-5)
+    np.testing.assert_allclose(scores_of(scorer, questions, batch_tokens=64), expected, atol=1e-5)
+
+
+def test_a_long_passage_is_cut_before_the_word_that_asks(monot5, questions):
+    _, tokenizer, where = monot5
+    scorer = load_scorer(where, longest=12)
+    ((cut, whole),) = scorer.columns([("who", "red " * 30), ("who", "red")])
+    words = lambda ids: " ".join(tokenizer.id_to_token(i) for i in ids)  # noqa: E731
+    assert words(cut) == f"Query: who Document: {'red ' * 7}Relevant: </s>" and len(cut) == 12
+    assert words(whole) == "Query: who Document: red Relevant: </s>"
+    assert np.isfinite(scores_of(scorer, questions)).all()
+
+
+def test_a_cross_encoder_scores_every_candidate(cross_encoder, questions):
+    model, tokenizer, where = cross_encoder
+    expected = []
+    for pair in pairs_of(questions):
+        found = tokenizer.encode(*pair)
+        with torch.no_grad():
+            logit = model(
+                input_ids=torch.tensor([found.ids]), token_type_ids=torch.tensor([found.type_ids])
+            ).logits[0, 0]
+        expected.append(float(torch.sigmoid(logit)))
+    assert np.ptp(expected) > 0.2
+    scorer = load_scorer(where)
+    assert scorer.kind == "cross-encoder"
+    np.testing.assert_allclose(scores_of(scorer, questions), expected, atol=1e-5)
+    half = scores_of(load_scorer(where, "bfloat16"), questions)
+    np.testing.assert_allclose(half, expected, atol=0.05)
+
+
+def test_the_list_is_what_scores_above_the_threshold_best_first():
+    scores = [0.81, 0.8, 0.95, 0.2, 0.95, 0.99]
+    assert above(scores, 0.8, 15) == (6, 3, 5, 1)
+    assert above(scores, 0.8, 2) == (6, 3)
+    assert above(scores, 0.99, 15) == ()
+    assert above([], 0.5, 15) == ()
+
+
+def test_what_scores_no_pairs_is_refused(bert_directory, tmp_path):
+    with pytest.raises(InputError, match="'BertModel' scores no pairs of texts here; suppo"):
+        load_scorer(bert_directory)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(InputError, match="'LlamaForCausalLM' scores no pairs"):
+        load_scorer(tmp_path)
+    with pytest.raises(InputError, match="no such model directory"):
+        load_scorer(tmp_path / "nowhere")

@@ -99,9 +99,12 @@ def check_shapes(mesh: Mesh, shapes: Mapping[str, tuple[tuple[int, ...], tuple[A
         raise InputError("the mesh does not divide these arrays: " + "; ".join(wrong))
 
 
+def context_mesh() -> Any:
+    """The mesh that a traced function runs under, or None where none of ours is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names) else mesh
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin the layout of an activation inside jit; the identity where no mesh is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    return x if context_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))

@@ -38,7 +38,8 @@ from dynarag_jax.models.config import (
     rope_frequencies,
     sights,
 )
-from dynarag_jax.models.lora import LowRank
+from dynarag_jax.models.lora import MATRICES, LowRank
+from dynarag_jax.models.products import matmul
 from dynarag_jax.sharding import constrain
 
 __all__ = [
@@ -116,7 +117,10 @@ def _layers(cfg: DecoderConfig, params: Params) -> Layer:
 
 def _ready(cfg: DecoderConfig, layer: Layer) -> Layer:
     """The layer in the type of the activations, its sight completed by what all layers share."""
-    weights = {name: p.astype(cfg.dtype) for name, p in layer.weights.items()}
+    # Matrices stay as they are stored: their products cast them, and keep gradients in float32.
+    weights = {
+        name: p if name in MATRICES else p.astype(cfg.dtype) for name, p in layer.weights.items()
+    }
     shared = sights(cfg)[0]
     sight = Sight(
         *(mine if all_ is None else all_ for all_, mine in zip(shared, layer.sight, strict=True))
@@ -136,7 +140,7 @@ def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     w = layer.weights[name]
     lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
     flat = x.reshape(-1, inner)
-    y = flat @ w.reshape(inner, -1)
+    y = matmul(flat, w.reshape(inner, -1))
     if name in layer.adapters:
         y += layer.adapters[name].apply(flat, stream=x.ndim)
     y = y.reshape(*lead, *w.shape[axes:])
@@ -362,9 +366,8 @@ def logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
 
 def score_rows(cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array) -> jax.Array:
     """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V]."""
-    scores = jnp.einsum(
-        "...d,vd->...v", hidden, rows.astype(cfg.dtype), preferred_element_type=jnp.float32
-    )
+    *lead, width = hidden.shape
+    scores = matmul(hidden.reshape(-1, width), rows.T, jnp.float32).reshape(*lead, -1)
     return soft_cap(scores, cfg.logit_cap)
 
 

@@ -3,7 +3,7 @@
 - NVIDIA: cuDNN's, through ``jax.nn.dot_product_attention``: bfloat16, heads of up to 256 numbers
   (128 before Hopper), sliding windows, no soft cap.
 - TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
-- Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, in blocks of queries by XLA.
+- Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
 
 No kernel ever holds the [P, P] scores. The branches' attention is the exact joint softmax of
 ``attention.branch_attention`` on every platform: its queries are few, and a kernel's own softmax

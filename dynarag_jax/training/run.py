@@ -17,6 +17,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters, save_adapters
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models import kernels
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.lora import LoraConfig, merge
 from dynarag_jax.policy.grammar import Grammar, Spelling
@@ -92,7 +93,9 @@ def begin(
     if tokenizer is None and init is None:
         raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
     loaded = load_tokenizer(str(tokenizer or init))
-    settings = {name: getattr(stage.model, name) for name in ("dtype", "remat", "unroll")}
+    settings = {
+        name: getattr(stage.model, name) for name in ("dtype", "remat", "attention", "unroll")
+    }
     if init is not None:
         cfg, params = load_decoder(
             init,
@@ -237,9 +240,10 @@ def train(
     rate = learning_rate(stage.optimizer, steps)
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep)
     lora = start.lora
-    layout = state_shardings(start.cfg, mesh, optimizer, lora)
+    offload = stage.optimizer.offload
+    layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
     trained = start.params if lora is None else start.adapters
-    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora)
+    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora, offload)
     state = checkpoints.restore(layout, fresh, log) or fresh
     del fresh
     if lora:
@@ -256,7 +260,9 @@ def train(
         stage.accumulate,
         Adapting(lora, start.params) if lora and start.params else None,
         seed,
+        offload,
     )
+    log(kernels.choose(start.cfg).reason)
     orders = {s.name: Order(s.size, seed, s.name) for s in sources}
 
     def make(number: int) -> tuple[Mapping[str, Batch], list[str]]:

@@ -49,7 +49,9 @@ def value_and_gradients(kernel, dtype, window=None, cap=None, reach=None):
     traced = window if isinstance(window, jax.Array) else None
     run = jax.jit(
         jax.grad(
-            lambda *x, w: total(*x, window if traced is None else w), argnums=(0, 1, 2), has_aux=True
+            lambda *x, w: total(*x, window if traced is None else w),
+            argnums=(0, 1, 2),
+            has_aux=True,
         )
     )
     gradients, out = run(q, k, v, w=traced)
@@ -135,7 +137,7 @@ def fmha_calls(text):
     """(target, configuration) of every call of cuDNN's attention in a lowered program."""
     calls = re.findall(r"@(__cudnn\$fmha\w+)\(.*?backend_config = \"(.*?)\"[,}]", text)
     return {
-        target: json.loads(config.replace('\\22', '"'))["cudnn_fmha_backend_config"]
+        target: json.loads(config.replace("\\22", '"'))["cudnn_fmha_backend_config"]
         for target, config in calls
     }
 
@@ -161,7 +163,10 @@ def test_cudnn_is_called_on_each_devices_rows_and_heads(cudnn_present):
 
 
 def test_each_platform_has_its_kernel_and_says_so():
-    assert choose(HALF, GPU) == ("cudnn", "attention of the trunk by cuDNN's flash kernel, branches by XLA")
+    assert choose(HALF, GPU) == (
+        "cudnn",
+        "attention of the trunk by cuDNN's flash kernel, branches by XLA",
+    )
     assert choose(dataclasses.replace(HALF, head_size=128), TPU).kernel == "splash"
     assert choose(HALF, CPU) == ("plain", "attention by XLA in blocks of queries")
     assert choose(HALF, Platform("rocm")).kernel == "plain"

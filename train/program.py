@@ -31,9 +31,11 @@ import jax
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.stages import Train
 from train import processes
 from train.context import Context, StageDone
 from train.options import load_config, load_stage, print_help, program_name
+from train.plan import print_plan, take_plan
 
 __all__ = ["Context", "guard", "load_config", "main", "main_pipeline", "run_stage", "start_jax"]
 
@@ -50,7 +52,8 @@ def main(
     """Run one stage of a config file, ``python -m train.NAME CONFIG.py [--field value ...]``.
 
     Args:
-      name: the stage to run; ``--stage`` picks another of the same ``config_type``.
+      name: the stage to run; ``--stage`` picks another of the same ``config_type``; ``--plan``
+        prints what a training stage will need instead of running it.
       config_type: the class of the stage's configuration.
       body: does the stage's work; the first thing it does is to call ``Context.manifest``.
       argv: the arguments; the process's own by default.
@@ -60,7 +63,11 @@ def main(
     def work() -> None:
         path, rest = _config_path(arguments, config_type)
         chosen = _take_stage(rest)
+        planned = take_plan(rest) if issubclass(config_type, Train) else None
         run, stages, stage = load_stage(path, name, config_type, rest, chosen)
+        if planned is not None:
+            print_plan(run, stages, stages[stage], planned)
+            return
         start_jax(run)
         run_stage(Context(run, stages, stage), body)
 

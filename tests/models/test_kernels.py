@@ -58,9 +58,7 @@ def value_and_gradients(kernel, dtype, window=None, cap=None, reach=None):
     return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
 
-@pytest.mark.parametrize(
-    ("window", "cap"), [(None, None), (17, None), (None, 3.0), (1, None)], ids=str
-)
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (17, 3.0)], ids=str)
 def test_splash_attention_equals_the_plain_one_with_gradients(window, cap):
     ours = value_and_gradients("splash", np.float32, window, cap)
     plain = value_and_gradients("plain", np.float32, window, cap)
@@ -86,6 +84,7 @@ def test_layers_of_a_scan_choose_between_two_kernels(window):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windowed", [(), (True, False)], ids=["alike", "mixed"])
 def test_a_model_with_splash_attention_under_a_mesh_is_the_plain_model(windowed):
     cfg = DecoderConfig(

@@ -24,7 +24,9 @@ from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.hardware import Accelerator, accelerator, of_kind
+from dynarag_jax.models import kernels
 from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.sharding import mesh_sizes
 from dynarag_jax.stages import Dpo, Train
@@ -86,7 +88,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: Optio
     Raises:
       InputError: the mesh does not fit the model or the devices, or the model is not found.
     """
-    device, memory, peak, count = _devices(options)
+    device, memory, peak, count, platform = _devices(options)
     sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, count)
     cfg, directory = _model(run, stages, stage)
     streams, notes = _streams(stage, directory)
@@ -100,7 +102,16 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: Optio
                 f"{name}.batch = {rows.batch} does not divide over {shards} batch shards "
                 f"(data x fsdp) in {stage.accumulate} microbatches; the nearest sizes are {nearest}"
             )
-    result = plan(cfg, list(streams.values()), sizes, stage.optimizer, stage.accumulate, stage.lora)
+    choice = kernels.choose(cfg, platform)
+    result = plan(
+        cfg,
+        list(streams.values()),
+        sizes,
+        stage.optimizer,
+        stage.accumulate,
+        stage.lora,
+        choice.kernel != "plain",
+    )
     shape = " x ".join(map(str, sizes))
     print(f"{count} x {device}, mesh data x fsdp x tensor = {shape}")
     for name, rows in streams.items():
@@ -108,8 +119,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: Optio
             f"{name}: {rows.batch} rows a step in {stage.accumulate} microbatch(es), prompts of "
             f"{rows.prompt}, {rows.branches} branch(es) of {rows.branch} tokens"
         )
-    for note in notes:
-        print(note)
+    print("\n".join([*notes, choice.reason]))
     print("\n".join(_lines(result, cfg, memory, peak, options.mfu)))
 
 
@@ -150,21 +160,23 @@ def _lines(p: Plan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) ->
     return lines
 
 
-def _devices(options: Options) -> tuple[str, int, float, int]:
-    """Name, memory, peak and number of the devices that are planned for."""
+def _devices(options: Options) -> tuple[str, int, float, int, Platform]:
+    """Name, memory, peak, number and platform of the devices that are planned for."""
     known: Accelerator | None = None
     if options.device:
         known, name = accelerator(options.device), options.device
         count = options.devices or 1
+        tpu = known.kinds[0].startswith("TPU")
+        platform = Platform("tpu") if tpu else Platform("cuda", not name.startswith("a100"))
     else:
         # JAX may look at the devices, but must not take their memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         here = jax.devices()
         name, count = here[0].device_kind, options.devices or len(here)
-        known = of_kind(name)
+        known, platform = of_kind(name), Platform.here()
     if known is None:
-        return name, 0, 0.0, count
-    return name, known.memory, known.peak, count
+        return name, 0, 0.0, count, platform
+    return name, known.memory, known.peak, count, platform
 
 
 def _model(run: Run, stages: Mapping[str, Any], stage: Train) -> tuple[DecoderConfig, Path | None]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from dynarag_jax.models import decoder
+from dynarag_jax.models.attention import BLOCK
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
@@ -71,8 +72,12 @@ def plan(
     optimizer: OptimizerConfig,
     accumulate: int = 1,
     lora: LoraConfig | None = None,
+    flash: bool = False,
 ) -> Plan:
     """Plan a step of these streams on a mesh (data, fsdp, tensor).
+
+    Args:
+      flash: the trunk's attention is a flash kernel's (``models.kernels``), which holds no scores.
 
     Raises:
       InputError: the mesh does not divide an array of the model.
@@ -88,7 +93,7 @@ def plan(
     # Microbatches add to a float32 sum, beside the gradient of the one at work.
     width = moments_of.itemsize if accumulate == 1 else moments_of.itemsize + 4
     gradients = adapted // moments_of.itemsize * width
-    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora)
+    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, flash)
     if optimizer.offload:
         # They pass through the device one array at a time at best, all at once at worst.
         offloaded, working = offloaded + moments, max(working, moments)
@@ -135,7 +140,12 @@ def _laid_out(
 
 
 def _activations(
-    cfg: DecoderConfig, streams: Sequence[Rows], mesh: Any, accumulate: int, lora: Any
+    cfg: DecoderConfig,
+    streams: Sequence[Rows],
+    mesh: Any,
+    accumulate: int,
+    lora: Any,
+    flash: bool,
 ) -> tuple[int, int, int]:
     """Bytes kept on the device, kept on the host, and at work."""
     a, d = jnp.dtype(cfg.dtype).itemsize, cfg.width
@@ -165,7 +175,9 @@ def _activations(
         # The hidden states before and after the last norm.
         kept += cfg.layers * device + 2 * entering
         offloaded += cfg.layers * host
-        layer = max(layer, 2 * tokens * everything + branches)
+        # A block of queries over all keys: scores, weights and their gradients in float32.
+        block = 0 if flash else local * cfg.heads // tensor * min(rows.prompt, BLOCK) * rows.prompt
+        layer = max(layer, 2 * tokens * everything + branches + 4 * 4 * block)
         positions = rows.branches * rows.branch + (rows.prompt if rows.prompt_loss else 0)
         chunk = local * chunk_positions(local, positions, vocab)
         scores = max(scores, 3 * 4 * chunk * vocab)

@@ -100,7 +100,10 @@ def test_an_8b_model_is_planned_from_its_config_alone(tmp_path, capsys):
         (["--plan", "--plan.devices", "many"], "--plan.devices: 'many' is no int"),
         (["--plan", "--plan.mfu", "40"], "--plan.mfu = 40.0 must lie in (0, 1]"),
         (["--plan.memory", "3"], "unknown option '--plan.memory'"),
-        (["--plan", "--plan.devices", "3", "--reranker.batch", "6", "--generator.batch", "6"], "the mesh does not divide these arrays"),
+        (
+            "--plan --plan.devices 3 --reranker.batch 6 --generator.batch 6".split(),
+            "the mesh does not divide these arrays",
+        ),
         (["--plan", "--plan.devices", "16", "--accumulate", "4"], "nearest sizes are 64"),
         (["--init", "nowhere/", "--plan"], "nowhere/: no such model directory"),
     ],

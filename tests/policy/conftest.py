@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizer_families import MAKERS, make
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
@@ -90,10 +91,13 @@ def wrap(tokenizer: Tokenizer, **special: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-@pytest.fixture(scope="session", params=FAMILIES, ids=list(FAMILIES))
-def family(request):
+@pytest.fixture(scope="session", params=[*FAMILIES, *MAKERS])
+def family(request, tmp_path_factory):
     """(name, tokenizer) of each family in turn."""
-    return request.param, wrap(FAMILIES[request.param]())
+    name = request.param
+    if name in MAKERS:
+        return name, make(name, _corpus(), tmp_path_factory.mktemp(name) / "tokenizer")
+    return name, wrap(FAMILIES[name]())
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizer_families import MAKERS, make
 from transformers import PreTrainedTokenizerFast
+
+from tests.policy.tokenizer_families import MAKERS, make
 
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 IDS = 20

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenizer_families import WRITES
-
 from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.grammar import build_grammar, find_spelling, read_list
 from dynarag_jax.prompts import format_list, parse_list
 from dynarag_jax.sampling.sampler import Sampling, sample
+from tests.policy.tokenizer_families import WRITES
 
 IDS = 20
 NEIGHBORS = "byte-bpe-merging-across-everything"

@@ -378,6 +378,7 @@ def test_spoiled_models_give_one_line(kind, name, source, tmp_path, capsys):
         "convert": convert_program.main,
         "export": lambda given: main("export", Export, export.run, given),
     }
+    capsys.readouterr()  # transformers' progress while it wrote the model
     with pytest.raises(SystemExit) as stop:
         programs[name](given)
     assert stop.value.code == 2

@@ -205,7 +205,7 @@ def save_decoder(
       dtype: of the stored weights, float32, bfloat16 or float16.
       shard_bytes: start a new file beyond this size.
       card: text of README.md, the model card.
-      source: the directory the model came from; what its generation_config.json and config.json
+      source: the directory or hub id the model came from; what its generation_config.json and config.json
         say of ends, beginnings and sampling is kept.
       overwrite: replace an existing directory; otherwise it is an InputError.
 
@@ -235,9 +235,10 @@ def _generation(tokenizer: Any, source: PathLike | None) -> tuple[dict[str, Any]
     ids = {name: getattr(tokenizer, name) for name in _IDS}
     generation: dict[str, Any] = {"do_sample": False}
     if source is not None:
-        before = read_json(Path(source) / "config.json")
+        source = model_directory(source)
+        before = read_json(source / "config.json")
         ids |= {name: before[name] for name in _IDS if before.get(name) is not None}
-        said = Path(source) / "generation_config.json"
+        said = source / "generation_config.json"
         if said.is_file():
             generation = read_json(said)
     generation = {**{k: v for k, v in ids.items() if v is not None}, **generation}

@@ -129,7 +129,7 @@ def adapted(ran: Stages, directory: Path, *more: str) -> Stages:
     """The stage ``sft`` with adapters, on what the small run has made."""
     made = {"init": "pretrain/model", "questions": "label/train.jsonl"}
     places = [x for k, v in made.items() for x in (f"--sft.{k}", str(ran.directory / v))]
-    rates = ("--sft.optimizer.learning_rate", "0.05", "--sft.checkpoint_every", "1")
+    rates = ("--sft.optimizer.learning_rate", "0.01", "--sft.checkpoint_every", "1")
     return Stages(directory, *places, *rates, *more)
 
 
@@ -224,7 +224,7 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
     assert model.read_bytes() != (place / "dpo" / "model" / "model.safetensors").read_bytes()
     for more, message in (
         (("--export.step", "7"), "no checkpoint of step 7; there are 1, 2|no such file"),
-        (("--export.checkpoint", "rollout"), "'rollout' is no training stage; there are: clean"),
+        (("--export.checkpoint", "rollout"), "is no training stage; there are: pretrain, sft"),
         (("--dpo.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
     ):
         with pytest.raises(InputError, match=message):

@@ -205,8 +205,8 @@ def save_decoder(
       dtype: of the stored weights, float32, bfloat16 or float16.
       shard_bytes: start a new file beyond this size.
       card: text of README.md, the model card.
-      source: the directory or hub id the model came from; what its generation_config.json and config.json
-        say of ends, beginnings and sampling is kept.
+      source: the directory or hub id the model came from; what its generation_config.json and
+        config.json say of ends, beginnings and sampling is kept.
       overwrite: replace an existing directory; otherwise it is an InputError.
 
     The directory appears whole or not at all.

@@ -188,15 +188,37 @@ def test_adapters_are_merged(source, tmp_path):
     np.testing.assert_allclose(logits_of(tmp_path / "out"), expected, atol=1e-4, rtol=0)
 
 
-def test_from_a_mesh_of_eight(source, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_a_mesh_of_eight(family, source, tmp_path):
     """Parameters sharded over fsdp x tensor come in and go out byte for byte."""
     mesh = make_mesh(1, 4, 2, devices=jax.devices()[:8])
-    cfg, params = load_decoder(source("qwen2"), shardings=lambda cfg: param_shardings(cfg, mesh))
-    _, single = load_decoder(source("qwen2"))
+    cfg, params = load_decoder(source(family), shardings=lambda cfg: param_shardings(cfg, mesh))
+    _, single = load_decoder(source(family))
     jax.tree.map(np.testing.assert_array_equal, params, single)
-    save_decoder(tmp_path / "out", cfg, params, load_tokenizer(source("qwen2")))
-    for name, tensor in tensors_of(source("qwen2")).items():
-        np.testing.assert_array_equal(tensors_of(tmp_path / "out")[name], tensor)
+    save_decoder(tmp_path / "out", cfg, params, load_tokenizer(source(family)))
+    before, after = tensors_of(source(family)), tensors_of(tmp_path / "out")
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        assert after[name].tobytes() == tensor.tobytes(), name
+
+
+def test_the_ends_of_the_source_are_kept_and_the_tokenizers_is_among_them(source, tmp_path):
+    """As in chat models: more than one token ends a text, and the tokenizer names one of them."""
+    cfg, params = load_decoder(source())
+    tokenizer = load_tokenizer(source())
+    for ends, kept in (([7, 9], [7, 9, 1]), ([1, 9], [1, 9]), (9, [9, 1]), (1, 1), (None, 1)):
+        said = {"eos_token_id": ends, "temperature": 0.6, "do_sample": True}
+        said = {k: v for k, v in said.items() if v is not None}
+        before = tmp_path / "before"
+        before.mkdir(exist_ok=True)
+        shutil.copy(source() / "config.json", before)
+        (before / "generation_config.json").write_text(json.dumps(said))
+        save_decoder(tmp_path / "out", cfg, params, tokenizer, source=before, overwrite=True)
+        generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+        assert generation["eos_token_id"] == kept
+        assert generation["temperature"] == 0.6
+        loaded = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+        assert loaded.eos_token_id == kept
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "float8_e4m3fn"])

@@ -99,7 +99,7 @@ def trl_dpo(
 ) -> list[float]:
     """Seconds of each step of TRL's DPOTrainer but the first, over ``steps`` batches."""
     import datasets
-    import trl
+    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     def text(tokens: np.ndarray) -> str:
         return " ".join(f"w{i}" for i in tokens)
@@ -131,9 +131,9 @@ def trl_dpo(
     )
     vocabulary = model.config.vocab_size
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trl.DPOTrainer(
+        trainer = DPOTrainer(
             model=model,
-            args=trl.DPOConfig(
+            args=DPOConfig(
                 output_dir=scratch,
                 per_device_train_batch_size=size,
                 max_steps=steps,

@@ -124,7 +124,7 @@ def attend(
     """
     if kernel == "plain":
         return trunk_attention(q, k, v, lengths, window, cap)
-    run = _cudnn if kernel == "cudnn" else _splash
+    run: Any = _cudnn if kernel == "cudnn" else _splash
 
     def here(q: Any, k: Any, v: Any, lengths: Any, window: Any) -> jax.Array:
         if window is None or isinstance(window, int | np.integer):
@@ -132,8 +132,8 @@ def attend(
         # A kernel's window is part of its program: both are compiled, and the layer picks.
         return jax.lax.cond(
             window > (reach or 0),
-            lambda *arrays: run(*arrays, None, cap),
-            lambda *arrays: run(*arrays, reach, cap),
+            lambda q, k, v, lengths: run(q, k, v, lengths, None, cap),
+            lambda q, k, v, lengths: run(q, k, v, lengths, reach, cap),
             q, k, v, lengths,
         )  # fmt: skip
 

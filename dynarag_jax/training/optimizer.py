@@ -150,7 +150,7 @@ def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformat
     def init(params: Any) -> Any:
         return rule.init(wide(params))
 
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        return rule.update(wide(grads), state, wide(params))
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return rule.update(wide(updates), state, wide(params))
 
     return optax.GradientTransformation(init, update)

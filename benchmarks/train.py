@@ -37,7 +37,7 @@ SIZES = {
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--branch", type=int, default=40, help="tokens of a list")
@@ -129,16 +129,16 @@ def report(
 
         theirs = train_peers.Peer(scratch, 1e-5, args.remat != "none")
         reference = theirs.logps(*batch(0)).sum(-1).detach().cpu().numpy()
-        peer = lambda number: theirs.step(task, *batch(number), reference)  # noqa: E731
-        first, other = ours(*batch(0), reference), peer(0)
+        peer = lambda number: theirs.step(task, batch(number), reference)  # noqa: E731
+        first, other = ours(batch(0), reference), peer(0)
         if abs(first - other) > (2e-3 if cfg.dtype == "float32" else 5e-2) * abs(other):
             raise SystemExit(f"not the same work: our first loss is {first}, theirs {other}")
     else:
         reference = None
-        ours(*batch(0), reference)
+        ours(batch(0), reference)
     here, there = [], []
     for turn in range(args.rounds):
-        here.append(timed(lambda i: ours(*batch(i), reference), args.steps, turn))
+        here.append(timed(lambda i: ours(batch(i), reference), args.steps, turn))
         if peer is not None:
             there.append(timed(peer, args.steps, turn))
     seconds = statistics.median(here)
@@ -201,7 +201,7 @@ def batches(vocab: int, rows: int, prompt: int, n: int, branch: int) -> Callable
     return make
 
 
-def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any, Any], float]:
+def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any], float]:
     """Our update of a task; it returns the loss, which waits for the device."""
     import jax
 
@@ -226,7 +226,8 @@ def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any,
     held = [init_state(cfg, mesh, rule, None if lora else params, lora=lora)]
     step = make_step(cfg, mesh, rule, grammar, {"x": part}, adapting=adapting)
 
-    def run(prompts: Any, branches: Any, reference: Any) -> float:
+    def run(data: tuple[Any, Any], reference: Any) -> float:
+        prompts, branches = data
         n = branches.shape[1]
         there = [[0.0] * n] * len(prompts) if reference is None else reference.tolist()
         examples = [

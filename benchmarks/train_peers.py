@@ -24,7 +24,7 @@ def make_model(sizes: dict[str, int], directory: Path, seed: int = 0) -> None:
     config = transformers.LlamaConfig(
         **sizes,
         max_position_embeddings=16384,
-        rope_theta=500_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=True,
         attention_bias=False,
     )
@@ -36,10 +36,10 @@ class Peer:
 
     def __init__(self, directory: Path, learning_rate: float, remat: bool):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = transformers.LlamaForCausalLM.from_pretrained(
+        self.model: Any = transformers.LlamaForCausalLM.from_pretrained(
             directory, attn_implementation="sdpa", dtype=torch.float32
-        ).to(self.device)
-        self.model.train()
+        )
+        self.model.to(self.device).train()
         if remat:
             self.model.gradient_checkpointing_enable()
         fused = self.device == "cuda"
@@ -62,9 +62,10 @@ class Peer:
         picked = torch.gather(logits.log_softmax(-1), -1, tokens[:, -r:, None])[..., 0]
         return picked.reshape(b, n, r)
 
-    def step(self, task: str, prompts: np.ndarray, branches: np.ndarray, reference: Any) -> float:
-        """One update of a task: sft, dpo (with reference log-probabilities [B, 2]) or group."""
-        logps = self.logps(prompts, branches)
+    def step(self, task: str, data: tuple[np.ndarray, np.ndarray], reference: Any) -> float:
+        """One update of a task on (prompts, branches): sft, dpo (with reference log-probabilities
+        [B, 2]) or group."""
+        logps = self.logps(*data)
         if task == "dpo":
             there = torch.as_tensor(reference, device=self.device)
             margin = logps.sum(-1) - there

@@ -23,7 +23,7 @@ from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
-from dynarag_jax.stages import Sft, Stream, Train
+from dynarag_jax.stages import Dpo, Sft, Stream, Train
 from dynarag_jax.training.batches import (
     Batch,
     Example,
@@ -144,6 +144,15 @@ def reranker_source(
     longest = start.spelling.longest(p.max_list)
     shape = Shape(stream.length or p.rerank_tokens, branches, longest, p.ids)
     return Source("reranker", stream, size, make, shape)
+
+
+def answers_source(
+    stage: Dpo, size: int, branches: int, make: Callable[[int, int], Example]
+) -> Source:
+    """The stream of judged answers: ``size`` examples of ``branches`` branches."""
+    p, stream = stage.prompts, stage.answers
+    shape = Shape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
+    return Source("answers", stream, size, make, shape)
 
 
 def behavior_source(

@@ -175,10 +175,23 @@ class Sft(Train):
     shuffled: float = 0.0
     """share of the lists learned over candidates in random order, so that the reranker reads them
     and does not trust the retriever's ranks alone (as RankVicuna, arXiv 2309.15088)"""
+    instructions: Stream = Stream(batch=0)
+    """instruction data, mixed in by the ratio of the streams' batches; batch 0 leaves it out"""
+    instruction_file: str = ""
+    """JSONL of {instruction, input, output} or {messages}"""
+    instruction_tokens: int = 512
+    """longest reply, end of text included; longer ones are left out and counted"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shuffled <= 1:
             raise InputError(f"shuffled = {self.shuffled} must be a share from 0 to 1")
+        if bool(self.instructions.batch) != bool(self.instruction_file):
+            raise InputError(
+                f"instruction_file = '{self.instruction_file}' and instructions.batch = "
+                f"{self.instructions.batch}: instruction data needs both, or neither"
+            )
+        if self.instruction_tokens < 1:
+            raise InputError(f"instruction_tokens = {self.instruction_tokens} must be positive")
 
 
 @dataclass(frozen=True)

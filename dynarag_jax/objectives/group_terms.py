@@ -98,6 +98,8 @@ class Grpo(_Group):
     ratio: Literal["token", "sequence"] = "token"
     """token: a ratio for each token; sequence: the geometric mean over the branch (GSPO,
     arXiv 2507.18071)"""
+    weighted_kl: bool = False
+    """multiply the KL estimate by the ratio, so that its gradient is unbiased (arXiv 2512.02556)"""
 
     def __call__(self, scores: Scores) -> Value:
         rows, counts, where = _samples(scores)
@@ -113,6 +115,7 @@ class Grpo(_Group):
         loss, kl = out.loss, jnp.zeros_like(logps)
         if self.kl:
             kl = group.kl_estimate(logps, jnp.where(where, scores.reference, 0.0))
+            kl = kl * jnp.exp(log_ratio) if self.weighted_kl else kl
             loss = loss + self.kl * kl
 
         def per_branch(x: jax.Array) -> jax.Array:

@@ -144,13 +144,13 @@ def check_rollouts(
 
 
 def _check_prompt(question: Question, prompt: Prompt, recorded: str) -> None:
-    """Refuse log-probabilities of another prompt, where it is on record which."""
+    """Refuse log-probabilities of another prompt."""
     now = fingerprint(list(prompt.tokens))
-    if recorded and recorded != now:
+    if recorded != now:
         raise InputError(
             f"question '{question.id}': the rollouts' log-probabilities are of another prompt "
-            f"({recorded}) than this stage shows ({now}); take the passages and the prompt limits "
-            f"they were sampled with, or {MEND}"
+            f"({recorded or 'none on record'}) than this stage shows ({now}); take the passages "
+            f"and the prompt limits they were sampled with, or {MEND}"
         )
 
 

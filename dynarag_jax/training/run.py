@@ -35,6 +35,7 @@ from dynarag_jax.training.batches import (
 )
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.examples import ExampleMaker, mix
+from dynarag_jax.training.instructions import Instruction, instruction_examples
 from dynarag_jax.training.loop import Figures, fit
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.step import (
@@ -168,6 +169,18 @@ def behavior_source(
         return maker.behavior(question)
 
     return reranker_source(stage, start, len(questions), 1, make)
+
+
+def instruction_source(
+    stage: Sft, instructions: Sequence[Instruction], tokenizer: Any, log: Callable[[str], None]
+) -> Source:
+    """The stream of instruction data; what is too long is left out and logged."""
+    p, stream = stage.prompts, stage.instructions
+    length = stream.length or p.answer_prompt_tokens
+    examples, left = instruction_examples(tokenizer, instructions, length, stage.instruction_tokens)
+    log(f"{len(examples)} instructions; left out as too long: {left}")
+    shape = Shape(length, 1, stage.instruction_tokens, p.ids)
+    return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)
 
 
 def generator_source(

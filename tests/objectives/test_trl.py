@@ -384,6 +384,8 @@ CASES = {
     "grpo with KL": (Grpo(1.0, kl=0.3, clip_low=0.1, clip_high=0.3),
                      {"beta": 0.3, "epsilon": 0.1, "epsilon_high": 0.3,
                       "use_bias_correction_kl": False}),
+    "grpo with weighted KL": (Grpo(1.0, kl=0.3, weighted_kl=True),
+                              {"beta": 0.3, "use_bias_correction_kl": True}),
     "dr_grpo": (Grpo(1.0, scale=False, normalize="none"),
                 {"loss_type": "dr_grpo", "scale_rewards": "none"}),
     "tokens": (Grpo(1.0, normalize="tokens"), {"loss_type": "bnpo"}),

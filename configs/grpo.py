@@ -3,8 +3,7 @@
     python -m train.pipeline configs/grpo.py
     python -m train.pipeline configs/grpo.py --dpo.reranker.objectives.grpo.scale False
 
-All stages but the feedback are the quickstart's; in its run directory they are not made again:
---run.directory runs/quickstart.
+All stages but the feedback are the quickstart's.
 """
 
 from dataclasses import replace

@@ -16,15 +16,13 @@ run = replace(quickstart.run, directory="runs/lipo")
 
 feedback = quickstart.stages["dpo"]
 none = TokenNll(weight=0.0)
+objectives = Objectives(nll=none, lipo=LipoLambda(weight=1.0, beta=1.0))
 
 stages = quickstart.stages | {
     "rollout": replace(quickstart.stages["rollout"], answers=True),
     "dpo": replace(
         feedback,
-        reranker=replace(
-            feedback.reranker,
-            objectives=Objectives(nll=none, lipo=LipoLambda(weight=1.0, beta=1.0)),
-        ),
+        reranker=replace(feedback.reranker, objectives=objectives),
         answers=Stream(
             batch=8, objectives=Objectives(nll=none, dpo=Dpo(weight=0.5, beta=0.5, chosen_nll=0.5))
         ),

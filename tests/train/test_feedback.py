@@ -48,7 +48,7 @@ class Stages:
         return run_stage(context, PROGRAMS[type(self.stages[name])])
 
     def figures(self, name: str) -> dict[str, float]:
-        return [line for _, line in read_jsonl(self.directory / name / "metrics.jsonl")][0]
+        return next(line for _, line in read_jsonl(self.directory / name / "metrics.jsonl"))
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     # A model of two steps answers nothing right: say which lists and answers were better, and let
     # everything that follows be real.
     path = stages.directory / "rollout" / "rollouts.jsonl"
+    (stages.directory / "original.jsonl").write_bytes(path.read_bytes())
     lines = []
     for _, record in read_jsonl(path):
         for trajectory in record["trajectories"]:
@@ -130,7 +131,7 @@ def test_reference_gives_what_the_rollout_gave_and_serves_another_reference(
 
     place = tmp_path / "run"
     stages = Stages(place)
-    source = ran.directory / "rollout" / "rollouts.jsonl"
+    source = ran.directory / "original.jsonl"
     common = {
         "model": str(ran.directory / "pretrain" / "model"),
         "questions": str(ran.directory / "questions.jsonl"),

@@ -28,6 +28,8 @@ def _require(right: bool, term: Term, name: str, mend: str) -> None:
 class _Pairwise(Term):
     """A mean over pairs; ``pair`` makes the loss from both branches' log-probabilities."""
 
+    reads_pairs: ClassVar[bool] = True
+
     beta: float = 0.1
     """strength of the pull toward the reference"""
     chosen_nll: float = 0.0

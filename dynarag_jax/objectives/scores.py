@@ -66,6 +66,8 @@ class Term:
     """of the forward pass: log-probabilities of the prompt"""
     reads_ids: ClassVar[bool] = False
     """of the forward pass: scores of the first id"""
+    reads_pairs: ClassVar[bool] = False
+    """of the data: a branch that is preferred to another"""
     reads_groups: ClassVar[bool] = False
     """of the data: all branches sampled for a prompt, with rewards and counts"""
     reads_behavior: ClassVar[bool] = False

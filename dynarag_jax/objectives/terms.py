@@ -78,6 +78,8 @@ class Objectives:
         terms = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: term for name, term in terms.items() if term.weight != 0}
 
-    def reads(self, what: Literal["prompt", "ids", "groups", "behavior", "reference"]) -> list[str]:
+    def reads(
+        self, what: Literal["prompt", "ids", "pairs", "groups", "behavior", "reference"]
+    ) -> list[str]:
         """Names of the active terms that need these arrays."""
         return [n for n, term in self.active().items() if getattr(term, f"reads_{what}")]

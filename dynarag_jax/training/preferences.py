@@ -103,6 +103,13 @@ def check_rollouts(
       InputError: one line that names the rollout, what does not fit, and the mend.
     """
     reference, behavior = objectives.reads("reference"), objectives.reads("behavior")
+    judging = {*objectives.reads("pairs"), *objectives.reads("groups")}
+    if idle := [name for name in objectives.active() if name not in judging]:
+        raise InputError(
+            f"objective '{idle[0]}' learns from given targets, and these branches were sampled: it "
+            f"would do nothing; set its weight to 0 (the likelihood of preferred branches is "
+            f"'chosen_nll')"
+        )
     if answers and behavior:
         raise InputError(
             f"objective '{behavior[0]}' needs samples of one prompt, and answers come from "

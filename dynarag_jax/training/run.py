@@ -156,10 +156,23 @@ def answers_source(
     return Source("answers", stream, size, make, shape)
 
 
+def _require_supervised(name: str, stream: Stream, lists: bool = False) -> None:
+    """Refuse objectives that would do nothing on given targets."""
+    reads = stream.objectives.reads
+    idle = [*reads("pairs"), *reads("groups"), *([] if lists else reads("ids"))]
+    if idle and stream.batch:
+        raise InputError(
+            f"{name}: objective '{idle[0]}' has nothing to learn from in this stream: it reads "
+            f"{'ranked lists' if idle[0] in reads('ids') else 'sampled branches'}; "
+            f"set its weight to 0"
+        )
+
+
 def behavior_source(
     stage: Sft, start: Start, questions: Sequence[Question], maker: ExampleMaker, seed: int
 ) -> Source:
     """Behavior cloning of the experts' lists, a share of them over shuffled candidates."""
+    _require_supervised("reranker", stage.reranker, lists=True)
 
     def make(epoch: int, index: int) -> Example:
         question = questions[index]
@@ -175,6 +188,7 @@ def instruction_source(
     stage: Sft, instructions: Sequence[Instruction], tokenizer: Any, log: Callable[[str], None]
 ) -> Source:
     """The stream of instruction data; what is too long is left out and logged."""
+    _require_supervised("instructions", stage.instructions)
     p, stream = stage.prompts, stage.instructions
     length = stream.length or p.answer_prompt_tokens
     examples, left = instruction_examples(tokenizer, instructions, length, stage.instruction_tokens)
@@ -187,6 +201,7 @@ def generator_source(
     stage: Train, questions: Sequence[Question], maker: ExampleMaker, seed: int
 ) -> Source:
     """Generator SFT over the questions that have answers, with passages by ``stage.contexts``."""
+    _require_supervised("generator", stage.generator)
     stream, contexts = stage.generator, stage.contexts
     answerable = [q for q in questions if q.answers]
 

@@ -234,5 +234,13 @@ def test_instruction_data_is_a_third_stream(ran: Stages, tmp_path: Path) -> None
     figures = stages.figures("pretrain")
     assert figures["instructions/nll"] > 1
     assert {"reranker/nll", "generator/nll"} <= set(figures)
+    with pytest.raises(InputError, match=r"generator: objective 'rank_net' .* reads ranked lists"):
+        Stages(tmp_path / "lists", *more, "--pretrain.generator.objectives.rank_net.weight", "1")(
+            "pretrain"
+        )
+    with pytest.raises(InputError, match=r"reranker: objective 'dpo' .* reads sampled branches"):
+        Stages(tmp_path / "pairs", *more, "--pretrain.reranker.objectives.dpo.weight", "1")(
+            "pretrain"
+        )
     with pytest.raises(InputError, match="instruction data needs both, or neither"):
         Stages(tmp_path / "other", "--pretrain.instructions.batch", "8")

@@ -190,6 +190,11 @@ def test_stale_or_missing_log_probabilities_are_refused_in_one_line(bad, objecti
     assert "\n" not in str(error.value)
 
 
+def test_objectives_that_would_do_nothing_are_refused():
+    with pytest.raises(InputError, match="objective 'nll' learns from given targets"):
+        check_rollouts([GOOD], Objectives(dpo=Dpo(1.0)), EXPECTED)
+
+
 def test_answers_need_to_be_scored_and_are_no_samples_of_one_prompt():
     with pytest.raises(InputError, match="'a' has no scored answers; sample with --answers True"):
         check_rollouts([GOOD], DPO, EXPECTED, answers=True)

@@ -229,7 +229,8 @@ BRANCHES = (
     ([14, 15, 60], [16, 17, 18, 19, 60]),
     ([21, 22, 60], [21, 23, 60]),
 )
-SHAPE = Shape(prompt=8, branches=2, branch=6, ids=6)
+# Room for three branches: pairs and groups then share what is compiled.
+SHAPE = Shape(prompt=8, branches=3, branch=6, ids=6)
 SPELLING = Spelling(
     opening=(50,), ids=tuple((i,) for i in range(40, 46)), between=(51, 50), closing=(51,),
     none=(52,), end=60,
@@ -413,7 +414,7 @@ def test_group_objectives_through_a_model_equal_trl(
         Example(str(i), p, b, supervised=(), rewards=tuple(r), counts=(1.0,) * 3)
         for i, (p, b, r) in enumerate(zip(PROMPTS, GROUPS, REWARDS, strict=True))
     ]
-    plain = collate(examples, Shape(prompt=8, branches=3, branch=6, ids=6))
+    plain = collate(examples, SHAPE)
     between = jax.tree.map(lambda x, y: 0.9 * x + 0.1 * y, ours.params, ours.reference)
     behavior, fixed = (np.asarray(ours.logps(p, plain)) for p in (between, ours.reference))
     batch = plain._replace(behavior=behavior, reference=fixed)

@@ -16,6 +16,8 @@ from dynarag_jax.records import read_passages, read_questions, read_rollouts, wr
 from train.pipeline import PROGRAMS
 from train.program import Context, load_config, run_stage
 
+pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences covers the parts
+
 SMALL = """
 --facts.world.train_questions 24 --facts.world.evaluation_questions 4
 --facts.world.workers 40 --facts.world.companies 20 --facts.world.cities 12

@@ -34,7 +34,7 @@ def run(context: Context, stage: Sft) -> None:
     ]
     if stage.instruction_file:
         read = read_instructions(paths["instructions"])
-        sources.append(instruction_source(stage, read, start.tokenizer, context.log))
+        sources.append(instruction_source(stage, start, read, context.log))
     train_stage(context, stage, start, sources, maker)
 
 

@@ -171,13 +171,15 @@ def behavior_source(
 
 
 def instruction_source(
-    stage: Sft, instructions: Sequence[Instruction], tokenizer: Any, log: Callable[[str], None]
+    stage: Sft, start: Start, instructions: Sequence[Instruction], log: Callable[[str], None]
 ) -> Source:
     """The stream of instruction data; what is too long is left out and logged."""
     _require_supervised("instructions", stage.instructions)
     p, stream = stage.prompts, stage.instructions
     length = stream.length or p.answer_prompt_tokens
-    examples, left = instruction_examples(tokenizer, instructions, length, stage.instruction_tokens)
+    examples, left = instruction_examples(
+        start.tokenizer, instructions, length, stage.instruction_tokens
+    )
     log(f"{len(examples)} instructions; left out as too long: {left}")
     shape = Shape(length, 1, stage.instruction_tokens, p.ids)
     return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 
-def make_model(sizes: dict[str, int], directory: Path, seed: int = 0) -> None:
+def make_model(sizes: dict[str, Any], directory: Path, seed: int = 0) -> None:
     """Write a randomly initialized Llama of these sizes (names of LlamaConfig)."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(

@@ -62,7 +62,7 @@ def compiled(sizes: tuple[int, int, int]) -> tuple[int, int, float]:
     moments = jax.eval_shape(rule.init, params)
     state = State(jax.ShapeDtypeStruct((), jnp.int32), params, moments)
     branch = [2] * BATCH.branch
-    row = Example("0", [2] * BATCH.prompt, [branch] * 2, supervised=[1.0] * 2, reference=[0.0] * 2)
+    row = Example("0", [2] * BATCH.prompt, [branch] * 2, supervised=[1.0] * 2)
     batch = collate([row] * BATCH.batch, Shape(BATCH.prompt, 2, BATCH.branch, 2))
     program = step.lower(state, {"x": batch}).compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()

@@ -128,7 +128,7 @@ def report(
         from benchmarks import train_peers
 
         theirs = train_peers.Peer(scratch, 1e-5, args.remat != "none")
-        reference = theirs.logps(*batch(0)).sum(-1).detach().cpu().numpy()
+        reference = theirs.logps(*batch(0)).detach().cpu().numpy()
         peer = lambda number: theirs.step(task, batch(number), reference)  # noqa: E731
         first, other = ours(batch(0), reference), peer(0)
         if abs(first - other) > (2e-3 if cfg.dtype == "float32" else 5e-2) * abs(other):
@@ -229,7 +229,7 @@ def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any]
     def run(data: tuple[Any, Any], reference: Any) -> float:
         prompts, branches = data
         n = branches.shape[1]
-        there = [[0.0] * n] * len(prompts) if reference is None else reference.tolist()
+        there = [()] * len(prompts) if reference is None else reference.tolist()
         examples = [
             Example(
                 str(i), p.tolist(), b.tolist(), supervised=[1.0] * n, reference=r,

@@ -64,11 +64,11 @@ class Peer:
 
     def step(self, task: str, data: tuple[np.ndarray, np.ndarray], reference: Any) -> float:
         """One update of a task on (prompts, branches): sft, dpo (with reference log-probabilities
-        [B, 2]) or group."""
+        [B, 2, R]) or group."""
         logps = self.logps(*data)
         if task == "dpo":
             there = torch.as_tensor(reference, device=self.device)
-            margin = logps.sum(-1) - there
+            margin = (logps - there).sum(-1)
             loss = -torch.nn.functional.logsigmoid(0.1 * (margin[:, 0] - margin[:, 1])).mean()
         else:
             loss = -logps.mean()

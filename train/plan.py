@@ -29,7 +29,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.sharding import mesh_sizes
-from dynarag_jax.stages import Dpo, Train
+from dynarag_jax.stages import Dpo, Rollout, Sft, Stream, Train
 from dynarag_jax.training.flops import Rows
 from dynarag_jax.training.plan import USABLE, Plan, plan
 
@@ -91,7 +91,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: Optio
     device, memory, peak, count, platform = _devices(options)
     sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, count)
     cfg, directory = _model(run, stages, stage)
-    streams, notes = _streams(stage, directory)
+    streams, notes = _streams(stages, stage, directory)
     shards = sizes[0] * sizes[1]
     for name, rows in streams.items():
         step = shards * stage.accumulate
@@ -229,7 +229,9 @@ def _hub_config(name: str) -> Path:
         ) from None
 
 
-def _streams(stage: Train, directory: Path | None) -> tuple[dict[str, Rows], list[str]]:
+def _streams(
+    stages: Mapping[str, Any], stage: Train, directory: Path | None
+) -> tuple[dict[str, Rows], list[str]]:
     """The shapes of the stage's batches, and what had to be assumed for them."""
     p, notes = stage.prompts, []
     longest = ID_TOKENS * min(p.max_list, p.ids) + 2
@@ -241,18 +243,28 @@ def _streams(stage: Train, directory: Path | None) -> tuple[dict[str, Rows], lis
         longest = list_grammar(tokenizer, p)[0].longest(p.max_list)
     else:
         notes.append(f"no tokenizer at hand: a list of {p.max_list} ids taken as {longest} tokens")
+    groups = max([x.samples for x in stages.values() if isinstance(x, Rollout)], default=8)
+
+    def branches(stream: Stream) -> int:
+        if not isinstance(stage, Dpo):
+            return 1
+        return groups if stream.objectives.reads("groups") else 2
+
+    answers, tokens = p.answer_prompt_tokens, p.answer_tokens
     shapes = {
-        "reranker": (
-            stage.reranker, p.rerank_tokens, 2 if isinstance(stage, Dpo) else 1, longest
-        ),
-        "generator": (stage.generator, p.answer_prompt_tokens, 1, p.answer_tokens),
-    }  # fmt: skip
+        "reranker": (stage.reranker, p.rerank_tokens, branches(stage.reranker), longest),
+        "generator": (stage.generator, answers, 1, tokens),
+    }
+    if isinstance(stage, Sft):
+        shapes["instructions"] = (stage.instructions, answers, 1, stage.instruction_tokens)
+    if isinstance(stage, Dpo):
+        shapes["answers"] = (stage.answers, answers, branches(stage.answers), tokens)
     streams = {}
-    for name, (stream, limit, branches, branch) in shapes.items():
+    for name, (stream, limit, n, branch) in shapes.items():
         active = stream.objectives.active()
         if stream.batch and active:
             streams[name] = Rows(
-                stream.batch, stream.length or limit, branches, branch, "prompt_nll" in active
+                stream.batch, stream.length or limit, n, branch, "prompt_nll" in active
             )
     if not streams:
         raise InputError("nothing to train on: every stream has batch 0 or no objective")

@@ -27,7 +27,7 @@ from dynarag_jax.stages import Sft, Stream, Train
 from dynarag_jax.training.batches import (
     Batch,
     Example,
-    Order,
+
     Shape,
     collate,
     place,

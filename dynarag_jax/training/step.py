@@ -26,6 +26,7 @@ from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
 from dynarag_jax.sharding import check_shapes, named
 from dynarag_jax.training.batches import Batch
+from dynarag_jax.training.meter import batch_figures
 
 
 @partial(
@@ -209,6 +210,30 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
+Update = Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]
+
+
+def skipping(update: Update) -> Update:
+    """An update that leaves parameters and moments as they are where any figure is not finite.
+
+    The step number advances all the same, and the figure ``skipped`` is then 1. It is decided
+    inside jit from figures that every device has, so that all processes do the same.
+    """
+
+    def guarded(state: State, batches: Any, rest: Any) -> tuple[State, dict[str, jax.Array]]:
+        new, figures = update(state, batches, rest)
+        good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
+        keep = partial(jax.tree.map, partial(jnp.where, good))
+        kept = State(
+            new.step,
+            keep(new.params, state.params),
+            keep(new.optimizer, state.optimizer),
+        )
+        return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
+
+    return guarded
+
+
 def make_step(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -218,6 +243,7 @@ def make_step(
     accumulate: int = 1,
     adapting: Adapting | None = None,
     seed: int = 0,
+    skip_nonfinite: bool = False,
 ) -> Callable[[State, Mapping[str, Batch]], tuple[State, dict[str, jax.Array]]]:
     """The jitted update ``step(state, batches) -> (state, figures)``; the state is donated.
 
@@ -226,6 +252,7 @@ def make_step(
       accumulate: microbatches an update is made of.
       adapting: train adapters, which the state then holds, beside these frozen parameters.
       seed: of the adapters' dropout; the key of a step follows from it and the step's number.
+      skip_nonfinite: leave out updates whose loss or gradient is not finite (``skipping``).
 
     Raises:
       InputError: the mesh does not divide the model, or listwise supervision is asked for with a
@@ -274,11 +301,12 @@ def make_step(
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
+        figures |= batch_figures(batches)
         return State(state.step + 1, params, moments), figures
 
     rows = named(mesh, ("batch",))
     jitted = jax.jit(
-        update,
+        skipping(update) if skip_nonfinite else update,
         in_shardings=(layout, rows, (param_shardings(cfg, mesh) if base else None, everywhere)),
         out_shardings=(layout, everywhere),
         donate_argnums=0,

@@ -141,8 +141,6 @@ class Train:
     """tokenizer directory; empty takes the model directory's"""
     questions: str = "{run}/label/train.jsonl"
     """questions with passages, answers and expert lists"""
-    mixture: dict[str, float] = field(default_factory=dict)
-    """further question files -> how many of their examples are drawn for one of ``questions``"""
     prompts: PromptConfig = PromptConfig()
     model: DecoderConfig = DecoderConfig()
     """shape of a new model; with ``init``, only types, remat and unroll are taken from it"""
@@ -180,7 +178,7 @@ class Train:
     """padded prompt lengths of a stream, chosen from its data; each is compiled once, and one more
     where something exceeds them. 1 pads every prompt to the limit and sorts nothing by length"""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """what a step does whose loss or gradient is not finite: stop the run, or leave its update out"""
+    """where loss or gradient are not finite: stop the run, or leave that update out"""
     profile: tuple[int, int] = (0, 0)
     """first and last step of a profiler trace, written to the stage's directory; 0 0 is none"""
 
@@ -199,6 +197,8 @@ class Train:
 class Sft(Train):
     """Behavior cloning of the expert's lists and generator SFT, jointly in every step."""
 
+    mixture: dict[str, float] = field(default_factory=dict)
+    """further question files -> how many of their examples are drawn for one of ``questions``"""
     shuffled: float = 0.0
     """share of the lists learned over candidates in random order, so that the reranker reads them
     and does not trust the retriever's ranks alone (as RankVicuna, arXiv 2309.15088)"""

@@ -37,7 +37,7 @@ def run(context: Context, stage: Dpo) -> None:
     if not pairs:
         raise InputError(f"{rollouts_path}: no question has two lists of different reward")
     start = start_stage(context, stage)
-    maker = example_maker(stage, start)
+    maker = example_maker(stage, start, context.token_cache)
 
     def pair(_: int, index: int) -> Example:
         qid, best, worst = pairs[index]

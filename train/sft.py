@@ -8,22 +8,33 @@ from __future__ import annotations
 
 from dynarag_jax.records import read_questions
 from dynarag_jax.stages import Sft
-from dynarag_jax.training.run import behavior_source, example_maker, generator_source
+from dynarag_jax.training.run import (
+    Source,
+    behavior_source,
+    example_maker,
+    generator_source,
+    mixed,
+)
 from train.program import Context, main
 from train.training import inputs, start_stage, train_stage
 
 
 def run(context: Context, stage: Sft) -> None:
     """Train on the expert's lists and the reference answers."""
-    context.manifest(inputs=inputs(context, stage))
-    questions = read_questions(context.path(stage.questions))
+    mixture = {f"mixture {path}": context.path(path) for path in stage.mixture}
+    context.manifest(inputs=inputs(context, stage) | mixture)
     start = start_stage(context, stage)
-    maker = example_maker(stage, start)
-    sources = [
-        behavior_source(stage, start, questions, maker, context.run.seed),
-        generator_source(stage, questions, maker, context.run.seed),
-    ]
-    train_stage(context, stage, start, sources, maker)
+    maker = example_maker(stage, start, context.token_cache)
+
+    def sources(path: str) -> list[Source]:
+        questions = read_questions(context.path(path))
+        return [
+            behavior_source(stage, start, questions, maker, context.run.seed),
+            generator_source(stage, questions, maker, context.run.seed),
+        ]
+
+    more = {path: sources(path) for path in stage.mixture}
+    train_stage(context, stage, start, mixed(sources(stage.questions), more, stage.mixture), maker)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.policy.grammar import Spelling
 from dynarag_jax.prompts import (
     Prompt,
@@ -28,7 +29,7 @@ from dynarag_jax.prompts import (
 )
 from dynarag_jax.records import Question, Rollout, Trajectory, valid_list
 from dynarag_jax.training.batches import Example
-from dynarag_jax.training.tokens import TokenCache, prompt_key, tokenizer_fingerprint
+from dynarag_jax.training.tokens import TokenCache, prompt_key
 
 
 @dataclass

@@ -210,28 +210,16 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
-Update = Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]
+def _kept_where_finite(
+    figures: dict[str, jax.Array], new: Any, old: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """``new``, or ``old`` where any figure is not finite; the figure ``skipped`` is then 1.
 
-
-def skipping(update: Update) -> Update:
-    """An update that leaves parameters and moments as they are where any figure is not finite.
-
-    The step number advances all the same, and the figure ``skipped`` is then 1. It is decided
-    inside jit from figures that every device has, so that all processes do the same.
+    It is decided inside jit from figures that every device has, so that all processes do the same.
     """
-
-    def guarded(state: State, batches: Any, rest: Any) -> tuple[State, dict[str, jax.Array]]:
-        new, figures = update(state, batches, rest)
-        good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
-        keep = partial(jax.tree.map, partial(jnp.where, good))
-        kept = State(
-            new.step,
-            keep(new.params, state.params),
-            keep(new.optimizer, state.optimizer),
-        )
-        return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
-
-    return guarded
+    good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
+    kept = jax.tree.map(partial(jnp.where, good), new, old)
+    return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
 
 
 def make_step(
@@ -252,7 +240,8 @@ def make_step(
       accumulate: microbatches an update is made of.
       adapting: train adapters, which the state then holds, beside these frozen parameters.
       seed: of the adapters' dropout; the key of a step follows from it and the step's number.
-      skip_nonfinite: leave out updates whose loss or gradient is not finite (``skipping``).
+      skip_nonfinite: where a figure is not finite, leave parameters and moments as they are; the
+        step number advances all the same.
 
     Raises:
       InputError: the mesh does not divide the model, or listwise supervision is asked for with a
@@ -301,12 +290,15 @@ def make_step(
         changes, moments = optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
-        figures |= batch_figures(batches)
-        return State(state.step + 1, params, moments), figures
+        if skip_nonfinite:
+            (params, moments), figures = _kept_where_finite(
+                figures, (params, moments), (state.params, state.optimizer)
+            )
+        return State(state.step + 1, params, moments), figures | batch_figures(batches)
 
     rows = named(mesh, ("batch",))
     jitted = jax.jit(
-        skipping(update) if skip_nonfinite else update,
+        update,
         in_shardings=(layout, rows, (param_shardings(cfg, mesh) if base else None, everywhere)),
         out_shardings=(layout, everywhere),
         donate_argnums=0,

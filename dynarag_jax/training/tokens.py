@@ -33,18 +33,6 @@ SUFFIX = ".prompts"
 _HEADER = struct.Struct("<16sIII")
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hash of all that decides how a fast tokenizer turns messages into tokens."""
-    parts = {
-        "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str()),
-        "template": tokenizer.chat_template,
-        "special": sorted(map(str, tokenizer.all_special_tokens)),
-        "eos": tokenizer.eos_token_id,
-    }
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def prompt_key(tokenizer: str, messages: Any, limit: int) -> bytes:
     """The key of a prompt: tokenizer, the wording over all passages, and the longest length.
 

@@ -80,7 +80,7 @@ def train_stage(
             context.log(str(stopped))
             stopping.interrupt()
         finally:
-            if maker.cache:
+            if maker.cache is not None:
                 maker.cache.flush()
     reads = maker.reads
     context.log(f"prompts: {reads.tokenized} tokenized, {reads.read} read from the cache")

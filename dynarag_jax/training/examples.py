@@ -72,12 +72,12 @@ class ExampleMaker:
         with self._lock:
             kept = self._kept.get(key)
         if kept is None:
-            kept = self.cache.get(key) if self.cache else None
+            kept = self.cache.get(key) if self.cache is not None else None
             tokenized = kept is None
             if kept is None:
                 prompt = make()
                 kept = (np.asarray(prompt.tokens, "<u4"), prompt.shown)
-                if self.cache:
+                if self.cache is not None:
                     self.cache.put(key, prompt)
             with self._lock:
                 self.reads.tokenized += tokenized

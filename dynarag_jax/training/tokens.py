@@ -49,8 +49,8 @@ class TokenCache:
     def __init__(self, directory: Path):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._index: dict[bytes, tuple[int, int]] = {}
-        """key -> (segment, place); segment -1 is this process's own"""
+        self._index: dict[bytes, tuple[tuple[int, int], ...]] = {}
+        """key -> (segment, place) of its records; segment -1 is this process's own"""
         self._maps: list[mmap.mmap] = []
         self._own: IO[bytes] | None = None
         self._end = 0
@@ -74,25 +74,22 @@ class TokenCache:
             end = at + _HEADER.size + 4 * count
             if end > len(data):
                 break
-            self._index[key] = (number, at)
+            self._index[key] = (*self._index.get(key, ()), (number, at))
             at = end
 
     def get(self, key: bytes) -> tuple[np.ndarray, int] | None:
         """(tokens, passages shown), or None where no whole record has the key."""
         with self._lock:
-            place = self._index.get(key)
-            if place is None:
-                return None
-            number, at = place
-            if number < 0:
-                assert self._own is not None
-                self._own.flush()
-            header = self._read(number, at, _HEADER.size)
-            found, shown, count, checksum = _HEADER.unpack(header)
-            raw = self._read(number, at + _HEADER.size, 4 * count)
-        if found != key or _checksum(key, shown, raw) != checksum:
-            return None
-        return np.frombuffer(raw, "<u4"), shown
+            # More than one record where several processes made it, or where one is damaged.
+            for segment, at in self._index.get(key, ()):
+                if segment < 0 and self._own is not None:
+                    self._own.flush()
+                header = self._read(segment, at, _HEADER.size)
+                found, shown, count, checksum = _HEADER.unpack(header)
+                raw = self._read(segment, at + _HEADER.size, 4 * count)
+                if found == key and _checksum(key, shown, raw) == checksum:
+                    return np.frombuffer(raw, "<u4"), shown
+        return None
 
     def _read(self, segment: int, at: int, size: int) -> bytes:
         if segment >= 0:
@@ -110,7 +107,7 @@ class TokenCache:
                 name = f"{uuid.uuid4().hex}{SUFFIX}"
                 self._own = (self.directory / name).open("x+b", buffering=1 << 16)
             self._own.write(record)
-            self._index[key] = (-1, self._end)
+            self._index[key] = (*self._index.get(key, ()), (-1, self._end))
             self._end += len(record)
 
     def flush(self) -> None:

@@ -29,7 +29,8 @@ class Stopped(Exception):
     """The run was asked to stop; ``step`` is saved, and the same command continues from it."""
 
     def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}, which is saved")
+        where = f"after step {step}, which is saved" if step else "before the first step"
+        super().__init__(f"stopped {where}")
         self.step = step
 
 

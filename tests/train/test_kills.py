@@ -1,4 +1,4 @@
-"""Training that is killed or told to stop, anywhere: the same bytes in the end, and every step once."""
+"""Training that is killed or told to stop: the same bytes in the end, and every step once."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_mixture_of_one_is_the_plain_order():
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("inf")]])
 def test_weights_that_are_no_shares_are_refused(weights):
-    with pytest.raises(InputError, match="stream 'x' mixes with weights .* must be positive"):
+    with pytest.raises(InputError, match=r"stream 'x' mixes with weights .* must be positive"):
         Mixture([3, 3], weights, 0, "x")
 
 

@@ -152,7 +152,11 @@ def make(tokenizer, directory, prompts=PROMPTS):
 
 def test_a_second_run_reads_every_prompt_and_tokenizes_none(tokenizer, tmp_path):
     first = make(tokenizer, tmp_path)
-    made = [first.behavior(QUESTION), first.answer(QUESTION, (2, 1)), first.answer(QUESTION, ())]
+
+    def examples(maker):
+        return [maker.behavior(QUESTION), *(maker.answer(QUESTION, c) for c in ((2, 1), ()))]
+
+    made = examples(first)
     assert (first.reads.tokenized, first.reads.read) == (3, 0)
     assert first.cache is not None
     first.cache.flush()

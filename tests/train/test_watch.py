@@ -16,10 +16,8 @@ def test_what_is_not_asked_for_is_not_imported(tmp_path):
     assert watchers(Run("runs/a"), tmp_path, {}) == []
 
 
-@pytest.mark.parametrize(
-    ("option", "package"), [("tensorboard", "tensorboard"), ("wandb", "wandb")]
-)
-def test_what_is_asked_for_and_missing_is_named(tmp_path, monkeypatch, option, package):
+@pytest.mark.parametrize(("option", "value"), [("tensorboard", True), ("wandb", "project")])
+def test_what_is_asked_for_and_missing_is_named(tmp_path, monkeypatch, option, value):
     for name in [n for n in sys.modules if n.split(".")[0] == option]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, option, None)

@@ -1,7 +1,7 @@
-"""Examples for training, from questions and rollouts: the three things the model learns.
+"""Supervised examples, from questions: the expert's list and the reference answer.
 
-Behavior cloning imitates the expert's list, generator SFT the reference answer, and preference
-training ranks two sampled lists. Each is one prompt with its branches.
+What is learned from sampled lists and their answers is in ``preferences``. Each example is one
+prompt with its branches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynarag_jax.prompts import (
     rerank_messages,
     rerank_prompt,
 )
-from dynarag_jax.records import Question, Rollout, Trajectory, valid_list
+from dynarag_jax.records import Question
 from dynarag_jax.training.batches import Example
 from dynarag_jax.training.tokens import TokenCache, prompt_key
 
@@ -111,7 +111,8 @@ class ExampleMaker:
             lambda: answer_prompt(self.tokenizer, question, chosen, p.style, limit),
         )
 
-    def _dropped(self, question: Question, prompt: Prompt) -> int:
+    def dropped(self, question: Question, prompt: Prompt) -> int:
+        """Passages that a question's reranker prompt lost, from the end of the list."""
         return min(len(question.passages), self.prompts.ids) - prompt.shown
 
     def visible(self, ids: Sequence[int], shown: int) -> tuple[int, ...]:
@@ -134,7 +135,7 @@ class ExampleMaker:
             branches=(self.spelling.spell(ids),),
             shown=prompt.shown,
             ranking=ids,
-            dropped=self._dropped(question, prompt),
+            dropped=self.dropped(question, prompt),
             dropped_ids=len(question.expert) - len(ids),
         )
 
@@ -154,64 +155,6 @@ class ExampleMaker:
             branches=(target,),
             dropped=len(chosen) - prompt.shown,
         )
-
-    def pair(self, question: Question, best: Trajectory, worst: Trajectory) -> Example:
-        """Preference: a sampled list against another, with their reference log-probabilities.
-
-        Raises:
-          InputError: a list holds a passage that this prompt does not show.
-        """
-        prompt = self.rerank_prompt(question)
-        for trajectory in (best, worst):
-            if wrong := valid_list(trajectory.list, prompt.shown):
-                raise InputError(
-                    f"question '{question.id}': the sampled list {list(trajectory.list)} {wrong} "
-                    f"that the prompt shows; train with the prompt limits it was sampled with"
-                )
-        return Example(
-            id=question.id,
-            prompt=prompt.tokens,
-            branches=(self.spelling.spell(best.list), self.spelling.spell(worst.list)),
-            shown=prompt.shown,
-            supervised=(0.0, 0.0),
-            reference=(best.reference_logp, worst.reference_logp),
-            preferred=True,
-            dropped=self._dropped(question, prompt),
-        )
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """How many rollouts gave a pair, and why the others did not."""
-
-    pairs: int = 0
-    ties: int = 0
-    """all lists were rewarded alike, or within the minimum gap"""
-    single: int = 0
-    """all samples were the same list"""
-
-
-def best_and_worst(
-    rollouts: Sequence[Rollout], min_gap: float = 0.0
-) -> tuple[list[tuple[str, Trajectory, Trajectory]], PairCounts]:
-    """Preference pairs: each question's best list against its worst, as in the paper.
-
-    Args:
-      min_gap: rewards must differ by more than this.
-
-    Returns:
-      (question id, chosen, rejected) and the counts; chosen and rejected always differ.
-    """
-    pairs, ties, single = [], 0, 0
-    for rollout in rollouts:
-        ranked = sorted(rollout.trajectories, key=lambda t: -t.reward)
-        if len(ranked) < 2:
-            single += 1
-        elif ranked[0].reward - ranked[-1].reward <= max(min_gap, 1e-9):
-            ties += 1
-        else:
-            pairs.append((rollout.id, ranked[0], ranked[-1]))
-    return pairs, PairCounts(len(pairs), ties, single)
 
 
 def mix(seed: int, name: str, epoch: int, index: int) -> float:

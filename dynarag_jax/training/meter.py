@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from dynarag_jax.objectives.terms import Scores
 from dynarag_jax.training.batches import Batch
 
 Figures = dict[str, float]
@@ -34,6 +35,20 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
             f"{name}/dropped_ids": batch.dropped_ids.sum().astype(jnp.float32),
         }
     return found
+
+
+def reference_kl(scores: Scores) -> tuple[jax.Array, jax.Array]:
+    """How far sampled branches' probabilities have moved from the reference's.
+
+    Returns:
+      Sum over sampled branches of ``log reference - log policy``, and their number. The mean
+      estimates KL(reference || policy) where all samples of the reference are trained on; of best
+      and worst lists alone it is the drift of these.
+    """
+    branches = scores.token_mask.any(-1) & scores.preferred[:, None]
+    where = scores.token_mask & branches[..., None]
+    moved = jnp.where(where, scores.reference - scores.policy_logps, 0.0).sum()
+    return moved, branches.sum()
 
 
 def means(values: Sequence[Figures]) -> Figures:

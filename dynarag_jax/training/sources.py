@@ -89,7 +89,7 @@ def step_operations(
     cfg: DecoderConfig, sources: Sequence[Source], lora: LoraConfig | None
 ) -> Callable[[Mapping[str, Batch]], float]:
     """A function from a step's batches to its model operations, by their padded shapes."""
-    whole = {s.name: "prompt_nll" in s.stream.objectives.active() for s in sources}
+    whole = {s.name: bool(s.stream.objectives.reads("prompt")) for s in sources}
 
     @functools.cache
     def work(shapes: tuple[tuple[str, tuple[int, ...], int], ...]) -> float:

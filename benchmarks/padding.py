@@ -15,6 +15,7 @@ import argparse
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def lengths_of(path: Path, limit: int) -> dict[str, np.ndarray]:
     texts = [p.text for q in questions for p in q.passages]
     with tempfile.TemporaryDirectory() as place:
         train_bpe(texts, Path(place) / "bpe", 8192)
-        tokenizer = load_tokenizer(Path(place) / "bpe")
+        tokenizer: Any = load_tokenizer(Path(place) / "bpe")
     rng = random.Random(SEED)
     found: dict[str, list[int]] = {"lists": [], "answers": []}
     for q in questions:

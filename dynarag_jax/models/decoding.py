@@ -168,9 +168,7 @@ def fill(
         return jax.lax.fori_loop(
             0,
             b,
-            lambda i, cache: one(
-                cache, jax.lax.dynamic_slice_in_dim(new, i, 1, axis=0), i, at[i]
-            ),
+            lambda i, cache: one(cache, jax.lax.dynamic_slice_in_dim(new, i, 1, axis=0), i, at[i]),
             cache,
         )
 
@@ -290,7 +288,8 @@ def step(
         value += self * v[:, :, :, None]
         value = (value / total).astype(v.dtype).reshape(s, n, g * m, size)
         x = constrain(_after_attention(cfg, w, x, value), "batch", None, None)
-        new_k.append(k), new_v.append(v)
+        new_k.append(k)
+        new_v.append(v)
 
     def written(caches: Any, new: list[jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(

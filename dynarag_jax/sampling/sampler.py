@@ -25,7 +25,7 @@ from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, Settings, choose
 from dynarag_jax.sharding import named
 
-__all__ = ["Sampling", "Samples", "make_sampler", "sample"]
+__all__ = ["Samples", "Sampling", "make_sampler", "sample"]
 
 CHUNK = 512
 """Tokens of a prompt that are computed at a time."""
@@ -196,9 +196,7 @@ def first_tokens(
     """Each branch's first token, from the hidden states [S, D] of the trunks' last tokens."""
     scores = decoder.logits(cfg, params, hidden)[:, None]
     branches = rows.done.shape[1]
-    return write(
-        jnp.broadcast_to(scores, (len(hidden), branches, cfg.vocab)), rows, mode, grammar
-    )
+    return write(jnp.broadcast_to(scores, (len(hidden), branches, cfg.vocab)), rows, mode, grammar)
 
 
 def decode(

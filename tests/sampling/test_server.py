@@ -154,13 +154,13 @@ def test_a_server_that_cannot_be_reached_ends_the_run(server, writer, question):
     config = settings(server, retries=1)
     server.shutdown()
     server.server_close()
-    with pytest.raises(InputError, match="cannot be reached .* what is done is kept"):
+    with pytest.raises(InputError, match=r"cannot be reached .* what is done is kept"):
         ask(writer, config, [question("good")])
 
 
 def test_a_server_that_does_not_know_us_ends_the_run(server, writer, question, monkeypatch):
     monkeypatch.setattr(Handler, "do_POST", lambda self: self.reply(401, b"who are you?"))
-    with pytest.raises(InputError, match="HTTP 401 Unauthorized: who are you.*OPENAI_API_KEY"):
+    with pytest.raises(InputError, match=r"HTTP 401 Unauthorized: who are you.*OPENAI_API_KEY"):
         ask(writer, settings(server), [question("good")])
 
 

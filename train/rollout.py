@@ -78,7 +78,9 @@ def run(context: Context, stage: Stage) -> None:
     try:
         with context.progress(len(questions), context.stage) as bar:
             bar.start_at(sum(q.id in done for q in questions), len(questions))
-            for result in roll_out(writer, reference, source, stage.samples, stage.reward):
+            for result in roll_out(
+                writer, reference, source, stage.samples, stage.reward, stage.answers
+            ):
                 if isinstance(result, Reject):
                     account.reject(outputs[REJECTS], result)
                 else:

@@ -1,14 +1,23 @@
-"""From questions to rollouts: lists, an answer from each, and its reward, as they finish."""
+"""From questions to rollouts: lists, an answer from each, its reward, and log-probabilities.
+
+Log-probabilities under the sampling policy and under the reference are computed here, once, by
+token, and kept in the rollout with the fingerprints of the weights, the tokenizer and the prompt
+behind them. Training reads them and holds no second model.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.records import Question, Rollout, Trajectory
+from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
+from dynarag_jax.files import fingerprint
+from dynarag_jax.prompts import answer_tokens
+from dynarag_jax.records import Answers, Question, Rollout, Trajectory, valid_list
 from dynarag_jax.rewards.combine import RewardWeights, score_answer
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Chosen, Writer
@@ -29,14 +38,14 @@ class Draft:
     Attributes:
       shown: passages the reranker saw.
       lists: all samples, repeats included.
-      logps: of each, where who wrote them says; else empty, and they are computed.
+      token_logps: of each, where who wrote them says; else empty, and they are computed.
       policy: who wrote them.
     """
 
     question: Question
     shown: int
     lists: tuple[Chosen, ...]
-    logps: tuple[float, ...]
+    token_logps: tuple[tuple[float, ...], ...]
     policy: str
 
 
@@ -88,7 +97,7 @@ class OwnLists:
                 continue
             lists = self._writer.read(shown, sampled)
             policy = self._writer.policy.fingerprint
-            results.append(Draft(question, shown, lists.lists, lists.logps, policy))
+            results.append(Draft(question, shown, lists.lists, lists.token_logps, policy))
         return results
 
 
@@ -98,6 +107,7 @@ def roll_out(
     source: Source,
     samples: int,
     reward: RewardWeights,
+    answers: bool = False,
 ) -> Iterator[Rollout | Reject]:
     """Answer from each distinct list of a source, and reward the answers.
 
@@ -108,6 +118,7 @@ def roll_out(
       writer: writes the answers.
       reference: the model behind the reference log-probabilities; may be ``writer`` itself.
       samples: lists a question at most.
+      answers: gather the distinct answers, too, for preference training of the generator.
     """
     together = writer.together
     ready: list[Draft] = []
@@ -120,7 +131,7 @@ def roll_out(
         waiting, busy = together.sum([len(ready), int(source.busy)])
         if waiting >= writer.batch or not busy:
             if waiting:
-                yield from _complete(writer, reference, ready, samples, reward)
+                yield from _complete(writer, reference, ready, samples, reward, answers)
             ready = []
         if not busy:
             return
@@ -132,56 +143,71 @@ def _complete(
     drafts: Sequence[Draft],
     samples: int,
     reward: RewardWeights,
+    answers: bool,
 ) -> Iterator[Rollout | Reject]:
-    questions = [d.question for d in drafts]
+    """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
-    # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
-    # a narrower type the two round differently, and what training subtracts must be its own.
-    exact = writer.policy.cfg.dtype == "float32"
-    known = _all_of_all(writer, [bool(d.logps) and exact for d in drafts])
-    if known:
-        logps = [
-            [d.logps[d.lists.index(c)] for c in own]
-            for d, own in zip(drafts, distinct, strict=True)
-        ]
-    else:
-        logps = writer.logps(questions, distinct, samples)
-    references = logps
-    if reference is not writer:
-        references = reference.logps(questions, distinct, samples)
-    asked = [(q, chosen) for q, own in zip(questions, distinct, strict=True) for chosen in own]
-    answers = iter(writer.try_answers(asked))
-    for i, (draft, own) in enumerate(zip(drafts, distinct, strict=True)):
-        given = [next(answers) for _ in own]
-        if refused := [a for a in given if isinstance(a, InputError)]:
+    asked = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
+    given = iter(writer.try_answers(asked))
+    kept: list[Draft] = []
+    rollouts: list[Rollout] = []
+    for draft, own in zip(drafts, distinct, strict=True):
+        texts = [next(given) for _ in own]
+        if refused := [a for a in texts if isinstance(a, InputError)]:
             yield Reject(draft.question.id, str(refused[0]))
             continue
         trajectories = []
-        for j, (chosen, answer) in enumerate(zip(own, given, strict=True)):
-            value, terms = score_answer(str(answer), draft.question.answers, len(chosen), reward)
-            trajectories.append(
-                Trajectory(
-                    list=chosen,
-                    count=draft.lists.count(chosen),
-                    answer=str(answer),
-                    terms=terms,
-                    reward=value,
-                    logp=logps[i][j],
-                    reference_logp=references[i][j],
-                )
+        for chosen, text in zip(own, texts, strict=True):
+            value, terms = score_answer(str(text), draft.question.answers, len(chosen), reward)
+            count = draft.lists.count(chosen)
+            trajectories.append(Trajectory(chosen, count, str(text), terms, value))
+        kept.append(draft)
+        rollouts.append(
+            Rollout(
+                id=draft.question.id,
+                shown=draft.shown,
+                trajectories=tuple(trajectories),
+                policy=draft.policy,
+                reference=reference.policy.fingerprint,
             )
-        yield Rollout(
-            id=draft.question.id,
-            shown=draft.shown,
-            trajectories=tuple(trajectories),
-            policy=draft.policy,
-            reference=reference.policy.fingerprint,
         )
+    questions = [d.question for d in kept]
+    # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
+    # a narrower type the two round differently, and what training subtracts must be its own.
+    exact = writer.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
+    if writer.together.any(not exact):
+        rollouts = with_behavior(writer, questions, rollouts, samples)
+    else:
+        rollouts = [_sampled_logps(writer, d, r) for d, r in zip(kept, rollouts, strict=True)]
+    rollouts = [replace(r, policy=d.policy) for d, r in zip(kept, rollouts, strict=True)]
+    if reference is writer:
+        rollouts = [
+            replace(
+                r,
+                trajectories=tuple(
+                    replace(t, reference_logp=t.logp, reference_logps=t.logps)
+                    for t in r.trajectories
+                ),
+            )
+            for r in rollouts
+        ]
+    else:
+        rollouts = with_reference(reference, questions, rollouts, samples)
+    if answers:
+        rollouts = with_answers(reference, questions, rollouts, samples, reward)
+    yield from rollouts
 
 
-def _all_of_all(writer: Writer, flags: Sequence[bool]) -> bool:
-    """Whether all of all processes are true."""
-    return not writer.together.any(not all(flags))
+def _sampled_logps(writer: Writer, draft: Draft, rollout: Rollout) -> Rollout:
+    """The rollout with the log-probabilities that the sampler computed."""
+    by_list = dict(zip(draft.lists, draft.token_logps, strict=True))
+    return replace(
+        _stamped(writer, draft.question, rollout),
+        trajectories=tuple(
+            replace(t, logp=math.fsum(by_list[t.list]), logps=by_list[t.list])
+            for t in rollout.trajectories
+        ),
+    )
 
 
 def sample_rollouts(
@@ -191,6 +217,7 @@ def sample_rollouts(
     sampling: Sampling,
     samples: int,
     reward: RewardWeights,
+    answers: bool = False,
 ) -> list[Rollout]:
     """The rollouts of some questions, in their order.
 
@@ -199,8 +226,149 @@ def sample_rollouts(
     """
     source = OwnLists(writer, questions, sampling, samples)
     found: dict[str, Rollout] = {}
-    for result in roll_out(writer, reference, source, samples, reward):
+    for result in roll_out(writer, reference, source, samples, reward, answers):
         if isinstance(result, Reject):
             raise InputError(result.reason)
         found[result.id] = result
     return [found[q.id] for q in questions]
+
+
+def _list_logps(
+    writer: Writer, questions: Sequence[Question], rollouts: Sequence[Rollout], branches: int
+) -> list[list[tuple[float, ...]]]:
+    """Log-probabilities by token of every rollout's lists.
+
+    Raises:
+      InputError: a list cannot be written over this model's prompt.
+    """
+    longest = writer.prompts.max_list
+    for question, rollout in zip(questions, rollouts, strict=True):
+        shown = writer.maker.rerank_prompt(question).shown
+        for t in rollout.trajectories:
+            wrong = valid_list(t.list, shown)
+            if not wrong and len(t.list) > longest:
+                wrong = f"is longer than prompts.max_list = {longest}"
+            if wrong:
+                raise InputError(
+                    f"question '{question.id}': the list {list(t.list)} {wrong}; the prompt shows "
+                    f"{shown} passages: take the prompts it was sampled with"
+                )
+    return writer.logps(questions, [[t.list for t in r.trajectories] for r in rollouts], branches)
+
+
+def _stamped(writer: Writer, question: Question, rollout: Rollout) -> Rollout:
+    prompt = writer.maker.rerank_prompt(question)
+    return replace(
+        rollout,
+        shown=prompt.shown,
+        tokenizer=tokenizer_fingerprint(writer.policy.tokenizer),
+        prompt=fingerprint(list(prompt.tokens)),
+    )
+
+
+def with_behavior(
+    writer: Writer, questions: Sequence[Question], rollouts: Sequence[Rollout], branches: int
+) -> list[Rollout]:
+    """Rollouts with log-probabilities under ``writer`` as the policy that sampled them.
+
+    Args:
+      questions: in the order of ``rollouts``.
+      branches: the most distinct lists of one rollout.
+    """
+    logps = _list_logps(writer, questions, rollouts, branches)
+    return [
+        replace(
+            _stamped(writer, question, rollout),
+            policy=writer.policy.fingerprint,
+            trajectories=tuple(
+                replace(t, logp=math.fsum(x), logps=x)
+                for t, x in zip(rollout.trajectories, each, strict=True)
+            ),
+        )
+        for question, rollout, each in zip(questions, rollouts, logps, strict=True)
+    ]
+
+
+def with_reference(
+    writer: Writer, questions: Sequence[Question], rollouts: Sequence[Rollout], branches: int
+) -> list[Rollout]:
+    """Rollouts with log-probabilities under ``writer`` as the reference; as ``with_behavior``."""
+    logps = _list_logps(writer, questions, rollouts, branches)
+    return [
+        replace(
+            _stamped(writer, question, rollout),
+            reference=writer.policy.fingerprint,
+            trajectories=tuple(
+                replace(t, reference_logp=math.fsum(x), reference_logps=x)
+                for t, x in zip(rollout.trajectories, each, strict=True)
+            ),
+        )
+        for question, rollout, each in zip(questions, rollouts, logps, strict=True)
+    ]
+
+
+def answer_reward(trajectory: Trajectory, reward: RewardWeights) -> float:
+    """The part of a trajectory's reward that its answer earned, from the terms on record.
+
+    Raises:
+      InputError: a term that carries weight is not on record.
+    """
+    weights = {f.name: getattr(reward, f.name) for f in fields(reward) if f.name != "passages"}
+    carrying = {name: weight for name, weight in weights.items() if weight}
+    if lacking := [name for name in carrying if name not in trajectory.terms]:
+        raise InputError(
+            f"the reward weighs '{lacking[0]}', and the rollouts have recorded only "
+            f"{', '.join(trajectory.terms) or 'no terms'}; set its weight to 0"
+        )
+    if not carrying:
+        raise InputError("no reward term judges answers: 'passages' judges lists; weigh another")
+    return math.fsum(weight * trajectory.terms[name] for name, weight in carrying.items())
+
+
+def with_answers(
+    reference: Writer,
+    questions: Sequence[Question],
+    rollouts: Sequence[Rollout],
+    branches: int,
+    reward: RewardWeights,
+    answers: bool = False,
+) -> list[Rollout]:
+    """Rollouts with their distinct answers, all scored as answers from the best list's passages.
+
+    A preference between answers needs one prompt. Answers were given from different lists; the
+    passages of the list with the highest reward are those with which the better answer can be
+    known to be better, so that all are compared there.
+
+    Args:
+      reference: the model behind the answers' reference log-probabilities.
+      questions: in the order of ``rollouts``.
+      branches: the most distinct answers of one rollout.
+      reward: its terms on answers rank them; ``passages``, which judges lists, is left out.
+    """
+    limit, tokenizer = reference.prompts.answer_tokens, reference.policy.tokenizer
+    contexts, groups = [], []
+    for rollout in rollouts:
+        if not rollout.trajectories:
+            raise InputError(f"question '{rollout.id}': the rollout has no lists")
+        best = max(rollout.trajectories, key=lambda t: t.reward)
+        contexts.append(best.list)
+        # By tokens, the best list's first: what differs only beyond the longest answer is one.
+        distinct: dict[tuple[int, ...], Trajectory] = {}
+        for t in (best, *rollout.trajectories):
+            distinct.setdefault(tuple(answer_tokens(tokenizer, t.answer, limit)), t)
+        groups.append(distinct)
+    logps = reference.answer_logps(questions, contexts, [list(g) for g in groups], branches)
+    found = []
+    for question, rollout, context, group, each in zip(
+        questions, rollouts, contexts, groups, logps, strict=True
+    ):
+        prompt = reference.maker.answer_prompt(question, context)
+        answers = Answers(
+            list=context,
+            prompt=fingerprint(list(prompt.tokens)),
+            texts=tuple(t.answer for t in group.values()),
+            rewards=tuple(answer_reward(t, reward) for t in group.values()),
+            reference_logps=tuple(each),
+        )
+        found.append(replace(rollout, answers=answers))
+    return found

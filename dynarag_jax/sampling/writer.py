@@ -35,7 +35,8 @@ class Lists:
     shown: int
     """passages the reranker saw"""
     lists: tuple[Chosen, ...]
-    logps: tuple[float, ...]
+    token_logps: tuple[tuple[float, ...], ...]
+    """of each list, under the grammar"""
 
 
 class Writer:
@@ -118,7 +119,7 @@ class Writer:
     def read(self, shown: int, sampled: Sampled) -> Lists:
         """The lists that an engine wrote."""
         written = tuple(read_list(self.policy.spelling, tokens) for tokens in sampled.branches)
-        return Lists(shown, written, sampled.logps)
+        return Lists(shown, written, sampled.token_logps)
 
     def lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
@@ -192,25 +193,47 @@ class Writer:
 
     def logps(
         self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
-    ) -> list[list[float]]:
-        """Log-probabilities of given lists by the training forward; at most ``branches`` a row."""
-        spelling, lengths = self.policy.spelling, buckets(self.prompts.rerank_tokens)
-        longest = spelling.longest(self.prompts.max_list)
+    ) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities by token of given lists, by the training forward.
+
+        Args:
+          branches: the most lists of one question.
+        """
         examples = []
         for question, chosen in zip(questions, lists, strict=True):
             prompt = self.maker.rerank_prompt(question)
+            spelled = tuple(self.policy.spelling.spell(c) for c in chosen)
             examples.append(
-                Example(
-                    question.id,
-                    prompt.tokens,
-                    tuple(spelling.spell(c) for c in chosen),
-                    shown=prompt.shown,
-                    supervised=(0.0,) * len(chosen),
-                    reference=(0.0,) * len(chosen),
-                )
+                Example(question.id, prompt.tokens, spelled, shown=prompt.shown, supervised=())
             )
-        results: list[list[float]] = [[] for _ in questions]
-        padding = Example("", [0], ([spelling.end],), supervised=(0.0,), reference=(0.0,))
+        longest = self.policy.spelling.longest(self.prompts.max_list)
+        return self._logps(examples, buckets(self.prompts.rerank_tokens), branches, longest)
+
+    def answer_logps(
+        self,
+        questions: Sequence[Question],
+        contexts: Sequence[Chosen],
+        answers: Sequence[Sequence[Sequence[int]]],
+        branches: int,
+    ) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities by token of given answers (as tokens) from given passages."""
+        examples = [
+            Example(
+                question.id,
+                self.maker.answer_prompt(question, context).tokens,
+                tuple(given),
+                supervised=(),
+            )
+            for question, context, given in zip(questions, contexts, answers, strict=True)
+        ]
+        p = self.prompts
+        return self._logps(examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens)
+
+    def _logps(
+        self, examples: Sequence[Example], lengths: Sequence[int], branches: int, longest: int
+    ) -> list[list[tuple[float, ...]]]:
+        results: list[list[tuple[float, ...]]] = [[] for _ in examples]
+        padding = Example("", [0], ([self.policy.spelling.end],), supervised=())
         share = self.batch // self.together.teams
         for length in lengths:
             indices = [
@@ -225,7 +248,10 @@ class Writer:
                 batch = place(self.policy.mesh, collate(padded, shape))
                 values = local_part(self._scorer(self.policy.params, batch))
                 for row, i in enumerate(group):
-                    results[i] = values[row, : len(lists[i])].tolist()
+                    results[i] = [
+                        tuple(values[row, n, : len(branch)].tolist())
+                        for n, branch in enumerate(examples[i].branches)
+                    ]
         return results
 
 

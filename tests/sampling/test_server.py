@@ -111,7 +111,7 @@ def test_lists_are_read_leniently_and_scored_here(server, writer, question):
     assert [t.count for t in found["good"].trajectories] == [2, 1, 1, 1]
     assert found["good"].policy == "server:m"
     assert found["good"].reference == writer.policy.fingerprint
-    expected = writer.logps(questions[:1], [lists], 5)[0]
+    expected = [sum(x) for x in writer.logps(questions[:1], [lists], 5)[0]]
     assert [t.logp for t in found["good"].trajectories] == pytest.approx(expected, abs=1e-5)
     # Of three questions with all five texts, and one asked in parts: 2 + 2 + 1.
     assert repairs == {

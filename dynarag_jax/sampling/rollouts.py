@@ -331,7 +331,6 @@ def with_answers(
     rollouts: Sequence[Rollout],
     branches: int,
     reward: RewardWeights,
-    answers: bool = False,
 ) -> list[Rollout]:
     """Rollouts with their distinct answers, all scored as answers from the best list's passages.
 

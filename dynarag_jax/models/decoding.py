@@ -231,13 +231,11 @@ def step(
     lengths: jax.Array,
     own: Own,
     place: jax.Array,
-    column: jax.Array,
 ) -> tuple[jax.Array, Own]:
     """Run one more token of every branch.
 
-    A slot's branches began when its trunk came, and slots are at different places. The own caches
-    are rings all slots write at the same ``column``, so that writing is one slice; a slot tells its
-    own columns from those of the slot's earlier guests by their age.
+    Slots are at different places. A branch's keys lie in its own cache by their position, so that
+    sums run in the same order whenever the slot's request came.
 
     Args:
       tokens: [S, N].
@@ -245,7 +243,6 @@ def step(
       lengths: [S], of the trunks.
       own: per layer, [S, N, G, R, K].
       place: [S], branch position of the tokens, less than R.
-      column: scalar in [0, R), one more (modulo R) at every call.
 
     Returns:
       normalized hidden states [S, N, D], and the own caches with the tokens written.
@@ -254,8 +251,8 @@ def step(
     g, m, size = cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_size
     p, r = trunks.k[0].shape[-1], own.k[0].shape[3]
     positions = (lengths + place)[:, None]
-    age = (column - jnp.arange(r)) % r
-    key, old = jnp.arange(p), (age >= 1) & (age <= place[:, None])
+    key, own_key = jnp.arange(p), jnp.arange(r)
+    old, now = own_key < place[:, None], own_key == place[:, None]
     x = constrain(embed(cfg, params, tokens), "batch", None, None)
     new_k, new_v = [], []
     for i, w in enumerate(layers):
@@ -265,7 +262,7 @@ def step(
         seen, past = key < lengths[:, None], old
         if w.sight.window is not None:
             seen &= key > positions - w.sight.window
-            past &= age < w.sight.window
+            past &= own_key > place[:, None] - w.sight.window
         together = q.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, size)
         wide = {"preferred_element_type": jnp.float32}
         trunk = jnp.matmul(together, trunks.k[i], **wide)
@@ -293,7 +290,7 @@ def step(
 
     def written(caches: Any, new: list[jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(
-            jax.lax.dynamic_update_slice_in_dim(cache, x[:, :, :, None], column, axis=3)
+            jnp.where(now[:, None, None, :, None], x[:, :, :, None], cache)
             for cache, x in zip(caches, new, strict=True)
         )
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import DecoderConfig, Params
@@ -130,14 +130,12 @@ class Pool:
         self.chunk = min(chunk, shape.prompt)
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
-        self._whole = NamedSharding(mesh, PartitionSpec())
         trunk = named(mesh, ("batch", "kv_heads", None, None))
         own = named(mesh, ("batch", None, "kv_heads", None, None))
         layers = cfg.layers
         self._layout = Slots(
             Trunks((trunk,) * layers, (trunk,) * layers),
             Own((own,) * layers, (own,) * layers),
-            self._whole,
             self._rows,  # type: ignore[arg-type] - a prefix of the tree
         )
         self._stacked = named(mesh, ("layers", "batch", "kv_heads", None, None))
@@ -158,7 +156,6 @@ class Pool:
                     tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
                 ),
                 decoding.empty_own(cfg, shape.slots, shape.branches, shape.branch),
-                jnp.zeros((), jnp.int32),
                 rows,
             )
 
@@ -233,7 +230,6 @@ class Pool:
                     put(slots.trunks.v, trunks.v, entering.into),
                 ),
                 slots.own,
-                slots.column,
                 place(slots.rows, rows, entering.into),
             )
 

@@ -101,11 +101,10 @@ class Rows(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The whole state of decoding: caches, and the ring's column that is written next."""
+    """The whole state of decoding."""
 
     trunks: Trunks
     own: Own
-    column: Any
     rows: Rows
 
 
@@ -216,14 +215,13 @@ def decode(
         return (count < steps) & (slots.rows.done.all(-1).sum() < want)
 
     def step(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
-        count, (trunks, own, column, rows) = carry
+        count, (trunks, own, rows) = carry
         place = jnp.maximum(rows.place - 1, 0)
         hidden, own = decoding.step(
-            cfg, params, layers, rows.last, trunks, rows.lengths, own, place, column
+            cfg, params, layers, rows.last, trunks, rows.lengths, own, place
         )
         rows = write(decoder.logits(cfg, params, hidden), rows, mode, grammar)
-        column = (column + 1) % rows.tokens.shape[-1]
-        return count + 1, Slots(trunks, own, column, rows)
+        return count + 1, Slots(trunks, own, rows)
 
     return jax.lax.while_loop(going, step, (jnp.int32(0), slots))[1]
 
@@ -277,7 +275,7 @@ def sample(
     each = Trunks(tuple(trunks.k[i] for i in range(cfg.layers)),
                   tuple(trunks.v[i] for i in range(cfg.layers)))  # fmt: skip
     own = decoding.empty_own(cfg, b, branches, max_tokens)
-    slots = Slots(each, own, jnp.zeros((), jnp.int32), rows)
+    slots = Slots(each, own, rows)
     rows = decode(cfg, params, slots, mode, grammar, b, max_tokens).rows
     return Samples(rows.tokens, rows.written, rows.ended, rows.logps.sum(-1))
 

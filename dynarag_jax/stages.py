@@ -18,7 +18,9 @@ from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.engine import EngineConfig
 from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.server import ServerConfig
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 
@@ -272,6 +274,9 @@ class Rollout:
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
     """prompts sampled at once"""
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+    """another source of the lists; answers and log-probabilities come from here all the same"""
 
 
 @dataclass(frozen=True)
@@ -323,6 +328,8 @@ class Evaluate:
     """of the lists sampled for the examples"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
+    """prompts sampled at once"""
+    engine: EngineConfig = EngineConfig()
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def run(context: Context, stage: Evaluate) -> None:
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
-            writer = Writer(policy, stage.prompts, stage.batch, context.run.seed)
+            writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
             for system in work:
                 todo = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
                 if not todo:

@@ -2,80 +2,242 @@
 
     python -m train.rollout configs/quickstart.py
     python -m train.rollout configs/quickstart.py --samples 4 --sampling.temperature 0.7
+    python -m train.rollout configs/nq_litm.py --server.url http://host:8000/v1 --server.model NAME
 
-A rollout that was killed continues: what stands in the file is not computed again.
+Each process of a run appends to a part of its own, rollouts.part-0.jsonl and so on; in the end the
+parts become rollouts.jsonl, in the order of the questions. A rollout that was killed continues:
+what stands in the parts is not computed again, in however many processes it goes on. Questions that
+cannot be served are set aside in rejects.jsonl, each with the reason.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import JsonlAppender
+from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.records import read_questions, rollout_to_json
-from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
+from dynarag_jax.sampling.rollouts import OwnLists, Reject, Source, roll_out
+from dynarag_jax.sampling.server import ServerLists
+from dynarag_jax.sampling.together import Together
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rollout as Stage
 from train.program import Context, main
 
+ROLLOUTS, REJECTS = "rollouts", "rejects"
+
 
 def run(context: Context, stage: Stage) -> None:
     """Sample until every question has its rollout."""
-    context.require_one_process()
     paths = {"questions": context.path(stage.questions), "model": context.model(stage.model)}
     if stage.reference:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
-    questions = [q for q in read_questions(paths["questions"]) if q.answers and q.passages]
+    questions, rejects = questions_of(paths["questions"], stage, context.run.seed)
     if not questions:
-        raise InputError(f"{paths['questions']}: no question has both passages and answers")
-    if stage.limit:
-        random.Random(f"{context.run.seed}/rollout").shuffle(questions)
-        questions = questions[: stage.limit]
+        reason = f" ({rejects[0].reason})" if rejects else ""
+        raise InputError(f"{paths['questions']}: no question can be used{reason}")
+    seed, directory, together = context.run.seed, context.stage_directory, Together(context.mesh)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
-    seed = context.run.seed
-    writer = reference = Writer(policy, stage.prompts, stage.batch, seed)
+    writer = reference = Writer(policy, stage.prompts, stage.batch, seed, stage.engine)
     if stage.reference:
         other = load_policy(paths["reference"], context.mesh, stage.prompts, stage.dtype)
-        reference = Writer(other, stage.prompts, stage.batch, seed)
-    output = context.stage_directory / "rollouts.jsonl"
-    with JsonlAppender(output) as rows, context.progress(len(questions), context.stage) as bar:
-        if rows.repaired:
-            context.log(f"{output}: removed an unfinished last line of {rows.repaired} bytes")
-        context.truncate_metrics(len(rows.done))
-        bar.update(len(rows.done))
-        todo = [q for q in questions if q.id not in rows.done]
-        # A few batches at once, so that equal answers meet and length buckets fill.
-        group = 4 * writer.batch
-        done = len(rows.done)
-        for first in range(0, len(todo), group):
-            rollouts = sample_rollouts(
-                writer,
-                reference,
-                todo[first : first + group],
-                stage.sampling,
-                stage.samples,
-                stage.reward,
-                stage.answers,
-            )
-            for rollout in rollouts:
-                rows.append(rollout_to_json(rollout))
-            done += len(rollouts)
-            every = [t for r in rollouts for t in r.trajectories for _ in range(t.count)]
-            context.metrics(
-                done,
-                reward=float(np.mean([t.reward for t in every])),
-                mean_k=float(np.mean([len(t.list) for t in every])),
-                distinct=float(np.mean([len(r.trajectories) for r in rollouts])),
-                **{
-                    f"term/{name}": float(np.mean([t.terms[name] for t in every]))
-                    for name in every[0].terms
-                },
-            )
-            bar.update(len(rollouts))
+        reference = Writer(other, stage.prompts, stage.batch, seed, stage.engine)
+
+    # What stands, whoever wrote it; process 0 mends it before anyone reads.
+    if context.primary:
+        for path in parts(directory, ROLLOUTS) + parts(directory, REJECTS):
+            with JsonlAppender(path) as rows:
+                if rows.repaired:
+                    context.log(f"{path}: removed an unfinished last line of {rows.repaired} bytes")
+    together.wait("rollout begins")
+    standing, set_aside = (ids_of(parts(directory, kind)) for kind in (ROLLOUTS, REJECTS))
+    together.wait("rollout has read")
+    done = standing | set_aside
+    mine = questions[together.team :: together.teams]
+    todo = [q for q in mine if q.id not in done]
+    source = source_of(stage, writer, todo)
+    context.truncate_metrics(len(done))
+    outputs = {
+        kind: JsonlAppender(part(directory, kind, together.team)) if together.leader else None
+        for kind in (ROLLOUTS, REJECTS)
+    }
+    account = Account(context, stage, writer, len(done), together.teams)
+    if outputs[REJECTS] is not None and context.primary:
+        for reject in rejects:
+            if reject.id not in done:
+                account.reject(outputs[REJECTS], reject)
+    try:
+        with context.progress(len(questions), context.stage) as bar:
+            bar.start_at(sum(q.id in done for q in questions), len(questions))
+            for result in roll_out(
+                writer, reference, source, stage.samples, stage.reward, stage.answers
+            ):
+                if isinstance(result, Reject):
+                    account.reject(outputs[REJECTS], result)
+                else:
+                    if rows := outputs[ROLLOUTS]:
+                        rows.append(rollout_to_json(result))
+                    account.add(result)
+                left = bar.n < len(questions)
+                bar.update(min(together.teams, len(questions) - bar.n) if left else 0)
+    finally:
+        if isinstance(source, ServerLists):
+            source.close()
+        for rows in outputs.values():
+            if rows is not None:
+                rows.close()
+    account.report()
+    if isinstance(source, ServerLists) and source.repairs:
+        kinds = ", ".join(
+            f"{name} {count}" for name, count in sorted(source.repairs.items()) if count
+        )
+        context.log(f"repairs of the server's lists: {kinds or 'none'}")
+    together.wait("rollout ends")
+    if context.primary:
+        merge(directory, ROLLOUTS, [q.id for q in questions])
+        left_out = merge(directory, REJECTS, [r.id for r in rejects] + [q.id for q in questions])
+        if left_out:
+            context.log(f"set aside {left_out} questions: see {directory / 'rejects.jsonl'}")
+    together.wait("rollout is merged")
+
+
+def questions_of(path: Path, stage: Stage, seed: int) -> tuple[list[Question], list[Reject]]:
+    """The questions to sample, and those that cannot be used."""
+    questions, wrong = read_valid_questions(path)
+    rejects = [Reject(name, reason) for name, reason in wrong]
+    usable = []
+    for question in questions:
+        if not question.passages:
+            reason = "has no passages; retrieve some first"
+        elif not question.answers:
+            reason = "has no answers, and the reward needs one"
+        else:
+            usable.append(question)
+            continue
+        rejects.append(Reject(question.id, f"question '{question.id}' {reason}"))
+    if stage.limit:
+        random.Random(f"{seed}/rollout").shuffle(usable)
+        usable = usable[: stage.limit]
+    return usable, rejects
+
+
+def source_of(stage: Stage, writer: Writer, questions: Sequence[Question]) -> Source:
+    """Where the lists come from."""
+    if not stage.server.url:
+        return OwnLists(writer, questions, stage.sampling, stage.samples)
+    key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
+    return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def part(directory: Path, kind: str, team: int) -> Path:
+    """The file that a team of processes appends to."""
+    return directory / f"{kind}.part-{team}.jsonl"
+
+
+def parts(directory: Path, kind: str) -> list[Path]:
+    """All that stands of a kind: the merged file of an earlier end, and parts."""
+    whole = directory / f"{kind}.jsonl"
+    return [*([whole] if whole.exists() else []), *sorted(directory.glob(f"{kind}.part-*.jsonl"))]
+
+
+def ids_of(paths: Iterable[Path]) -> set[str]:
+    """The ids of the records that stand."""
+    return {str(record["id"]) for path in paths for _, record in read_jsonl(path)}
+
+
+def merge(directory: Path, kind: str, order: Sequence[str]) -> int:
+    """Make one file of all parts, in the given order of ids; return how many records it holds."""
+    found: dict[str, dict[str, Any]] = {}
+    standing = parts(directory, kind)
+    for path in standing:
+        for _, record in read_jsonl(path):
+            found.setdefault(str(record["id"]), record)
+    whole = directory / f"{kind}.jsonl"
+    if found or kind == ROLLOUTS:
+        write_jsonl(whole, [found[i] for i in dict.fromkeys(order) if i in found])
+    for path in standing:
+        if path != whole:
+            path.unlink()
+    return len(found)
+
+
+# ---------------------------------------------------------------------------- what is said
+
+
+class Account:
+    """What was sampled since the last report, said now and then."""
+
+    def __init__(self, context: Context, stage: Stage, writer: Writer, done: int, teams: int):
+        self._context, self._writer = context, writer
+        self._engines = [writer.list_engine(stage.samples), writer.answer_engine]
+        self._own = not stage.server.url
+        self._every = 4 * writer.batch // teams
+        self._done, self._teams = done, teams
+        self._rejected = 0
+        self._recent: list[Rollout] = []
+        self._began, self._before = time.monotonic(), (0, 0)
+
+    def reject(self, rows: JsonlAppender | None, reject: Reject) -> None:
+        """Set a question aside."""
+        if rows is not None:
+            rows.append({"id": reject.id, "reason": reject.reason})
+        self._rejected += 1
+        if self._rejected <= 5:
+            self._context.log(f"set aside: {reject.reason}")
+
+    def add(self, rollout: Rollout) -> None:
+        """Count a rollout; report after some."""
+        self._recent.append(rollout)
+        if len(self._recent) >= self._every:
+            self.report()
+
+    def report(self) -> None:
+        """Write this process's figures since the last report as metrics and to the log."""
+        recent, self._recent = self._recent, []
+        if not recent:
+            return
+        self._done += len(recent) * self._teams
+        now = time.monotonic()
+        seconds, self._began = max(now - self._began, 1e-9), now
+        prompts = sum(e.work.prompts for e in self._engines)
+        tokens = sum(e.work.tokens for e in self._engines)
+        before, self._before = self._before, (prompts, tokens)
+        every = [t for r in recent for t in r.trajectories for _ in range(t.count)]
+        lists, answers = (e.work.saved for e in self._engines)
+        figures = {
+            "reward": float(np.mean([t.reward for t in every])),
+            "mean_k": float(np.mean([len(t.list) for t in every])),
+            "distinct": float(np.mean([len(r.trajectories) for r in recent])),
+            "prompts_per_second": (prompts - before[0]) / seconds * self._teams,
+            "tokens_per_second": (tokens - before[1]) / seconds * self._teams,
+            "saved/answers": answers,
+        }
+        if self._own:
+            figures["saved/lists"] = lists
+        terms = {
+            f"term/{name}": float(np.mean([t.terms[name] for t in every]))
+            for name in every[0].terms
+        }
+        self._context.metrics(self._done, **figures, **terms)
+        saved = f"{100 * lists:.0f} % of lists' and " if self._own else ""
+        self._context.log(
+            f"{figures['prompts_per_second']:.1f} prompts/s, "
+            f"{figures['tokens_per_second']:.0f} tokens/s; prompt computation saved: {saved}"
+            f"{100 * answers:.0f} % of answers'; {figures['distinct']:.2f} distinct lists a "
+            f"question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """From questions to rollouts: lists, an answer from each, its reward, and log-probabilities.
 
-Log-probabilities under the sampling policy and under the reference are computed here, once, with
-the training forward, by token, and kept in the rollout with the fingerprints of the weights, the
-tokenizer and the prompt behind them. Training reads them and holds no second model.
+Log-probabilities under the sampling policy and under the reference are computed here, once, by
+token, and kept in the rollout with the fingerprints of the weights, the tokenizer and the prompt
+behind them. Training reads them and holds no second model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
@@ -18,47 +20,166 @@ from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import Answers, Question, Rollout, Trajectory, valid_list
 from dynarag_jax.rewards.combine import RewardWeights, score_answer
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.sampling.writer import Chosen, Writer
 
 
-def sample_rollouts(
+@dataclass(frozen=True)
+class Reject:
+    """A question that is set aside."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A question and the lists sampled for it.
+
+    Attributes:
+      shown: passages the reranker saw.
+      lists: all samples, repeats included.
+      token_logps: of each, where who wrote them says; else empty, and they are computed.
+      policy: who wrote them.
+    """
+
+    question: Question
+    shown: int
+    lists: tuple[Chosen, ...]
+    token_logps: tuple[tuple[float, ...], ...]
+    policy: str
+
+
+class Source(Protocol):
+    """Where lists come from: a share of the questions goes in, drafts come out as they finish."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether some question is still to come out."""
+        ...
+
+    def step(self) -> list[Draft | Reject]:
+        """Work for a while and return what has finished; called equally often in all processes."""
+        ...
+
+
+class OwnLists:
+    """Lists by the writer's own policy."""
+
+    def __init__(
+        self, writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+    ):
+        self._writer, self._sampling = writer, sampling
+        self._engine = writer.list_engine(samples)
+        self._todo = deque(questions)
+        self._inside: dict[str, tuple[Question, int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._todo or self._inside)
+
+    def step(self) -> list[Draft | Reject]:
+        results: list[Draft | Reject] = []
+        # Some beyond those in flight, so that what enters can be chosen by length and beginning.
+        while self._todo and len(self._inside) < 4 * self._writer.batch:
+            question = self._todo.popleft()
+            try:
+                request = self._writer.list_request(question, self._sampling)
+            except InputError as error:
+                results.append(Reject(question.id, str(error)))
+                continue
+            self._inside[question.id] = question, request.shown or 0
+            self._engine.submit(request)
+        for sampled in self._engine.step():
+            question, shown = self._inside.pop(sampled.id)
+            if sampled.refused:
+                reason = f"question '{question.id}': {sampled.refused}"
+                results.append(Reject(question.id, reason))
+                continue
+            lists = self._writer.read(shown, sampled)
+            policy = self._writer.policy.fingerprint
+            results.append(Draft(question, shown, lists.lists, lists.token_logps, policy))
+        return results
+
+
+def roll_out(
     writer: Writer,
     reference: Writer,
-    questions: Sequence[Question],
-    sampling: Sampling,
+    source: Source,
     samples: int,
     reward: RewardWeights,
     answers: bool = False,
-) -> list[Rollout]:
-    """Sample ``samples`` lists for each question, answer from each distinct one, reward it.
+) -> Iterator[Rollout | Reject]:
+    """Answer from each distinct list of a source, and reward the answers.
+
+    Answers are asked for a batch of questions at a time, while the lists of others go on. In a run
+    of several processes all of them call this, each with a source of its share.
 
     Args:
-      writer: the policy; it writes the lists and the answers.
+      writer: writes the answers.
       reference: the model behind the reference log-probabilities; may be ``writer`` itself.
+      samples: lists a question at most.
       answers: gather the distinct answers, too, for preference training of the generator.
     """
-    sampled = writer.lists(questions, sampling, samples)
-    distinct = [tuple(dict.fromkeys(s.lists)) for s in sampled]
-    asked = [(q, chosen) for q, lists in zip(questions, distinct, strict=True) for chosen in lists]
-    given = iter(writer.answers(asked))
-    rollouts = []
-    for i, question in enumerate(questions):
+    together = writer.together
+    ready: list[Draft] = []
+    while True:
+        for result in source.step():
+            if isinstance(result, Reject):
+                yield result
+            else:
+                ready.append(result)
+        waiting, busy = together.sum([len(ready), int(source.busy)])
+        if waiting >= writer.batch or not busy:
+            if waiting:
+                yield from _complete(writer, reference, ready, samples, reward, answers)
+            ready = []
+        if not busy:
+            return
+
+
+def _complete(
+    writer: Writer,
+    reference: Writer,
+    drafts: Sequence[Draft],
+    samples: int,
+    reward: RewardWeights,
+    answers: bool,
+) -> Iterator[Rollout | Reject]:
+    """Answers, rewards and log-probabilities; equally many programs run in all processes."""
+    distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
+    asked = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
+    given = iter(writer.try_answers(asked))
+    kept: list[Draft] = []
+    rollouts: list[Rollout] = []
+    for draft, own in zip(drafts, distinct, strict=True):
+        texts = [next(given) for _ in own]
+        if refused := [a for a in texts if isinstance(a, InputError)]:
+            yield Reject(draft.question.id, str(refused[0]))
+            continue
         trajectories = []
-        for chosen in distinct[i]:
-            answer = next(given)
-            value, terms = score_answer(answer, question.answers, len(chosen), reward)
-            count = sampled[i].lists.count(chosen)
-            trajectories.append(Trajectory(chosen, count, answer, terms, value))
+        for chosen, text in zip(own, texts, strict=True):
+            value, terms = score_answer(str(text), draft.question.answers, len(chosen), reward)
+            count = draft.lists.count(chosen)
+            trajectories.append(Trajectory(chosen, count, str(text), terms, value))
+        kept.append(draft)
         rollouts.append(
             Rollout(
-                id=question.id,
-                shown=sampled[i].shown,
+                id=draft.question.id,
+                shown=draft.shown,
                 trajectories=tuple(trajectories),
-                policy=writer.policy.fingerprint,
+                policy=draft.policy,
                 reference=reference.policy.fingerprint,
             )
         )
-    rollouts = with_behavior(writer, questions, rollouts, samples)
+    questions = [d.question for d in kept]
+    # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
+    # a narrower type the two round differently, and what training subtracts must be its own.
+    exact = writer.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
+    if writer.together.any(not exact):
+        rollouts = with_behavior(writer, questions, rollouts, samples)
+    else:
+        rollouts = [_sampled_logps(writer, d, r) for d, r in zip(kept, rollouts, strict=True)]
+    rollouts = [replace(r, policy=d.policy) for d, r in zip(kept, rollouts, strict=True)]
     if reference is writer:
         rollouts = [
             replace(
@@ -72,7 +193,44 @@ def sample_rollouts(
         ]
     else:
         rollouts = with_reference(reference, questions, rollouts, samples)
-    return with_answers(reference, questions, rollouts, samples, reward) if answers else rollouts
+    if answers:
+        rollouts = with_answers(reference, questions, rollouts, samples, reward)
+    yield from rollouts
+
+
+def _sampled_logps(writer: Writer, draft: Draft, rollout: Rollout) -> Rollout:
+    """The rollout with the log-probabilities that the sampler computed."""
+    by_list = dict(zip(draft.lists, draft.token_logps, strict=True))
+    return replace(
+        _stamped(writer, draft.question, rollout),
+        trajectories=tuple(
+            replace(t, logp=math.fsum(by_list[t.list]), logps=by_list[t.list])
+            for t in rollout.trajectories
+        ),
+    )
+
+
+def sample_rollouts(
+    writer: Writer,
+    reference: Writer,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    samples: int,
+    reward: RewardWeights,
+    answers: bool = False,
+) -> list[Rollout]:
+    """The rollouts of some questions, in their order.
+
+    Raises:
+      InputError: a question cannot be served; it is named.
+    """
+    source = OwnLists(writer, questions, sampling, samples)
+    found: dict[str, Rollout] = {}
+    for result in roll_out(writer, reference, source, samples, reward, answers):
+        if isinstance(result, Reject):
+            raise InputError(result.reason)
+        found[result.id] = result
+    return [found[q.id] for q in questions]
 
 
 def _list_logps(

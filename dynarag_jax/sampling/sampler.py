@@ -3,39 +3,32 @@
 The loop is one jitted ``while``: grammar, choice of the token and the caches never leave the
 device. A request's random numbers depend on its own key, branch and position alone, so that its
 result does not depend on what it was batched with.
+
+``sample`` takes one batch from beginning to end. ``engine`` has the same parts work on a stream of
+requests that enter and leave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dynarag_jax.models import decoder
-from dynarag_jax.models.decoder import Cache, DecoderConfig, Params
+from dynarag_jax.models import decoder, decoding
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.decoding import Own, Trunks
 from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar, GrammarState
+from dynarag_jax.sampling.choice import Sampling, Settings, choose
 from dynarag_jax.sharding import named
 
+__all__ = ["Samples", "Sampling", "make_sampler", "sample"]
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    temperature: float = 1.0
-    """0 is greedy"""
-    top_p: float = 1.0
-    """keep the most probable tokens whose probabilities reach this sum (arXiv 1904.09751)"""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p} must lie in (0, 1]")
+CHUNK = 512
+"""Tokens of a prompt that are computed at a time."""
 
 
 class Samples(NamedTuple):
@@ -54,31 +47,183 @@ class Samples(NamedTuple):
     logps: jax.Array
 
 
-class _Loop(NamedTuple):
-    place: jax.Array
-    hidden: jax.Array
-    own: Cache
+class Mode(NamedTuple):
+    """What the rows of a program need between them; decided while tracing."""
+
+    lists: bool
+    """some row follows the grammar"""
+    free: bool
+    """some row does not"""
+    random: bool
+    """some row has a temperature"""
+    filters: bool
+    """some row leaves candidates out"""
+
+
+class Rows(NamedTuple):
+    """What is known of each slot beside its caches; all arrays begin with S, slots.
+
+    Attributes:
+      lengths: [S] of the trunks.
+      keys: [S, W] data of the requests' random keys.
+      shown: [S] ids the grammar may use.
+      listed: [S] bool, whether the grammar constrains the slot.
+      limit: [S] tokens a branch takes at most.
+      stops: [S, J] tokens that end a branch; -1 is none.
+      settings: [S] each.
+      place: [S] tokens that the slot's unfinished branches have written.
+      at: [S, N], where each branch stands in the grammar.
+      last: [S, N] the token written last.
+      tokens: [S, N, R], zero beyond what is written.
+      logps, free: [S, N, R] log-probabilities of the tokens at temperature 1: under the grammar
+        where the slot is listed, and over the whole vocabulary.
+      written: [S, N] tokens.
+      ended: [S, N] bool, whether a stop was written.
+      done: [S, N] bool, whether the branch writes no more.
+    """
+
+    lengths: Any
+    keys: Any
+    shown: Any
+    listed: Any
+    limit: Any
+    stops: Any
+    settings: Settings
+    place: Any
     at: GrammarState
-    out: Samples
+    last: Any
+    tokens: Any
+    logps: Any
+    free: Any
+    written: Any
+    ended: Any
+    done: Any
 
 
-def _keep_top_p(scores: jax.Array, top_p: float) -> jax.Array:
-    """Mask scores [..., A] outside the smallest set of probability ``top_p``; never the best."""
-    order = jnp.sort(scores, axis=-1)[..., ::-1]
-    before = jnp.cumsum(jax.nn.softmax(order, axis=-1), axis=-1) - jax.nn.softmax(order, axis=-1)
-    last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
-    threshold = jnp.take_along_axis(order, jnp.maximum(last, 0), axis=-1)
-    return jnp.where(scores >= threshold, scores, -jnp.inf)
+class Slots(NamedTuple):
+    """The whole state of decoding."""
+
+    trunks: Trunks
+    own: Own
+    rows: Rows
 
 
-def _choose(scores: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
-    """Index [B, N] of the chosen candidate among scores [B, N, A]."""
-    if sampling.temperature == 0:
-        return jnp.argmax(scores, axis=-1)
-    scores = scores / sampling.temperature
-    if sampling.top_p < 1:
-        scores = _keep_top_p(scores, sampling.top_p)
-    return jax.vmap(jax.vmap(jax.random.categorical))(keys, scores)
+def new_rows(
+    lengths: Any,
+    keys: Any,
+    shown: Any,
+    listed: Any,
+    limit: Any,
+    stops: Any,
+    settings: Settings,
+    done: Any,
+    length: int,
+    grammar: Grammar | None,
+) -> Rows:
+    """Rows before their first token; ``done`` [S, N] marks the branches that are not wanted."""
+    shape = done.shape
+    zeros = jnp.zeros(shape, jnp.int32)
+    at = GrammarState(zeros, zeros[..., None] > 0, zeros)
+    if grammar is not None:
+        at = grammars.start(grammar, shape)
+    logps = jnp.zeros((*shape, length), jnp.float32)
+    return Rows(
+        lengths=lengths, keys=keys, shown=shown, listed=listed, limit=limit, stops=stops,
+        settings=settings, place=zeros[:, 0], at=at, last=zeros,
+        tokens=jnp.zeros((*shape, length), jnp.int32), logps=logps, free=logps,
+        written=zeros, ended=zeros > 0, done=done,
+    )  # fmt: skip
+
+
+def write(scores: jax.Array, rows: Rows, mode: Mode, grammar: Grammar | None) -> Rows:
+    """Choose each branch's next token from its scores [S, N, V]."""
+    n = scores.shape[1]
+    keys = jax.vmap(
+        lambda data, place: jax.vmap(
+            lambda i: jax.random.fold_in(
+                jax.random.fold_in(jax.random.wrap_key_data(data), i), place
+            )
+        )(jnp.arange(n))
+    )(rows.keys, rows.place)
+    how = {"random": mode.random, "filters": mode.filters}
+    total = jax.nn.logsumexp(scores, axis=-1)
+    token = logp = jnp.zeros(())
+    at = rows.at
+    if mode.free:
+        token = choose(scores, keys, rows.settings, **how).astype(jnp.int32)
+        logp = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0] - total
+    if mode.lists and grammar is not None:
+        choices, mask = grammars.allowed(grammar, rows.at, rows.shown[:, None])
+        picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
+        # A finished branch has no candidates: give it finite scores, its choice is unused.
+        picked = jnp.where(mask | rows.done[..., None], picked, -jnp.inf)
+        index = choose(picked, keys, rows.settings, **how)[..., None]
+        listed = jnp.take_along_axis(choices, index, axis=-1)[..., 0]
+        under = jnp.take_along_axis(jax.nn.log_softmax(picked, axis=-1), index, axis=-1)[..., 0]
+        if mode.free:
+            listed = jnp.where(rows.listed[:, None], listed, token)
+            under = jnp.where(rows.listed[:, None], under, logp)
+        token, logp = listed, under
+        at = grammars.advance(grammar, rows.at, token)
+    live = ~rows.done
+    token = jnp.where(live, token, 0)
+    free = jnp.take_along_axis(scores, jnp.maximum(token, 0)[..., None], axis=-1)[..., 0] - total
+    here = live[..., None] & (jnp.arange(rows.tokens.shape[-1]) == rows.place[:, None, None])
+    written = rows.written + live
+    ended = rows.ended | live & (token[..., None] == rows.stops[:, None]).any(-1)
+    return rows._replace(
+        place=rows.place + live.any(-1),
+        at=at,
+        last=token,
+        tokens=jnp.where(here, token[..., None], rows.tokens),
+        logps=jnp.where(here, logp[..., None], rows.logps),
+        free=jnp.where(here, free[..., None], rows.free),
+        written=written,
+        ended=ended,
+        done=rows.done | ended | (written >= rows.limit[:, None]),
+    )
+
+
+def first_tokens(
+    cfg: DecoderConfig,
+    params: Params,
+    hidden: jax.Array,
+    rows: Rows,
+    mode: Mode,
+    grammar: Grammar | None,
+) -> Rows:
+    """Each branch's first token, from the hidden states [S, D] of the trunks' last tokens."""
+    scores = decoder.logits(cfg, params, hidden)[:, None]
+    branches = rows.done.shape[1]
+    return write(jnp.broadcast_to(scores, (len(hidden), branches, cfg.vocab)), rows, mode, grammar)
+
+
+def decode(
+    cfg: DecoderConfig,
+    params: Params,
+    slots: Slots,
+    mode: Mode,
+    grammar: Grammar | None,
+    want: Any,
+    steps: Any,
+) -> Slots:
+    """Decode until ``want`` slots have finished, but no more than ``steps`` tokens."""
+    layers = decoding.split_layers(cfg, params)
+
+    def going(carry: tuple[jax.Array, Slots]) -> jax.Array:
+        count, slots = carry
+        return (count < steps) & (slots.rows.done.all(-1).sum() < want)
+
+    def step(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
+        count, (trunks, own, rows) = carry
+        place = jnp.maximum(rows.place - 1, 0)
+        hidden, own = decoding.step(
+            cfg, params, layers, rows.last, trunks, rows.lengths, own, place
+        )
+        rows = write(decoder.logits(cfg, params, hidden), rows, mode, grammar)
+        return count + 1, Slots(trunks, own, rows)
+
+    return jax.lax.while_loop(going, step, (jnp.int32(0), slots))[1]
 
 
 def sample(
@@ -105,66 +250,34 @@ def sample(
       end: the token that ends a branch.
       grammar: constrains the branches to lists over the first ``n_passages`` [B] ids.
     """
-    b = trunk.shape[0]
-    hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
-    first = decoder.last_hidden(hidden, lengths)
-    first = jnp.broadcast_to(first[:, None], (b, branches, first.shape[-1]))
-    branch_keys = jax.vmap(
-        lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(branches))
-    )(keys)
-
-    def step(loop: _Loop) -> _Loop:
-        scores = decoder.logits(cfg, params, loop.hidden)
-        choices = None
-        if grammar is not None and n_passages is not None:
-            choices, mask = grammars.allowed(grammar, loop.at, n_passages[:, None])
-            candidates = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
-            # A finished branch has no candidates: give it finite scores, its choice is unused.
-            mask |= loop.out.finished[..., None]
-            scores = jnp.where(mask, candidates, -jnp.inf)
-        now = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, loop.place)))(branch_keys)
-        chosen = _choose(scores, now, sampling)[..., None]
-        logp = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), chosen, axis=-1)[..., 0]
-        token = chosen[..., 0].astype(jnp.int32)
-        at = loop.at
-        if grammar is not None and choices is not None:
-            token = jnp.take_along_axis(choices, chosen, axis=-1)[..., 0]
-            at = grammars.advance(grammar, at, token)
-        live = ~loop.out.finished
-        token = jnp.where(live, token, 0)
-        out = Samples(
-            jax.lax.dynamic_update_slice_in_dim(
-                loop.out.tokens, token[..., None], loop.place, axis=2
-            ),
-            loop.out.lengths + live,
-            loop.out.finished | (token == end) & live,
-            loop.out.logps + jnp.where(live, logp, 0.0),
-        )
-        following, own = decoder.extend(
-            cfg, params, token[..., None], cache, lengths, loop.own, loop.place
-        )
-        return _Loop(loop.place + 1, following[:, :, 0], own, at, out)
-
-    zeros = jnp.zeros((b, branches), jnp.int32)
-    loop = _Loop(
-        jnp.zeros((), jnp.int32),
-        first,
-        decoder.empty_cache(cfg, b, branches, max_tokens),
-        grammars.start(grammar, (b, branches))
-        if grammar is not None
-        else GrammarState(zeros, zeros[..., None] > 0, zeros),
-        Samples(
-            jnp.zeros((b, branches, max_tokens), jnp.int32),
-            zeros,
-            zeros > 0,
-            zeros.astype(jnp.float32),
+    b, p = trunk.shape
+    lists = grammar is not None and n_passages is not None
+    mode = Mode(lists, not lists, sampling.temperature > 0, sampling.filters)
+    rows = new_rows(
+        lengths=lengths,
+        keys=jax.random.key_data(keys),
+        shown=n_passages if n_passages is not None else jnp.zeros(b, jnp.int32),
+        listed=jnp.full(b, lists),
+        limit=jnp.full(b, max_tokens, jnp.int32),
+        stops=jnp.full((b, 1), end, jnp.int32),
+        settings=Settings(
+            *(
+                jnp.full(b, value)
+                for value in (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+            )
         ),
+        done=jnp.zeros((b, branches), bool),
+        length=max_tokens,
+        grammar=grammar if lists else None,
     )
-
-    def going(loop: _Loop) -> jax.Array:
-        return (loop.place < max_tokens) & ~loop.out.finished.all()
-
-    return jax.lax.while_loop(going, step, loop).out
+    hidden, trunks = decoding.fill(cfg, params, trunk, jnp.maximum(lengths, 1), min(p, CHUNK))
+    rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
+    each = Trunks(tuple(trunks.k[i] for i in range(cfg.layers)),
+                  tuple(trunks.v[i] for i in range(cfg.layers)))  # fmt: skip
+    own = decoding.empty_own(cfg, b, branches, max_tokens)
+    slots = Slots(each, own, rows)
+    rows = decode(cfg, params, slots, mode, grammar, b, max_tokens).rows
+    return Samples(rows.tokens, rows.written, rows.ended, rows.logps.sum(-1))
 
 
 def make_sampler(

@@ -13,7 +13,8 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.grammar import Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
-from dynarag_jax.sampling.sampler import Sampling, _keep_top_p, make_sampler
+from dynarag_jax.sampling.choice import keep_top_p
+from dynarag_jax.sampling.sampler import Sampling, make_sampler
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.step import param_shardings
 
@@ -149,7 +150,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_sum(top_p):
     rng = np.random.default_rng(0)
     scores = rng.normal(scale=2, size=(20, 9)).astype(np.float32)
     scores[::2, 4:7] = -np.inf  # what the grammar forbids
-    kept = np.isfinite(jax.jit(lambda s: _keep_top_p(s, top_p))(scores))
+    kept = np.isfinite(jax.jit(lambda s: keep_top_p(s, top_p))(scores))
     p = np.exp(scores.astype(np.float64))
     p /= p.sum(-1, keepdims=True)
     for row in range(20):
@@ -160,7 +161,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_sum(top_p):
 
 def test_top_p_always_keeps_the_best_and_changes_no_score():
     scores = jnp.array([[0.0, 30.0, -jnp.inf, 1.0], [2.0, 2.0, 2.0, 2.0]])
-    out = np.asarray(_keep_top_p(scores, 1e-6))
+    out = np.asarray(keep_top_p(scores, 1e-6))
     assert out[0].tolist() == [-np.inf, 30.0, -np.inf, -np.inf]
     # Equal candidates stay together: which of them is dropped would be an accident of their order.
     assert out[1].tolist() == [2.0] * 4

@@ -1,0 +1,297 @@
+"""The decoder at inference: prompts computed in chunks, then one token of every branch at a time.
+
+The caches lie as the matrix products of one token read them, keys [K, P] and values [P, K] of each
+head, and apart for each layer: a decoding step reads each byte once and moves none. (Read through
+the layout of training, a step over trunks of 6k tokens takes seven times as long on a CPU.)
+
+Dimension letters are those of ``attention``; also S slots: trunks that decode beside each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynarag_jax.models.attention import soft_cap
+from dynarag_jax.models.config import DecoderConfig, Params
+from dynarag_jax.models.decoder import (
+    Layer,
+    _after_attention,
+    _layers,
+    _norm,
+    _qkv,
+    _ready,
+    embed,
+)
+from dynarag_jax.sharding import constrain
+
+LOWEST = -1e30
+"""Below every score, and finite: rows that see no key stay free of NaN."""
+
+
+class Trunks(NamedTuple):
+    """Keys and values of trunks: per layer in a tuple, or stacked with a leading axis of layers."""
+
+    k: Any
+    """[B, G, K, P]"""
+    v: Any
+    """[B, G, P, K]"""
+
+
+class Own(NamedTuple):
+    """Keys and values of branches, per layer in a tuple: [S, N, G, R, K]."""
+
+    k: Any
+    v: Any
+
+
+def empty_trunks(cfg: DecoderConfig, batch: int, length: int) -> Trunks:
+    """Stacked trunk caches of zeros."""
+    lead, k = (cfg.layers, batch, cfg.kv_heads), cfg.head_size
+    return _pin(
+        Trunks(
+            jnp.zeros((*lead, k, length), cfg.dtype),
+            jnp.zeros((*lead, length, k), cfg.dtype),
+        )
+    )
+
+
+def empty_own(cfg: DecoderConfig, slots: int, branches: int, length: int) -> Own:
+    """Own caches of zeros."""
+    shape = (slots, branches, cfg.kv_heads, length, cfg.head_size)
+
+    def zeros() -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.layers))
+
+    return Own(zeros(), zeros())
+
+
+def _pin(cache: Trunks) -> Trunks:
+    return Trunks(*(constrain(x, "layers", "batch", "kv_heads", None, None) for x in cache))
+
+
+# ---------------------------------------------------------------------------- prompts
+
+
+def _attend(
+    cfg: DecoderConfig,
+    q: jax.Array,
+    cache: Trunks,
+    layer: jax.Array,
+    positions: jax.Array,
+    lengths: jax.Array,
+    window: Any,
+) -> jax.Array:
+    """Causal attention of queries [B, C, H, K] at ``positions`` [B, C] over the cache of a layer.
+
+    Keys are taken C at a time, as far as the furthest query sees, under a running maximum and sum
+    (arXiv 2205.14135), so that no array of [queries, all keys] exists.
+    """
+    b, c, h, size = q.shape
+    g = cache.k.shape[2]
+    m = h // g
+    q = q.reshape(b, c, g, m, size).transpose(0, 2, 3, 1, 4).reshape(b, g, m * c, size)
+
+    def block(j: jax.Array, carry: Any) -> Any:
+        top, total, value = carry
+        first = j * c
+        k = jax.lax.dynamic_slice(cache.k, (layer, 0, 0, 0, first), (1, b, g, size, c))[0]
+        v = jax.lax.dynamic_slice(cache.v, (layer, 0, 0, first, 0), (1, b, g, c, size))[0]
+        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+        scores = soft_cap(scores.reshape(b, g, m, c, c), cfg.score_cap)
+        key, query = first + jnp.arange(c), positions[..., None]
+        mask = (key <= query) & (key < lengths[:, None, None])
+        if window is not None:
+            mask &= key > query - window
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        higher = jnp.maximum(top, scores.max(-1, keepdims=True))
+        weights, fade = jnp.exp(scores - higher), jnp.exp(top - higher)
+        added = jnp.matmul(
+            weights.astype(v.dtype).reshape(b, g, m * c, c), v, preferred_element_type=jnp.float32
+        )
+        value = value * fade + added.reshape(b, g, m, c, size)
+        return higher, total * fade + weights.sum(-1, keepdims=True), value
+
+    zeros = jnp.zeros((b, g, m, c, 1), jnp.float32)
+    value = jnp.zeros((b, g, m, c, size), jnp.float32)
+    blocks = positions.max() // c + 1
+    _, total, value = jax.lax.fori_loop(0, blocks, block, (zeros + LOWEST, zeros, value))
+    value = (value / jnp.maximum(total, 1e-30)).astype(q.dtype)
+    return value.transpose(0, 3, 1, 2, 4).reshape(b, c, h, size)
+
+
+def fill(
+    cfg: DecoderConfig,
+    params: Params,
+    trunk: jax.Array,
+    lengths: jax.Array,
+    chunk: int,
+    cache: Trunks | None = None,
+    start: jax.Array | None = None,
+) -> tuple[jax.Array, Trunks]:
+    """Run trunks, ``chunk`` tokens at a time, as far as the longest of them reaches.
+
+    Args:
+      trunk: tokens [B, P], right-padded.
+      lengths: [B], at least 1.
+      cache: stacked, of length P; None begins with an empty one.
+      start: [B], how many tokens of each trunk the cache holds already, less than its length; None
+        is none of any.
+
+    Returns:
+      the normalized hidden state of each trunk's last token [B, D], and the stacked cache.
+    """
+    b, p = trunk.shape
+    # A chunk may begin anywhere where there is a start, so that the last may reach beyond the end.
+    room = -(-p // chunk) * chunk + (chunk if start is not None else 0)
+    trunk = jnp.pad(trunk, ((0, 0), (0, room - p)))
+    if cache is None:
+        cache = empty_trunks(cfg, b, room)
+    else:
+        cache = _pin(
+            Trunks(
+                jnp.pad(cache.k, ((0, 0),) * 4 + ((0, room - p),)),
+                jnp.pad(cache.v, ((0, 0),) * 3 + ((0, room - p), (0, 0))),
+            )
+        )
+
+    def write(cache: jax.Array, new: jax.Array, layer: jax.Array, at: Any, axis: int) -> jax.Array:
+        def one(cache: jax.Array, new: jax.Array, row: Any, at: Any) -> jax.Array:
+            index: list[Any] = [layer, row, 0, 0, 0]
+            index[axis] = at
+            return jax.lax.dynamic_update_slice(cache, new[None], index)
+
+        if start is None:
+            return one(cache, new, 0, at)
+        return jax.lax.fori_loop(
+            0,
+            b,
+            lambda i, cache: one(cache, jax.lax.dynamic_slice_in_dim(new, i, 1, axis=0), i, at[i]),
+            cache,
+        )
+
+    def run_chunk(carry: tuple[jax.Array, Trunks, jax.Array]) -> tuple[Any, Trunks, jax.Array]:
+        i, cache, last = carry
+        if start is None:
+            at = i * chunk
+            tokens = jax.lax.dynamic_slice_in_dim(trunk, at, chunk, axis=1)
+            positions = jnp.broadcast_to(at + jnp.arange(chunk), (b, chunk))
+        else:
+            at = jnp.minimum(start + i * chunk, room - chunk)
+            positions = at[:, None] + jnp.arange(chunk)
+            tokens = jnp.take_along_axis(trunk, positions, axis=1)
+
+        def layer(carry: tuple[jax.Array, Trunks], inputs: tuple[Any, Layer]) -> tuple[Any, None]:
+            (x, cache), (place, w) = carry, inputs
+            w = _ready(cfg, w)
+            q, k, v = _qkv(cfg, w, x, positions)
+            cache = Trunks(
+                write(cache.k, k.transpose(0, 2, 3, 1), place, at, axis=4),
+                write(cache.v, v.transpose(0, 2, 1, 3), place, at, axis=3),
+            )
+            attended = _attend(cfg, q, cache, place, positions, lengths, w.sight.window)
+            x = _after_attention(cfg, w, x, attended)
+            return (constrain(x, "batch", None, None), cache), None
+
+        x = constrain(embed(cfg, params, tokens), "batch", None, None)
+        numbered = (jnp.arange(cfg.layers), _layers(cfg, params))
+        (x, cache), _ = jax.lax.scan(layer, (x, cache), numbered)
+        here = (positions == lengths[:, None] - 1)[..., None]
+        return i + 1, cache, jnp.where(here.any(1), jnp.where(here, x, 0).sum(1), last)
+
+    todo = (lengths if start is None else lengths - start).max()
+    nothing = jnp.zeros((b, cfg.width), cfg.dtype)
+    _, cache, last = jax.lax.while_loop(
+        lambda carry: carry[0] * chunk < todo, run_chunk, (jnp.int32(0), cache, nothing)
+    )
+    kept = Trunks(cache.k[..., :p], cache.v[..., :p, :])
+    return _norm(cfg, last, params["final_norm"]), kept
+
+
+# ---------------------------------------------------------------------------- tokens
+
+
+def split_layers(cfg: DecoderConfig, params: Params) -> list[Layer]:
+    """Each layer by itself.
+
+    On a CPU a slice of stacked weights is a copy; made before a loop, it is made once.
+    """
+    stacked = _layers(cfg, params)
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.layers)]
+
+
+def step(
+    cfg: DecoderConfig,
+    params: Params,
+    layers: list[Layer],
+    tokens: jax.Array,
+    trunks: Trunks,
+    lengths: jax.Array,
+    own: Own,
+    place: jax.Array,
+) -> tuple[jax.Array, Own]:
+    """Run one more token of every branch.
+
+    Slots are at different places. A branch's keys lie in its own cache by their position, so that
+    sums run in the same order whenever the slot's request came.
+
+    Args:
+      tokens: [S, N].
+      trunks: per layer, [S, G, K, P] and [S, G, P, K].
+      lengths: [S], of the trunks.
+      own: per layer, [S, N, G, R, K].
+      place: [S], branch position of the tokens, less than R.
+
+    Returns:
+      normalized hidden states [S, N, D], and the own caches with the tokens written.
+    """
+    s, n = tokens.shape
+    g, m, size = cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_size
+    p, r = trunks.k[0].shape[-1], own.k[0].shape[3]
+    positions = (lengths + place)[:, None]
+    key, own_key = jnp.arange(p), jnp.arange(r)
+    old, now = own_key < place[:, None], own_key == place[:, None]
+    x = constrain(embed(cfg, params, tokens), "batch", None, None)
+    new_k, new_v = [], []
+    for i, w in enumerate(layers):
+        w = _ready(cfg, w)
+        q, k, v = _qkv(cfg, w, x, positions)
+        q = q.reshape(s, n, g, m, size)
+        seen, past = key < lengths[:, None], old
+        if w.sight.window is not None:
+            seen &= key > positions - w.sight.window
+            past &= own_key > place[:, None] - w.sight.window
+        together = q.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, size)
+        wide = {"preferred_element_type": jnp.float32}
+        trunk = jnp.matmul(together, trunks.k[i], **wide)
+        mine = jnp.matmul(q, own.k[i].swapaxes(-1, -2), **wide)
+        self = jnp.einsum("sngmk,sngk->sngm", q, k, **wide)[..., None]
+        trunk, mine, self = (soft_cap(a, cfg.score_cap) for a in (trunk, mine, self))
+        trunk = jnp.where(seen[:, None, None], trunk, -jnp.inf)
+        mine = jnp.where(past[:, None, None, None], mine, -jnp.inf)
+
+        def branches(a: jax.Array) -> jax.Array:
+            return a.reshape(s, g, n, m, -1).transpose(0, 2, 1, 3, 4)
+
+        top = jnp.maximum(branches(trunk.max(-1)), mine.max(-1, keepdims=True, initial=-jnp.inf))
+        top = jnp.maximum(top, self)
+        trunk = jnp.exp(trunk - top.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, 1))
+        mine, self = jnp.exp(mine - top), jnp.exp(self - top)
+        total = branches(trunk.sum(-1)) + mine.sum(-1, keepdims=True) + self
+        value = branches(jnp.matmul(trunk.astype(v.dtype), trunks.v[i], **wide))
+        value += jnp.matmul(mine.astype(v.dtype), own.v[i], **wide)
+        value += self * v[:, :, :, None]
+        value = (value / total).astype(v.dtype).reshape(s, n, g * m, size)
+        x = constrain(_after_attention(cfg, w, x, value), "batch", None, None)
+        new_k.append(k)
+        new_v.append(v)
+
+    def written(caches: Any, new: list[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(
+            jnp.where(now[:, None, None, :, None], x[:, :, :, None], cache)
+            for cache, x in zip(caches, new, strict=True)
+        )
+
+    return _norm(cfg, x, params["final_norm"]), Own(written(own.k, new_k), written(own.v, new_v))

@@ -1,0 +1,493 @@
+"""Many requests through a pool of slots: waiting prompts enter as finished ones leave.
+
+    engine = Engine(cfg, params, mesh, branches=8, max_tokens=60, lengths=(512, 1024), slots=64)
+    for result in engine.run(requests):
+        ...
+
+A prompt is computed once and its cache stored once, whatever the number of its branches. Requests
+are taken by padded length, one pool of slots a length. The loop decodes until enough slots are
+free, so that one long answer holds back nobody; what a request gives depends on nothing but the
+seed, its id and what it asks for (up to rounding: see docs/design.md).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.sampling.choice import Sampling, Settings
+from dynarag_jax.sampling.pool import Entering, Pool, Shape, free_bytes, no_requests, slot_bytes
+from dynarag_jax.sampling.sampler import Mode
+from dynarag_jax.sampling.together import Together
+from dynarag_jax.sharding import batch_shards
+
+STOPS = 4
+"""Tokens that may end a request's branches, at most."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the sampling engine uses memory and time; results do not depend on it."""
+
+    cache_gib: float = 0.0
+    """memory for caches over all devices of a run; 0 takes what is free. Fewer prompts than asked
+    for are in flight where they do not fit, and a request that never fits is refused by name"""
+    chunk: int = 256
+    """tokens of a prompt computed at a time"""
+    refill: float = 0.25
+    """share of the slots that must be free before waiting prompts enter"""
+    turn: int = 64
+    """tokens decoded at most before finished results are handed out"""
+    share: int = 64
+    """a prompt that begins with this many tokens of one in flight takes them from its cache;
+    0 computes every prompt whole"""
+
+    def __post_init__(self) -> None:
+        if self.cache_gib < 0:
+            raise InputError(f"engine: cache_gib = {self.cache_gib} must not be negative")
+        if not 0 < self.refill <= 1:
+            raise InputError(f"engine: refill = {self.refill} must lie in (0, 1]")
+        for name in ("chunk", "turn"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine: {name} = {getattr(self, name)} must be positive")
+        if self.share < 0:
+            raise InputError(f"engine: share = {self.share} must not be negative")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue.
+
+    Attributes:
+      id: names the request, and with the seed decides its random numbers.
+      prompt: tokens.
+      shown: ids the grammar may use; None samples without the grammar.
+      branches: continuations; 0 is as many as the engine has.
+      sampling: how tokens are chosen.
+      stops: tokens that end a branch, ``STOPS`` at most.
+      max_tokens: the most tokens a branch takes, its end included; 0 is the engine's.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    shown: int | None = None
+    branches: int = 0
+    sampling: Sampling = Sampling()
+    stops: tuple[int, ...] = ()
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What became of a request.
+
+    Attributes:
+      id: the request's.
+      branches: tokens without padding, the end included.
+      finished: whether each branch reached an end.
+      token_logps: of each token, at temperature 1, under the grammar where there is one.
+      free_logps: of each token, over the whole vocabulary.
+      refused: why there is no result; empty where there is one.
+    """
+
+    id: str
+    branches: tuple[tuple[int, ...], ...] = ()
+    finished: tuple[bool, ...] = ()
+    token_logps: tuple[tuple[float, ...], ...] = ()
+    free_logps: tuple[tuple[float, ...], ...] = ()
+    refused: str = ""
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """Of whole branches, under the grammar where there is one."""
+        return tuple(float(np.asarray(x, np.float32).sum()) for x in self.token_logps)
+
+
+@dataclass
+class Work:
+    """What an engine has done so far in this process."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    """of the prompts, each counted once"""
+    shared_tokens: int = 0
+    """of these, taken from another prompt's cache"""
+    branch_prompt_tokens: int = 0
+    """prompt tokens that computing each branch by itself would have taken"""
+    tokens: int = 0
+    """written by branches"""
+
+    @property
+    def saved(self) -> float:
+        """Share of the prompt computation that branches by themselves would have taken."""
+        computed = self.prompt_tokens - self.shared_tokens
+        return 1 - computed / max(self.branch_prompt_tokens, 1)
+
+
+def request_key(seed: int, request_id: str) -> int:
+    """A 32-bit number for a request's random key, from the seed and the id alone."""
+    return zlib.crc32(f"{seed}/{request_id}".encode())
+
+
+class Engine:
+    """Samples a stream of requests on the mesh; see the module.
+
+    In a run of several processes, each submits requests of its own and gets their results; all of
+    them must call ``step`` equally often, as ``run`` does.
+
+    Args:
+      branches: continuations of a prompt at most.
+      max_tokens: tokens of a branch at most, its end included.
+      lengths: padded prompt lengths to choose from.
+      slots: prompts in flight at most; rounded up to a multiple of the mesh's batch shards.
+      grammar: of the requests that name how many ids they show.
+      budget: bytes for caches over all devices; None decides by ``config`` and what is free.
+    """
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        params: Params,
+        mesh: Mesh,
+        *,
+        branches: int,
+        max_tokens: int,
+        lengths: Sequence[int],
+        slots: int,
+        config: EngineConfig | None = None,
+        grammar: Grammar | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+    ):
+        self.cfg, self.params, self.mesh, self.grammar = cfg, params, mesh, grammar
+        self.config = config or EngineConfig()
+        self.branches, self.max_tokens, self.seed = branches, max_tokens, seed
+        self.together = Together(mesh)
+        self.work = Work()
+        shards = batch_shards(mesh)
+        self._lengths = sorted(lengths)
+        self._most = dict.fromkeys(self._lengths, -(-slots // shards) * shards)
+        self._waiting: dict[int, deque[Request]] = {n: deque() for n in self._lengths}
+        self._refused: list[Sampled] = []
+        self._needs = [0, 0, 0, 0]
+        self._budget = budget
+        self._pools: dict[int, Pool] = {}
+        self._pool: Pool | None = None
+        self._length = 0
+        self._guests: list[Request | None] = []
+        self._resident = np.zeros((0, 0), np.int32)
+
+    # ------------------------------------------------------------------ in and out
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; one that cannot be served is refused by the next ``step``."""
+        reason, size = self._wrong(request), len(request.prompt)
+        if reason:
+            self._refused.append(Sampled(request.id, refused=reason))
+            return
+        needs = (
+            request.shown is not None,
+            request.shown is None,
+            request.sampling.temperature > 0,
+            request.sampling.filters,
+        )
+        self._needs = [int(a or b) for a, b in zip(self._needs, needs, strict=True)]
+        self._waiting[min(n for n in self._lengths if n >= size)].append(request)
+
+    def _wrong(self, request: Request) -> str:
+        size, ids = len(request.prompt), 0
+        if self.grammar is not None:
+            ids = self.grammar.reach.shape[1]
+        if not size:
+            return "the prompt is empty"
+        if size > self._lengths[-1]:
+            return f"its prompt of {size} tokens exceeds the longest of {self._lengths[-1]}"
+        if max(request.prompt) >= self.cfg.vocab or min(request.prompt) < 0:
+            return f"its prompt holds a token outside the vocabulary of {self.cfg.vocab}"
+        if request.shown is not None and not 0 <= request.shown <= ids:
+            return f"it shows {request.shown} passages, and the grammar has {ids} ids"
+        if request.branches > self.branches:
+            return f"it asks for {request.branches} branches, more than {self.branches}"
+        if request.max_tokens > self.max_tokens:
+            return f"it asks for {request.max_tokens} tokens, more than {self.max_tokens}"
+        if len(request.stops) > STOPS:
+            return f"it has {len(request.stops)} stop tokens, more than {STOPS}"
+        return ""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Sampled]:
+        """Sample all requests; yields results as they finish, refusals among them.
+
+        Requests are taken as they are needed, some beyond those in flight, so that an endless
+        stream may be given.
+        """
+        source, more = iter(requests), True
+        ahead = 4 * max(self._most.values())
+        while True:
+            while more and sum(map(len, self._waiting.values())) < ahead:
+                request = next(source, None)
+                if request is None:
+                    more = False
+                else:
+                    self.submit(request)
+            yield from self.step()
+            if not self.together.any(more or self.busy):
+                return
+
+    @property
+    def busy(self) -> bool:
+        """Whether this process has requests waiting, in flight or refused."""
+        return bool(
+            self._refused or any(self._waiting.values()) or any(g is not None for g in self._guests)
+        )
+
+    # ------------------------------------------------------------------ one turn
+
+    def step(self) -> list[Sampled]:
+        """Let prompts enter, decode a turn, and return what has finished."""
+        results, self._refused = self._refused, []
+        try:
+            if self._choose_pool():
+                self._refill()
+                results += self._decode()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or self.together.several:
+                raise
+            self._shrink()
+        results += self._refused
+        self._refused = []
+        return results
+
+    def _choose_pool(self) -> bool:
+        """Stay with the pool while it has work, then take the length that waits most."""
+        waiting = [len(self._waiting[n]) for n in self._lengths]
+        guests = sum(g is not None for g in self._guests)
+        *totals, occupied = self.together.sum([*waiting, guests])
+        current = self._lengths.index(self._length) if self._pool else 0
+        if self._pool and (occupied or totals[current]):
+            return True
+        self._let_go()
+        # Among equals the longest, so that what does not fit is known early.
+        best = max(range(len(totals)), key=lambda i: (totals[i], i))
+        return bool(totals[best]) and self._open(self._lengths[best])
+
+    def _let_go(self) -> None:
+        if self._pool is not None:
+            self._pool.slots = None
+        self._pool, self._guests = None, []
+
+    def _open(self, length: int) -> bool:
+        """Make the pool of a length as large as memory lets it be; refuse its requests if not."""
+        shards = batch_shards(self.mesh)
+        budget = self._budget
+        if budget is None:
+            budget = int(self.config.cache_gib * 2**30) or free_bytes(self.mesh)
+        budget = self.together.least(budget)
+        slots = self._most[length]
+        while slots:
+            shape = self._shape(length, slots)
+            if slots * slot_bytes(self.cfg, shape) <= budget:
+                break
+            slots = (slots - 1) // shards * shards
+        if not slots:
+            need = shards * slot_bytes(self.cfg, self._shape(length, shards)) / 2**30
+            self._refuse_waiting(
+                length,
+                f"prompts of up to {length} tokens with {self.branches} branches of up to "
+                f"{self.max_tokens} need {need:.3g} GiB for caches, and {budget / 2**30:.3g} GiB "
+                f"are to be had; use fewer branches, shorter prompts or more memory",
+            )
+            return False
+        pool = self._pools.get(length)
+        if pool is None or pool.shape != self._shape(length, slots):
+            pool = Pool(
+                self.cfg, self.mesh, self._shape(length, slots), self.grammar, self.config.chunk
+            )
+        self._pools[length] = self._pool = pool
+        self._length = length
+        self._guests = [None] * len(pool.local)
+        self._resident = np.full((len(pool.local), length), -1, np.int32)
+        pool.reset()
+        return True
+
+    def _shape(self, length: int, slots: int) -> Shape:
+        shards = batch_shards(self.mesh)
+        entering = max(1, math.ceil(slots * self.config.refill / shards)) * shards
+        return Shape(slots, entering, self.branches, length, self.max_tokens, STOPS)
+
+    def _refuse_waiting(self, length: int, reason: str) -> None:
+        for request in self._waiting[length]:
+            self._refused.append(Sampled(request.id, refused=reason))
+        self._waiting[length].clear()
+
+    def _shrink(self) -> None:
+        """Memory ran out after all: begin the pool's requests again, half as many at a time."""
+        length, shards = self._length, batch_shards(self.mesh)
+        self._waiting[length].extendleft(g for g in reversed(self._guests) if g is not None)
+        slots = self._pool.shape.slots if self._pool else self._most[length]
+        self._let_go()
+        self._pools.pop(length, None)
+        if slots == shards:
+            self._refuse_waiting(
+                length,
+                f"memory ran out on prompts of up to {length} tokens, {slots} at a time; use fewer "
+                f"branches, shorter prompts or more memory",
+            )
+        else:
+            self._most[length] = max(shards, slots // 2 // shards * shards)
+
+    # ------------------------------------------------------------------ prompts enter
+
+    def _refill(self) -> None:
+        """Fill the free slots, some prompts at a time; equally often in every process."""
+        pool = self._require_pool()
+        while True:
+            entering, chosen = self._select(pool)
+            most, shared = self.together.most([len(chosen), int(entering.start.max())])
+            if not most:
+                return
+            for request, slot in chosen:
+                self._guests[slot] = request
+                self._resident[slot] = -1
+                self._resident[slot, : len(request.prompt)] = request.prompt
+                branches = request.branches or self.branches
+                self.work.prompts += 1
+                self.work.prompt_tokens += len(request.prompt)
+                self.work.branch_prompt_tokens += branches * len(request.prompt)
+            self.work.shared_tokens += int(entering.start.sum())
+            pool.enter(self.params, entering, self._mode(), shared > 0)
+
+    def _select(self, pool: Pool) -> tuple[Entering, list[tuple[Request, int]]]:
+        """The requests that enter next, each with its slot (counted within this process)."""
+        shards = batch_shards(self.mesh)
+        size, rows = pool.shape.slots // shards, pool.shape.entering // shards
+        own = len(pool.local) // size
+        entering = no_requests(pool.shape, own * rows)
+        chosen: list[tuple[Request, int]] = []
+        waiting = self._waiting[self._length]
+        later: list[Request] = []
+        free = [
+            [s for s in range(h * size, (h + 1) * size) if self._guests[s] is None][:rows]
+            for h in range(own)
+        ]
+        used = [0] * own
+        sharing = self.config.share and self._length > pool.chunk
+        while waiting and any(free) and len(later) < 4 * rows * own:
+            request = waiting.popleft()
+            # A prompt that begins as one about to enter waits until that one's cache is there.
+            alike = [_common(request.prompt, r.prompt) for r, _ in chosen] if sharing else []
+            known = self._begins(request, size) if sharing else [(0, 0)] * own
+            if alike and max(alike) >= max(self.config.share, 1 + max(n for n, _ in known)):
+                later.append(request)
+                continue
+            best = max((h for h in range(own) if free[h]), key=lambda h: (known[h][0], -used[h]))
+            slot = free[best].pop(0)
+            _fill_row(
+                entering, best * rows + used[best], request, self, slot - best * size, known[best]
+            )
+            used[best] += 1
+            chosen.append((request, slot))
+        waiting.extendleft(reversed(later))
+        return entering, chosen
+
+    def _begins(self, request: Request, size: int) -> list[tuple[int, int]]:
+        """For each shard, how many tokens of the prompt one of its slots holds, and which slot."""
+        prompt = np.asarray(request.prompt, np.int32)
+        differs = self._resident[:, : len(prompt)] != prompt
+        common = np.where(differs.any(-1), differs.argmax(-1), len(prompt))
+        common = np.minimum(common, len(prompt) - 1).reshape(-1, size)
+        common[common < self.config.share] = 0
+        return [(int(row.max()), int(row.argmax())) for row in common]
+
+    def _mode(self) -> Mode:
+        """What the requests so far need, in any process: what was compiled serves on."""
+        lists, free, random, filters = (bool(x) for x in self.together.most(self._needs))
+        return Mode(lists, free or not lists, random, filters)
+
+    # ------------------------------------------------------------------ branches leave
+
+    def _decode(self) -> list[Sampled]:
+        pool = self._require_pool()
+        slots = pool.shape.slots
+        waiting, guests = self.together.sum(
+            [len(self._waiting[self._length]), sum(g is not None for g in self._guests)]
+        )
+        want = slots - guests + max(1, math.ceil(slots * self.config.refill)) if waiting else slots
+        pool.decode(self.params, self._mode(), min(want, slots), self.config.turn)
+        done = np.all(pool.read("done")[0], axis=-1)
+        finished = [s for s, g in enumerate(self._guests) if g is not None and done[s]]
+        if not finished:
+            return []
+        tokens, logps, free, written, ended = pool.read(
+            "tokens", "logps", "free", "written", "ended"
+        )
+        results = []
+        for slot in finished:
+            request = self._guests[slot]
+            assert request is not None
+            self._guests[slot] = None
+            counts = written[slot, : request.branches or self.branches].tolist()
+            self.work.tokens += sum(counts)
+            whole = np.concatenate([free[slot, i, :n] for i, n in enumerate(counts)])
+            if not np.isfinite(whole).all():
+                reason = "the model's scores are NaN or infinite"
+                results.append(Sampled(request.id, refused=reason))
+                continue
+
+            def cut(x: np.ndarray, slot: int = slot, counts: list[int] = counts) -> tuple:
+                return tuple(tuple(x[slot, i, :n].tolist()) for i, n in enumerate(counts))
+
+            results.append(
+                Sampled(
+                    id=request.id,
+                    branches=cut(tokens),
+                    finished=tuple(ended[slot, : len(counts)].tolist()),
+                    token_logps=cut(logps),
+                    free_logps=cut(free),
+                )
+            )
+        return results
+
+    def _require_pool(self) -> Pool:
+        if self._pool is None:
+            raise RuntimeError("an engine works without a pool")
+        return self._pool
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _fill_row(
+    entering: Entering,
+    row: int,
+    request: Request,
+    engine: Engine,
+    into: int,
+    known: tuple[int, int],
+) -> None:
+    """Write a request into a row of what is about to enter."""
+    size, how = len(request.prompt), request.sampling
+    entering.trunk[row, :size] = request.prompt
+    entering.lengths[row] = size
+    entering.seeds[row] = request_key(engine.seed, request.id)
+    entering.shown[row], entering.listed[row] = request.shown or 0, request.shown is not None
+    entering.limit[row] = request.max_tokens or engine.max_tokens
+    entering.stops[row, : len(request.stops)] = request.stops
+    entering.branches[row] = request.branches or engine.branches
+    settings = Settings(how.temperature, how.top_p, how.top_k, how.min_p)
+    for array, value in zip(entering.settings, settings, strict=True):
+        array[row] = value
+    entering.into[row], entering.start[row], entering.source[row] = into, *known

@@ -1,0 +1,314 @@
+"""A pool of slots on the devices: prompts enter, branches decode, finished slots are read.
+
+Everything here has fixed shapes: slots S, branches N, prompt length P, branch length R. Slots lie
+over the mesh's batch axes, heads over its tensor axis, and the parameters where training put them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.models import decoding
+from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.decoding import Own, Trunks
+from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.sampling.choice import Settings
+from dynarag_jax.sampling.sampler import Mode, Rows, Slots, decode, first_tokens, new_rows
+from dynarag_jax.sharding import named, spec
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a pool."""
+
+    slots: int
+    entering: int
+    """prompts that are computed at once"""
+    branches: int
+    prompt: int
+    branch: int
+    stops: int
+
+
+class Entering(NamedTuple):
+    """Requests about to enter, arrays [F]; ``into`` -1 is a row of padding."""
+
+    trunk: Any
+    """[F, P]"""
+    lengths: Any
+    seeds: Any
+    """uint32"""
+    shown: Any
+    listed: Any
+    limit: Any
+    stops: Any
+    """[F, J]"""
+    branches: Any
+    settings: Settings
+    into: Any
+    """the slot, counted within its shard"""
+    source: Any
+    """a slot of the same shard whose trunk begins alike"""
+    start: Any
+    """tokens it has in common"""
+
+
+def no_requests(shape: Shape, rows: int) -> Entering:
+    """Padding, as numpy arrays to be filled in."""
+    zeros = np.zeros(rows, np.int32)
+    settings = Settings(
+        *(np.zeros(rows, t) for t in (np.float32, np.float32, np.int32, np.float32))
+    )
+    return Entering(
+        trunk=np.zeros((rows, shape.prompt), np.int32),
+        lengths=zeros + 1,
+        seeds=np.zeros(rows, np.uint32),
+        shown=zeros.copy(),
+        listed=zeros > 0,
+        limit=zeros.copy(),
+        stops=np.full((rows, shape.stops), -1, np.int32),
+        branches=zeros.copy(),
+        settings=settings,
+        into=zeros - 1,
+        source=zeros.copy(),
+        start=zeros.copy(),
+    )
+
+
+def trunk_bytes(cfg: DecoderConfig, length: int) -> int:
+    """Bytes of one trunk's cache."""
+    numbers = 2 * cfg.layers * cfg.kv_heads * cfg.head_size * length
+    return numbers * jnp.dtype(cfg.dtype).itemsize
+
+
+def slot_bytes(cfg: DecoderConfig, shape: Shape) -> int:
+    """Bytes of caches that one slot takes, its share of the prompts about to enter included."""
+    entering = shape.entering / shape.slots * trunk_bytes(cfg, shape.prompt)
+    own = shape.branches * trunk_bytes(cfg, shape.branch)
+    return math.ceil(trunk_bytes(cfg, shape.prompt) + own + entering)
+
+
+def free_bytes(mesh: Mesh) -> int:
+    """Memory that caches may take on all devices of the mesh: nine tenths of what is free.
+
+    Where devices do not say what they hold (CPUs), half of the host's free memory.
+    """
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    stats = [d.memory_stats() for d in mine]
+    known = [s for s in stats if s and "bytes_limit" in s]
+    if known and len(known) == len(mine):
+        least = min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in known)
+        return int(0.9 * least) * mesh.size
+    try:
+        host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 62
+    return host // 2
+
+
+class Pool:
+    """Slots on a mesh, and the compiled programs over them.
+
+    Attributes:
+      slots: the state; None until ``reset``, and after a program failed with it.
+    """
+
+    def __init__(
+        self, cfg: DecoderConfig, mesh: Mesh, shape: Shape, grammar: Grammar | None, chunk: int
+    ):
+        self.cfg, self.mesh, self.shape, self.grammar = cfg, mesh, shape, grammar
+        self.chunk = min(chunk, shape.prompt)
+        self.slots: Slots | None = None
+        self._rows = named(mesh, ("batch",))
+        trunk = named(mesh, ("batch", "kv_heads", None, None))
+        own = named(mesh, ("batch", None, "kv_heads", None, None))
+        layers = cfg.layers
+        self._layout = Slots(
+            Trunks((trunk,) * layers, (trunk,) * layers),
+            Own((own,) * layers, (own,) * layers),
+            self._rows,  # type: ignore[arg-type] - a prefix of the tree
+        )
+        self._stacked = named(mesh, ("layers", "batch", "kv_heads", None, None))
+        self._programs: dict[Any, Callable[..., Any]] = {}
+
+    def reset(self) -> None:
+        """Empty slots; the earlier ones are let go first."""
+        self.slots = None
+        shape, cfg = self.shape, self.cfg
+
+        def make() -> Slots:
+            k = (shape.slots, cfg.kv_heads, cfg.head_size, shape.prompt)
+            v = (*k[:2], k[3], k[2])
+            rows = self._fresh_rows(jax.tree.map(jnp.asarray, no_requests(shape, shape.slots)))
+            return Slots(
+                Trunks(
+                    tuple(jnp.zeros(k, cfg.dtype) for _ in range(cfg.layers)),
+                    tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
+                ),
+                decoding.empty_own(cfg, shape.slots, shape.branches, shape.branch),
+                rows,
+            )
+
+        self.slots = self._run("reset", make, out_shardings=self._layout)()
+
+    def _run(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """A jitted function, kept under ``key`` and run on the mesh."""
+        if key not in self._programs:
+            self._programs[key] = jax.jit(function, **options)
+        jitted = self._programs[key]
+
+        def run(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return jitted(*arguments)
+
+        return run
+
+    def _fresh_rows(self, entering: Entering) -> Rows:
+        wanted = jnp.arange(self.shape.branches) < entering.branches[:, None]
+        return new_rows(
+            lengths=entering.lengths,
+            keys=jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(entering.seeds),
+            shown=entering.shown,
+            listed=entering.listed,
+            limit=entering.limit,
+            stops=entering.stops,
+            settings=entering.settings,
+            done=~wanted | (entering.into < 0)[:, None],
+            length=self.shape.branch,
+            grammar=self.grammar,
+        )
+
+    def _local(self, function: Callable[..., Any], trunks: Any, stacked: Any, out: Any) -> Any:
+        """``function`` on each device's own slots."""
+        kinds = {
+            "trunk": spec(("batch", "kv_heads", None, None)),
+            "stacked": spec(("layers", "batch", "kv_heads", None, None)),
+            "rows": spec(("batch",)),
+        }
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(kinds[trunks], kinds[stacked], kinds["rows"]),
+            out_specs=kinds[out],
+        )
+
+    def enter(self, params: Params, entering: Entering, mode: Mode, shared: bool) -> None:
+        """Compute prompts and put them into their slots; branches write their first tokens.
+
+        Args:
+          shared: whether some row begins with another slot's trunk.
+        """
+        cfg = self.cfg
+
+        def run(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
+            rows = self._fresh_rows(entering)
+            cache = start = None
+            if shared:
+                start = entering.start
+                take = self._local(_take, "trunk", "trunk", "stacked")
+                cache = take(slots.trunks.k, slots.trunks.v, entering.source)
+                cache = Trunks(*cache)
+            hidden, trunks = decoding.fill(
+                cfg, params, entering.trunk, entering.lengths, self.chunk, cache, start
+            )
+            rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
+            put = self._local(_put, "trunk", "stacked", "trunk")
+            place = self._local(_put_rows, "rows", "rows", "rows")
+            return Slots(
+                Trunks(
+                    put(slots.trunks.k, trunks.k, entering.into),
+                    put(slots.trunks.v, trunks.v, entering.into),
+                ),
+                slots.own,
+                place(slots.rows, rows, entering.into),
+            )
+
+        slots, self.slots = self.slots, None
+        self.slots = self._run(
+            ("enter", mode, shared),
+            run,
+            in_shardings=(None, self._layout, self._rows, None),
+            out_shardings=self._layout,
+            donate_argnums=1,
+        )(params, slots, self._placed(entering), self.grammar)
+
+    def decode(self, params: Params, mode: Mode, want: int, steps: int) -> None:
+        """Decode until ``want`` slots have finished, but no more than ``steps`` tokens."""
+        cfg = self.cfg
+
+        def run(params: Params, slots: Slots, grammar: Any, want: Any, steps: Any) -> Slots:
+            return decode(cfg, params, slots, mode, grammar, want, steps)
+
+        slots, self.slots = self.slots, None
+        self.slots = self._run(
+            ("decode", mode),
+            run,
+            in_shardings=(None, self._layout, None, None, None),
+            out_shardings=self._layout,
+            donate_argnums=1,
+        )(params, slots, self.grammar, np.int32(want), np.int32(steps))
+
+    # ------------------------------------------------------------------ this process's part
+
+    @functools.cached_property
+    def local(self) -> list[int]:
+        """The slots that lie on this process's devices, in order."""
+        indices = self._rows.addressable_devices_indices_map((self.shape.slots,))
+        ranges = {s[0].indices(self.shape.slots)[:2] for s in indices.values() if s is not None}
+        return [slot for low, high in sorted(ranges) for slot in range(low, high)]
+
+    def _placed(self, entering: Entering) -> Entering:
+        if jax.process_count() == 1:
+            return jax.device_put(entering, self._rows)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._rows, x), entering
+        )
+
+    def read(self, *names: str) -> list[np.ndarray]:
+        """Arrays of the rows, of this process's slots alone."""
+        if self.slots is None:
+            raise RuntimeError("a pool is read before it is reset")
+        return [local_part(getattr(self.slots.rows, name)) for name in names]
+
+
+def local_part(x: jax.Array) -> np.ndarray:
+    """The rows of an array that this process holds, in order."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {s.index[0].indices(x.shape[0])[0]: s.data for s in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
+
+
+def _take(k: Sequence[jax.Array], v: Sequence[jax.Array], source: jax.Array) -> Any:
+    """Stacked trunks of the slots ``source`` [F]."""
+    return tuple(jnp.stack([jnp.take(x, source, axis=0) for x in part]) for part in (k, v))
+
+
+def _put_row(old: jax.Array, new: jax.Array, into: jax.Array, row: int) -> jax.Array:
+    """``old`` with row ``row`` of ``new`` at ``into[row]``, unless that is negative."""
+    at = jnp.maximum(into[row], 0)
+    kept = jax.lax.dynamic_index_in_dim(old, at, axis=0)
+    return jax.lax.dynamic_update_index_in_dim(
+        old, jnp.where(into[row] >= 0, new[row][None], kept), at, axis=0
+    )
+
+
+def _put_rows(old: Any, new: Any, into: jax.Array) -> Any:
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, into.shape[0], lambda row, x: _put_row(x, new, into, row), old)
+
+    return jax.tree.map(put, old, new)
+
+
+def _put(old: tuple[jax.Array, ...], stacked: jax.Array, into: jax.Array) -> Any:
+    return _put_rows(old, tuple(stacked[i] for i in range(len(old))), into)

@@ -1,0 +1,311 @@
+"""The rollout program: what it sets aside, what a kill leaves, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import load_decoder, save_decoder
+from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.records import question_to_json, read_rollouts
+from dynarag_jax.stages import Rollout
+from train import rollout
+from train.program import Context, run_stage
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from dynarag_jax.config import Mesh, Run
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.stages import Rollout
+
+run = Run(directory={directory!r}, mesh=Mesh({mesh}), cpu_devices={devices})
+stages = {{
+    "rollout": Rollout(
+        model={model!r}, questions={questions!r}, samples=4, batch=8,
+        prompts=PromptConfig(
+            style="compact", ids=4, max_list=3, rerank_tokens=200, answer_prompt_tokens=200,
+            answer_tokens=5,
+        ),
+        engine=EngineConfig(turn=4),
+    )
+}}
+"""
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rolled(directory: Path, model: Path, questions: Path, prompts, **more) -> Context:
+    """Run the stage in this process."""
+    stage = Rollout(
+        model=str(model), questions=str(questions), samples=4, batch=8, prompts=prompts, **more
+    )
+    run = Run(str(directory))
+    context = Context(run, {"rollout": stage}, "rollout")
+    context.mesh = jax.make_mesh(  # type: ignore[misc] - one device, of the eight simulated
+        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )  # fmt: skip
+    run_stage(context, rollout.run)
+    return context
+
+
+def test_bad_records_are_set_aside_and_the_rest_goes_on(
+    tmp_path, tiny_model, tiny_policy, question
+):
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 5)) for i in range(20)]
+    bad = {
+        "blank": question_to_json(question("blank")) | {"question": "  "},
+        "bare": question_to_json(question("bare", passages=0)),
+        "silent": question_to_json(question("silent", answers=())),
+        "huge": question_to_json(question("huge", text="where? " * 99)),
+        "thick": question_to_json(question("thick")),
+        "q3": rows[3],
+    }
+    bad["thick"]["ctxs"][0]["text"] = "river " * 400
+    questions = write(tmp_path / "q.jsonl", [*bad.values(), *rows[4:], *rows[:3]])
+    rolled(tmp_path / "run", tiny_model, questions, tiny_policy[1])
+    directory = tmp_path / "run" / "rollout"
+    made = read_rollouts(directory / "rollouts.jsonl")
+    # The order is the questions', not that in which they finished.
+    assert [r.id for r in made] == ["q3", *(f"q{i}" for i in range(4, 20)), "q0", "q1", "q2"]
+    assert all(sum(t.count for t in r.trajectories) == 4 for r in made)
+    assert [r.shown for r in made][:3] == [4, 4, 1]  # of four, five and one: the grammar has four
+    reasons = {r["id"]: r["reason"] for _, r in read_jsonl(directory / "rejects.jsonl")}
+    for name, says in {
+        "blank": "field 'question' must not be empty", "bare": "has no passages",
+        "silent": "has no answers", "huge": "takes more than 200 tokens even without passages",
+        "thick": "passage 'thick/0' alone is longer than the limit of 200 tokens",
+    }.items():  # fmt: skip
+        assert (says in reasons[name] and name in reasons[name]) or name == "blank"
+    assert set(reasons) == set(bad) - {"q3"}
+    assert not list(directory.glob("*.part-*"))
+    figures = [row for _, row in read_jsonl(directory / "metrics.jsonl")][-1]
+    assert figures["saved/lists"] == pytest.approx(0.75)
+    assert 1 <= figures["distinct"] <= 4 and 0 <= figures["mean_k"] <= 3
+    assert figures["prompts_per_second"] > 0 and figures["tokens_per_second"] > 0
+
+
+def test_a_kill_loses_and_repeats_nothing(tmp_path, tiny_model, tiny_policy, question, monkeypatch):
+    """Cut off after any number of records, in mid-line, it goes on to the same file."""
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 4)) for i in range(20)]
+    questions = write(tmp_path / "q.jsonl", [*rows, {"id": "bad", "question": ""}])
+    rolled(tmp_path / "a", tiny_model, questions, tiny_policy[1])
+    whole = (tmp_path / "a" / "rollout" / "rollouts.jsonl").read_bytes()
+    asides = (tmp_path / "a" / "rollout" / "rejects.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+
+    asked, inner = [], rollout.source_of
+
+    def watched(stage, writer, todo):
+        asked.extend(todo)
+        return inner(stage, writer, todo)
+
+    monkeypatch.setattr(rollout, "source_of", watched)
+    directory = tmp_path / "a" / "rollout"
+    for standing in (0, 5, 20):
+        (directory / "done.json").unlink()
+        (directory / "rollouts.jsonl").unlink()
+        # As two processes left it, each killed in the middle of a line.
+        order = random.Random(standing).sample(lines, len(lines))
+        half = standing // 2
+        (directory / "rollouts.part-0.jsonl").write_bytes(b"".join(order[:half]) + order[-1][:30])
+        second = directory / "rollouts.part-1.jsonl"
+        second.write_bytes(b"".join(order[half:standing]) + order[-1][:9])
+        asked.clear()
+        rolled(tmp_path / "a", tiny_model, questions, tiny_policy[1])
+        assert len(asked) == 20 - standing
+        assert (directory / "rollouts.jsonl").read_bytes() == whole
+        assert (directory / "rejects.jsonl").read_bytes() == asides
+
+
+def test_broken_weights_end_the_run_at_once(tmp_path, tiny_model, tiny_policy, question):
+    cfg, params = load_decoder(tiny_model)
+    layers = dict(params["layers"])
+    layers["gate"] = layers["gate"].at[0, 1, 2].set(np.nan)
+    tokenizer = load_tokenizer(str(tiny_model))
+    save_decoder(tmp_path / "broken", cfg, dict(params) | {"layers": layers}, tokenizer)
+    questions = write(tmp_path / "q.jsonl", [question_to_json(question("q0"))])
+    with pytest.raises(InputError, match=r"weights hold NaN or infinity \('layers.gate'\)"):
+        rolled(tmp_path / "run", tmp_path / "broken", questions, tiny_policy[1])
+
+
+def test_no_usable_question_is_one_clear_line(tmp_path, tiny_model, tiny_policy, question):
+    questions = write(tmp_path / "q.jsonl", [question_to_json(question("q0", passages=0))])
+    with pytest.raises(InputError, match=r"no question can be used .*'q0' has no passages"):
+        rolled(tmp_path / "run", tiny_model, questions, tiny_policy[1])
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+def config(place: Path, name: str, model: Path, questions: Path, mesh: str, devices: int) -> Path:
+    path = place / f"{name}.py"
+    path.write_text(
+        CONFIG.format(
+            directory=str(place / name), model=str(model), questions=str(questions), mesh=mesh,
+            devices=devices,
+        )
+    )  # fmt: skip
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    return env | {"PYTHONPATH": str(ROOT)} | more
+
+
+def start(path: Path, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.rollout", str(path)], cwd=ROOT, env=environment(**env),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+
+import train.rollout
+from train.program import main
+
+whole, killed, runs = sys.argv[1:]
+
+
+def child(config):
+    pid = os.fork()  # everything is imported, and JAX has not begun
+    if not pid:
+        main("rollout", train.rollout.Stage, train.rollout.run, [config])
+    return pid
+
+
+def ended(pid, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (found := os.waitpid(pid, os.WNOHANG))[0]:
+            return found[1]
+        time.sleep(0.005)
+    return None
+
+
+assert ended(child(whole), 900) == 0
+began = time.monotonic()  # the second is as fast as those to come: compiled programs are kept
+for file in (Path(runs) / "whole/rollout").iterdir():
+    file.unlink()
+assert ended(child(whole), 900) == 0
+lasts = time.monotonic() - began
+directory, rng = Path(runs) / "killed/rollout", random.Random(0)
+standing, kills, early, late = [], 0, 0, 0
+while True:
+    pid = child(killed)
+    # Some kills fall into starting, most where records are made.
+    status = ended(pid, rng.uniform(0.1, 1.1) * lasts if kills < 20 else 900)
+    assert status in (None, 0), status
+    if status == 0 and kills == 20:
+        break
+    if status == 0:  # it came to its end between two kills: begin anew
+        for file in directory.iterdir():
+            file.unlink()
+        standing = []
+        continue
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+    lines = [
+        line
+        for part in sorted(directory.glob("rollouts*.jsonl"))
+        for line in part.read_text().splitlines(keepends=True)
+        if line.endswith("\\n")
+    ]
+    found = [json.loads(line)["id"] for line in lines]
+    merged = (directory / "rollouts.jsonl").exists()
+    assert merged or len(found) == len(set(found)), "computed twice"
+    assert set(standing) <= set(found), "lost"
+    late += len(found) > len(standing)
+    standing = found
+print(kills, "kills,", late, "of them after new records")
+"""
+
+
+@pytest.mark.slow  # starts the program some twenty-five times
+def test_twenty_kills_leave_the_file_of_an_uninterrupted_run(tmp_path, tiny_model, question):
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 4)) for i in range(1000)]
+    questions = write(tmp_path / "q.jsonl", rows)
+    paths = [
+        str(config(tmp_path, name, tiny_model, questions, "1, 1, 1", 1))
+        for name in ("whole", "killed")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, *paths, str(tmp_path)], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, check=False, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.split()
+    assert said[:2] == ["20", "kills,"] and int(said[2]) >= 3, done.stdout
+    one, other = (tmp_path / name / "rollout" / "rollouts.jsonl" for name in ("whole", "killed"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow  # processes that compile for themselves
+@pytest.mark.parametrize(
+    ("mesh", "parts"), [("-1, 2, 1", 2), ("1, 2, 2", 2), ("1, 1, 4", 1)], ids=str
+)
+def test_two_processes_make_the_file_of_one(tmp_path, tiny_model, question, mesh, parts):
+    """Two hosts of two devices: a batch shard each and weights in common, or one of all four."""
+    cfg, _ = load_decoder(tiny_model)
+    wide = replace(cfg, heads=4, kv_heads=4, vocab=cfg.vocab, layers=2)
+    from dynarag_jax.models.decoder import init_params
+
+    tokenizer = load_tokenizer(str(tiny_model))
+    model = tmp_path / "model"
+    save_decoder(model, wide, init_params(wide, jax.random.key(1)), tokenizer)
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 4)) for i in range(31)]
+    questions = write(tmp_path / "q.jsonl", [*rows, {"id": "bad", "question": " "}])
+    one = start(config(tmp_path, "one", model, questions, "1, 1, 1", 1))
+    said, _ = one.communicate(timeout=600)
+    assert one.returncode == 0, said
+    path = config(tmp_path, "two", model, questions, mesh, 2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    both = [
+        start(
+            path, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [p.communicate(timeout=600)[0] for p in both]
+    assert [p.returncode for p in both] == [0, 0], "\n".join(said)
+    files = [tmp_path / name / "rollout" for name in ("one", "two")]
+    first, second = (read_rollouts(f / "rollouts.jsonl") for f in files)
+    assert [r.id for r in first] == [r.id for r in second] == [row["id"] for row in rows]
+    for a, b in zip(first, second, strict=True):
+        assert [(t.list, t.count, t.answer) for t in a.trajectories] == [
+            (t.list, t.count, t.answer) for t in b.trajectories
+        ]
+        assert [t.logp for t in a.trajectories] == pytest.approx(
+            [t.logp for t in b.trajectories], abs=1e-4
+        )
+    assert [r["id"] for _, r in read_jsonl(files[1] / "rejects.jsonl")] == ["bad"]
+    assert read_json(files[1] / "done.json")["outputs"].keys() == {
+        "rollouts.jsonl", "rejects.jsonl"
+    }  # fmt: skip
+    assert parts

@@ -102,6 +102,8 @@ class Trajectory:
       reward: their weighted sum.
       logp: log-probability under the weights that sampled it (constrained policy, temperature 1).
       reference_logp: log-probability under the reference weights.
+      weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
+        under the policy: the sum of weight times f over the lists; None of other lists.
     """
 
     list: tuple[int, ...]
@@ -111,6 +113,7 @@ class Trajectory:
     reward: float = 0.0
     logp: float = 0.0
     reference_logp: float = 0.0
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,7 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         reward=fields.number("reward", 0.0) or 0.0,
         logp=fields.number("logp", 0.0) or 0.0,
         reference_logp=fields.number("reference_logp", 0.0) or 0.0,
+        weight=fields.number("weight"),
     )
 
 
@@ -345,8 +349,15 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "shown": rollout.shown,
         "policy": rollout.policy,
         "reference": rollout.reference,
-        "trajectories": [vars(t) | {"list": list(t.list)} for t in rollout.trajectories],
+        "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
     }
+
+
+def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
+    value = vars(trajectory) | {"list": list(trajectory.list)}
+    if value["weight"] is None:
+        del value["weight"]
+    return value
 
 
 def _unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:

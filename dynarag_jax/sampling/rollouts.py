@@ -45,6 +45,7 @@ def sample_rollouts(
                     reward=value,
                     logp=logps[i][j],
                     reference_logp=references[i][j],
+                    weight=sampled[i].weights[j] if sampled[i].weights else None,
                 )
             )
         rollouts.append(

@@ -12,8 +12,10 @@ from dynarag_jax.policy.grammar import read_list
 from dynarag_jax.policy.model import Policy
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.sampler import Sampling, make_sampler
 from dynarag_jax.sampling.schedule import Request, run
+from dynarag_jax.sampling.search import make_search
 from dynarag_jax.sharding import batch_shards, named
 from dynarag_jax.training.batches import Example, Shape, collate
 from dynarag_jax.training.examples import ExampleMaker
@@ -30,6 +32,9 @@ class Lists:
     """passages the reranker saw"""
     lists: tuple[Chosen, ...]
     logps: tuple[float, ...]
+    weights: tuple[float, ...] = ()
+    """of lists drawn without replacement: what each is worth in an estimate of an expectation under
+    the policy (``distinct.importance_weights``)"""
 
 
 class Writer:
@@ -63,11 +68,16 @@ class Writer:
     def lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
     ) -> list[Lists]:
-        """Sample ``samples`` lists for every question; the prompt is computed once."""
+        """``samples`` lists for every question, by the sampling's method; prompts computed once.
+
+        Methods ``distinct`` and ``beam`` give fewer where fewer lists exist, the best score first.
+        """
         prompts = [self.maker.rerank_prompt(q) for q in questions]
         requests = [
             Request(q.id, p.tokens, p.shown) for q, p in zip(questions, prompts, strict=True)
         ]
+        if sampling.method != "independent":
+            return self._found(requests, sampling, samples)
         results: list[Lists | None] = [None] * len(questions)
         for index, sampled in run(
             self._sampler("lists", samples, sampling),
@@ -81,6 +91,40 @@ class Writer:
             written = [read_list(self.policy.spelling, tokens) for tokens in sampled.branches]
             results[index] = Lists(prompts[index].shown, tuple(written), sampled.logps)
         return [r for r in results if r is not None]
+
+    def _found(self, requests: Sequence[Request], sampling: Sampling, samples: int) -> list[Lists]:
+        """Different lists of every request."""
+        spelling, prompts = self.policy.spelling, self.prompts
+        key = ("search", samples, sampling)
+        if key not in self._samplers:
+            self._samplers[key] = make_search(
+                self.policy.cfg,
+                self.policy.mesh,
+                branches=samples,
+                max_tokens=spelling.longest(prompts.max_list),
+                end=spelling.end,
+                sampling=sampling,
+                grammar=self.policy.grammar,
+            )
+        found = find(
+            self._samplers[key],
+            self.policy.params,
+            self.policy.mesh,
+            requests,
+            batch=self.batch,
+            lengths=buckets(prompts.rerank_tokens),
+            seed=self.seed,
+        )
+        results = {
+            index: Lists(
+                requests[index].shown,
+                tuple(read_list(spelling, tokens) for tokens in one.branches),
+                one.logps,
+                one.weights() if sampling.method == "distinct" else (),
+            )
+            for index, one in found
+        }
+        return [results[index] for index in range(len(requests))]
 
     def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
         """Answer each question greedily from its chosen passages; equal requests run once."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dynarag_jax.policy.grammar import read_list
-from dynarag_jax.policy.model import Policy
+from dynarag_jax.policy.model import Policy, label_grammar
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.distinct import find
@@ -52,16 +52,20 @@ class Writer:
     def _sampler(self, kind: str, samples: int, sampling: Sampling) -> Callable:
         key = (kind, samples, sampling)
         if key not in self._samplers:
-            lists = kind == "lists"
-            longest = self.policy.spelling.longest(self.prompts.max_list)
+            longest, grammar = self.prompts.answer_tokens, None
+            if kind == "lists":
+                longest = self.policy.spelling.longest(self.prompts.max_list)
+                grammar = self.policy.grammar
+            elif kind == "labels":
+                longest, grammar = label_grammar(self.policy.tokenizer, self.prompts)
             self._samplers[key] = make_sampler(
                 self.policy.cfg,
                 self.policy.mesh,
                 branches=samples,
-                max_tokens=longest if lists else self.prompts.answer_tokens,
+                max_tokens=longest,
                 end=self.policy.spelling.end,
                 sampling=sampling,
-                grammar=self.policy.grammar if lists else None,
+                grammar=grammar,
             )
         return self._samplers[key]
 
@@ -127,27 +131,35 @@ class Writer:
         return [results[index] for index in range(len(requests))]
 
     def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
-        """Answer each question greedily from its chosen passages; equal requests run once."""
+        """Answer each question greedily from its chosen passages; equal requests run once.
+
+        Label questions are answered with one of the configured labels, where there are any.
+        """
         keys = [(q.id, chosen) for q, chosen in asked]
         distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
-        order = list(distinct)
-        requests = [
-            Request(
-                f"{qid}/{chosen}", self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens
-            )
-            for qid, chosen in order
-        ]
+        by_kind: dict[str, list[tuple[str, Chosen]]] = {}
+        for key, question in distinct.items():
+            closed = question.task == "label" and self.prompts.labels
+            by_kind.setdefault("labels" if closed else "answers", []).append(key)
         texts: dict[tuple[str, Chosen], str] = {}
-        for index, sampled in run(
-            self._sampler("answers", 1, Sampling(temperature=0.0)),
-            self.policy.params,
-            self.policy.mesh,
-            requests,
-            batch=self.batch,
-            lengths=buckets(self.prompts.answer_prompt_tokens),
-            seed=self.seed,
-        ):
-            texts[order[index]] = decode_answer(self.policy.tokenizer, sampled.branches[0])
+        for kind, order in by_kind.items():
+            requests = [
+                Request(
+                    f"{qid}/{chosen}",
+                    self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens,
+                )
+                for qid, chosen in order
+            ]
+            for index, sampled in run(
+                self._sampler(kind, 1, Sampling(temperature=0.0)),
+                self.policy.params,
+                self.policy.mesh,
+                requests,
+                batch=self.batch,
+                lengths=buckets(self.prompts.answer_prompt_tokens),
+                seed=self.seed,
+            ):
+                texts[order[index]] = decode_answer(self.policy.tokenizer, sampled.branches[0])
         return [texts[key] for key in keys]
 
     def logps(

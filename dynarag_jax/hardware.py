@@ -1,0 +1,61 @@
+"""What accelerators hold and how fast they multiply, as their makers state it.
+
+Plans and utilization need two numbers of a device: its memory, and its peak rate of dense bfloat16
+matrix products. Sources: NVIDIA's data sheets (SXM forms, without sparsity) and Google's pages on
+the TPU versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dynarag_jax.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device of a kind."""
+
+    memory: int
+    """bytes of device memory"""
+    peak: float
+    """dense bfloat16 operations a second, as stated by the maker"""
+    kinds: tuple[str, ...]
+    """how JAX's ``device_kind`` begins on it"""
+
+
+_GB = 10**9
+
+ACCELERATORS: Mapping[str, Accelerator] = {
+    "a100-40": Accelerator(40 * _GB, 312e12, ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
+    "a100-80": Accelerator(80 * _GB, 312e12, ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB")),
+    "h100": Accelerator(80 * _GB, 989e12, ("NVIDIA H100 80GB HBM3",)),
+    "h200": Accelerator(141 * _GB, 989e12, ("NVIDIA H200",)),
+    "b200": Accelerator(180 * _GB, 2250e12, ("NVIDIA B200",)),
+    "v4": Accelerator(32 * 2**30, 275e12, ("TPU v4",)),
+    "v5e": Accelerator(16 * 2**30, 197e12, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Accelerator(95 * 2**30, 459e12, ("TPU v5p", "TPU v5")),
+    "v6e": Accelerator(32 * 2**30, 918e12, ("TPU v6 lite", "TPU v6e")),
+}
+"""By short name; a v5e's kind also begins as a v5p's does, and stands before it."""
+
+
+def accelerator(name: str) -> Accelerator:
+    """The accelerator of a short name (``h100``, ``v5p``).
+
+    Raises:
+      InputError: it is not in the table.
+    """
+    if name not in ACCELERATORS:
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"accelerator '{name}' is not known{nearest(name, ACCELERATORS)}: {known}")
+    return ACCELERATORS[name]
+
+
+def of_kind(device_kind: str) -> Accelerator | None:
+    """The accelerator behind JAX's ``device_kind``; None where the table has none (a CPU)."""
+    for one in ACCELERATORS.values():
+        if device_kind.startswith(one.kinds):
+            return one
+    return None

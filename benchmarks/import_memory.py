@@ -3,8 +3,8 @@
     python -m benchmarks.import_memory --parameters 1.24e9
 
 Writes a random Llama checkpoint in bfloat16 (by the safetensors package, a shard at a time), then
-imports it in a fresh process with one simulated device and with several, and prints the resident
-memory beyond what the process held before: the parameters, and what was needed on top of them.
+imports it in a fresh process on each mesh (fsdp x tensor) of simulated devices, and prints the
+resident memory beyond what the process held before: the parameters, and what was needed on top.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
-mesh = make_mesh(1, -1, 1)
+mesh = make_mesh(1, int(sys.argv[2]), int(sys.argv[3]))
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jnp.zeros(8)))
 before, start = peak(), time.perf_counter()
 cfg, params = load_decoder(sys.argv[1], "bfloat16", lambda cfg: param_shardings(cfg, mesh))
@@ -92,23 +92,26 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=1.24e9)
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--meshes", nargs="+", default=["1x1", "8x1", "4x2"])
     options = parser.parse_args()
     cfg = configuration(options.parameters)
     print(f"{count_parameters(cfg):,} parameters in bfloat16")
     with tempfile.TemporaryDirectory() as name:
         largest = write(cfg, Path(name))
-        for devices in options.devices:
-            env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+        for mesh in options.meshes:
+            fsdp, tensor = mesh.split("x")
+            devices = str(int(fsdp) * int(tensor))
+            env = os.environ | {"JAX_NUM_CPU_DEVICES": devices, "JAX_PLATFORMS": "cpu"}
             done = subprocess.run(
-                [sys.executable, "-c", CHILD, name], env=env, capture_output=True, text=True
-            )
+                [sys.executable, "-c", CHILD, name, fsdp, tensor],
+                env=env, capture_output=True, text=True,
+            )  # fmt: skip
             if done.returncode:
                 sys.exit(done.stderr)
             r = json.loads(done.stdout)
             beyond = r["peak"] - r["before"] - r["held"]
             print(
-                f"{devices} device(s): parameters {r['held'] / 1e6:,.0f} MB, peak beyond the "
+                f"fsdp x tensor {mesh}: parameters {r['held'] / 1e6:,.0f} MB, peak beyond the "
                 f"process {(r['peak'] - r['before']) / 1e6:,.0f} MB, so {beyond / 1e6:,.0f} MB on "
                 f"top = {beyond / largest:.2f} x the largest tensor ({largest / 1e6:,.0f} MB); "
                 f"{r['seconds']:.1f} s"

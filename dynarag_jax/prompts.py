@@ -8,8 +8,9 @@ causal model reads the passages knowing what is asked.
 
 from __future__ import annotations
 
+import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -31,6 +32,8 @@ class Tokenizer(Protocol):
     def __call__(self, text: Any, *, add_special_tokens: bool = True) -> Any: ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+    def get_chat_template(self) -> str: ...
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any: ...
 
@@ -150,6 +153,26 @@ def answer_messages(question: Question, passages: Sequence[Passage], style: Styl
 
 # ---------------------------------------------------------------------------- to tokens
 
+_DATE = datetime.date(2024, 7, 26)
+
+TEMPLATE_SETTINGS: Mapping[str, Any] = {
+    "date_string": _DATE.strftime("%d %b %Y"),
+    "enable_thinking": False,
+}
+"""What chat templates are given beside the messages; those that know none of it ignore it.
+
+Some write today's date into the prompt, and a policy would be trained, sampled and evaluated on
+other prompts each day; the date here is the one that Llama 3's templates fall back to. Qwen3's let
+the model think aloud first unless told otherwise; a list or an answer begins at once.
+"""
+
+# transformers lets templates call ``strftime_now`` for the time; a macro of that name comes first.
+_STOPPED_CLOCK = (
+    "{%- macro strftime_now(pattern) -%}{{ pattern"
+    + "".join(f"|replace('%{c}', '{_DATE.strftime('%' + c)}')" for c in "aAbBdmyYjHIMSp")
+    + "}}{%- endmacro -%}"
+)
+
 
 def _plain(text: str, tokenizer: Tokenizer) -> str:
     """``text`` without the spellings of special tokens, which passages must not smuggle in."""
@@ -161,24 +184,41 @@ def _plain(text: str, tokenizer: Tokenizer) -> str:
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt: the model's own chat template, or plain lines where it has none."""
+    """Token ids of a prompt: the model's own chat template, or plain lines where it has none.
+
+    Raises:
+      InputError: the chat template fails.
+    """
     messages = [m | {"content": _plain(m["content"], tokenizer)} for m in messages]
     if tokenizer.chat_template:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:
-            # Some templates (Gemma's) refuse a system message; say it to the user's turn instead.
-            if "system" not in str(error).lower() or messages[0]["role"] != "system":
-                raise
-            joined = "\n\n".join(m["content"] for m in messages)
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": joined}], add_generation_prompt=True, tokenize=False
-            )
+        text = _templated(tokenizer, messages)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    text = "\n".join(m["content"] for m in messages)
-    return list(tokenizer(text)["input_ids"])
+    tokens = list(tokenizer("\n".join(m["content"] for m in messages))["input_ids"])
+    # A tokenizer that closes every text (``add_eos_token``) would end the prompt before the answer.
+    return tokens[:-1] if tokens[-1:] == [tokenizer.eos_token_id] else tokens
+
+
+def _templated(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The text of the chat template, up to where the model begins to write."""
+    conversations = [list(messages)]
+    if messages[0]["role"] == "system":
+        # Some templates refuse a system message (Gemma's), or any role but the user's in the first
+        # place (Mistral's): the instruction then opens the user's turn.
+        joined = "\n\n".join(m["content"] for m in messages)
+        conversations.append([{"role": "user", "content": joined}])
+    settings: dict[str, Any] = dict(TEMPLATE_SETTINGS)
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        settings["chat_template"] = _STOPPED_CLOCK + template
+    failures = []
+    for conversation in conversations:
+        try:
+            return tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=False, **settings
+            )
+        except Exception as error:  # noqa: BLE001 - a template raises what its author chose
+            failures.append(f"{type(error).__name__}: {error}")
+    raise InputError(f"the tokenizer's chat template fails on the prompt ({failures[-1]})")
 
 
 @dataclass(frozen=True)

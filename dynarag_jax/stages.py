@@ -279,10 +279,18 @@ class Export:
     """Write the trained model as a directory that transformers and vLLM load."""
 
     model: str = "{run}/dpo/model"
+    """a model directory or hub id"""
+    checkpoint: str = ""
+    """a training stage of this configuration, finished or not: export what its checkpoint holds,
+    adapters merged and alone, instead of ``model``"""
+    step: int = 0
+    """which checkpoint; 0 is the newest"""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """type of the stored weights"""
+    shard_bytes: int = 5_000_000_000
+    """start a new file beyond this size"""
     check: bool = True
-    """read the directory back and compare its logits with the source's"""
+    """read the directory back and compare its tensors and logits with the source's"""
 
 
 @dataclass(frozen=True)

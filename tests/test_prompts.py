@@ -8,7 +8,6 @@ from typing import Any, get_args
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
-from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -54,10 +53,13 @@ CHAT = (
     "<bos>{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-NO_SYSTEM = (
+# As Gemma's and Mistral's templates say it.
+NO_SYSTEM = [
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}" + CHAT
-)
+    "{% endif %}" + CHAT,
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% endfor %}" + CHAT,
+]
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +167,9 @@ def test_chat_prompts_follow_the_models_own_template_once(chat):
     assert [i for i in ids if i < len(MARKERS)] == [0, 3, 2, 3, 2, 3]
 
 
-def test_a_template_that_refuses_system_messages_gets_the_instruction_in_the_users_turn():
-    tokenizer = byte_tokenizer(NO_SYSTEM)
+@pytest.mark.parametrize("template", NO_SYSTEM)
+def test_a_template_that_refuses_system_messages_gets_it_in_the_users_turn(template):
+    tokenizer = byte_tokenizer(template)
     messages = rerank_messages(QUESTION, QUESTION.passages, "instruct")
     text = tokenizer.decode(render(tokenizer, messages))
     assert text.count("<|start|>user") == 1
@@ -179,9 +182,49 @@ def test_a_template_that_refuses_system_messages_gets_the_instruction_in_the_use
 
 
 def test_other_failures_of_a_template_are_not_hidden():
-    tokenizer = byte_tokenizer("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(TemplateError, match="alternate"):
-        render(tokenizer, rerank_messages(QUESTION, QUESTION.passages, "instruct"))
+    for template in ("{{ raise_exception('no such thing') }}", "{{ 'a' + 1 }}no such thing"):
+        tokenizer = byte_tokenizer(template)
+        for style in ("instruct", "compact"):
+            with pytest.raises(InputError, match="the tokenizer's chat template fails") as error:
+                render(tokenizer, rerank_messages(QUESTION, QUESTION.passages, style))
+            assert "no such thing" in str(error.value) or "TypeError" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dated",
+    [
+        # As templates of the Llama 3 family have it: the caller's date, today's, or a fixed one.
+        "{% if not date_string is defined %}{% if strftime_now is defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
+        "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }};",
+        # As in Mistral's later ones.
+        "{{ strftime_now('%d %b %Y') }};",
+    ],
+)
+def test_a_template_that_says_the_date_says_the_same_one_every_day(dated):
+    tokenizer = byte_tokenizer(dated + CHAT)
+    messages = rerank_messages(QUESTION, QUESTION.passages, "instruct")
+    assert tokenizer.decode(render(tokenizer, messages)).startswith("26 Jul 2024;")
+    # Left to itself the template would say today's.
+    alone = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert alone.startswith(time.strftime("%d %b %Y"))
+
+
+def test_a_model_that_can_think_aloud_is_told_not_to():
+    quiet = "{% if enable_thinking is defined and enable_thinking is false %}quiet{% endif %}"
+    tokenizer = byte_tokenizer(CHAT + quiet)
+    messages = rerank_messages(QUESTION, QUESTION.passages, "instruct")
+    assert tokenizer.decode(render(tokenizer, messages)).endswith("assistant\nquiet")
+
+
+def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt(plain):
+    closing = byte_tokenizer()
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+    )
+    messages = rerank_messages(QUESTION, QUESTION.passages, "instruct")
+    assert closing("x")["input_ids"][-1] == 1
+    assert render(closing, messages) == render(plain, messages)
 
 
 @pytest.mark.parametrize("template", [None, CHAT], ids=["plain", "chat"])

@@ -22,7 +22,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ from dynarag_jax.files import (
 )
 from dynarag_jax.sharding import make_mesh
 from train.progress import Progress, clock, say
-from train.record import Hashes, devices, differences, now, peak_memory, plain, versions
+from train.record import (
+    Hashes,
+    devices,
+    differences,
+    manifest_of,
+    now,
+    peak_memory,
+    plain,
+    versions,
+)
 
 RECORDS = ("run.json", "done.json", "metrics.jsonl")
 """The context's own files in a stage directory."""
@@ -186,14 +195,21 @@ class Context:
             self._metrics.close()
             self._metrics = None
 
+    def made_by(self) -> dict[str, Any]:
+        """The run's manifest for model cards: what each stage that has run stands for."""
+        return manifest_of(self.directory, self.stages)
+
     # ------------------------------------------------------------------ what stands
 
     def is_done(self, inputs: Mapping[str, PathLike]) -> bool:
         """Whether the stage stands, made by this configuration and seed from these very files."""
         return self._judge(self._key(inputs))[0] == "done"
 
-    def manifest(self, inputs: Mapping[str, PathLike]) -> None:
+    def manifest(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
         """Name the files and directories the stage reads; call this before it writes anything.
+
+        Args:
+          unfinished: names of inputs that may come from a stage that has not finished.
 
         A stage that stands for them is left as it is; one that was cut off is continued; one made
         by another configuration, seed or other inputs is set aside as ``STAGE.previous``, and the
@@ -205,7 +221,7 @@ class Context:
             process is at work on this stage.
         """
         for name, path in inputs.items():
-            self._require(name, Path(path))
+            self._require(name, Path(path), name in unfinished)
         verdict = ""
         if self.primary:
             self._take_lock()
@@ -219,7 +235,7 @@ class Context:
             self._release_lock()
             raise StageDone
 
-    def _require(self, name: str, path: Path) -> None:
+    def _require(self, name: str, path: Path, unfinished: bool) -> None:
         """Check that an input exists, and that the stage it comes from has finished."""
         root, place = self.directory.absolute(), path.absolute()
         inside = place.relative_to(root).parts if place.is_relative_to(root) else ()
@@ -227,7 +243,7 @@ class Context:
         if maker == self.stage:
             raise InputError(f"{path}: stage '{maker}' cannot read its own output ('{name}')")
         begun = maker and (self.directory / maker / "run.json").exists()
-        if begun and not (self.directory / maker / "done.json").exists():
+        if not unfinished and begun and not (self.directory / maker / "done.json").exists():
             raise InputError(
                 f"{path}: stage '{maker}', which makes it, has not finished; run it first"
             )

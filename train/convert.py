@@ -4,6 +4,7 @@
     python -m train.convert org/name merged --adapters adapters --dtype bfloat16
 
 SOURCE is a directory or hub id. Without TARGET it is only imported and checked for completeness.
+Runs in one process, or in several that share the file system: each writes its part.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+import jax
 
 from dynarag_jax.config import Run
 from dynarag_jax.exchange.convert import Convert, convert
@@ -43,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             program="python -m train.convert SOURCE TARGET", description=__doc__ or "",
         )[""]  # fmt: skip
         start_jax(Run(directory="."))
-        differences = convert(stage, print)
-        if differences is not None:
+        first = jax.process_index() == 0
+        differences = convert(stage, print if first else lambda _: None)
+        if differences is not None and first:
             width = max(map(len, differences.tensors))
             for name, difference in differences.tensors.items():
                 print(f"{name:<{width}}  {difference:.3e}")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -128,3 +128,13 @@ def devices() -> dict[str, Any]:
         "count": len(found),
         "processes": jax.process_count(),
     }
+
+
+def manifest_of(directory: Path, stages: Iterable[str]) -> dict[str, Any]:
+    """What the stages of a run directory stand for, those that have run, in order."""
+    records = {}
+    for name in stages:
+        if (path := directory / name / "run.json").is_file():
+            records[name] = read_json(path)
+    fields = ("config", "seed", "inputs", "versions", "devices")
+    return {name: {f: record.get(f) for f in fields} for name, record in records.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.stages import Train
 from dynarag_jax.training.examples import ExampleMaker
@@ -12,21 +13,29 @@ from dynarag_jax.training.loop import Figures
 from dynarag_jax.training.run import Source, Start, begin, train
 from train.program import Context
 
+TITLE = "A dynamic reranker and generator"
+ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered
+passages it writes the ids of the passages to read, `[3], [1]` or `None`; given a question and
+passages it writes the answer. Use the prompts of `dynarag_jax.prompts` unchanged."""
+
+
+def models(context: Context, stage: Train) -> dict[str, Path]:
+    """The models a training stage begins with."""
+    named = {"init": stage.init, "tokenizer": stage.tokenizer, "adapters": stage.adapters}
+    return {name: context.model(path) for name, path in named.items() if path}
+
 
 def inputs(context: Context, stage: Train) -> dict[str, Path]:
     """The files a training stage reads."""
-    models = {"init": stage.init, "tokenizer": stage.tokenizer, "adapters": stage.adapters}
-    return {"questions": context.path(stage.questions)} | {
-        name: context.model(path) for name, path in models.items() if path
-    }
+    return {"questions": context.path(stage.questions)} | models(context, stage)
 
 
-def start_stage(context: Context, stage: Train) -> Start:
+def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
     """What a training stage begins with, from the places that its configuration names."""
     init, tokenizer, adapters = (
         context.optional_model(path) for path in (stage.init, stage.tokenizer, stage.adapters)
     )
-    return begin(stage, init, tokenizer, context.mesh, adapters)
+    return begin(stage, init, tokenizer, context.mesh, adapters, weights)
 
 
 def train_stage(
@@ -59,6 +68,13 @@ def train_stage(
             on_figures=on_figures,
             on_begin=on_begin,
             on_step=lambda: bar.update(1),
+            card=model_card(
+                TITLE,
+                ABOUT,
+                start.cfg.param_dtype,
+                {"seed": context.run.seed, "stages": context.made_by()},
+                stage.init,
+            ),
         )
     cut = {name: value for name, value in vars(maker.counts).items() if value}
     if cut:

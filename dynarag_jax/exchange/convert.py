@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,16 @@ from dynarag_jax.config import Mesh as MeshSizes
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.cards import model_card
-from dynarag_jax.exchange.decoders import expected_tensors, load_decoder, save_decoder
+from dynarag_jax.exchange.decoders import (
+    expected_tensors,
+    load_decoder,
+    save_decoder,
+    tensor_plan,
+)
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.tensors import FLOATS, STORED, Tensors
+from dynarag_jax.exchange.tensors import STORED, Tensors
 from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.files import PathLike
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.lora import attach, merge
@@ -140,6 +147,51 @@ def convert(
     )
 
 
+def export_live(
+    target: PathLike,
+    cfg: DecoderConfig,
+    params: Params,
+    tokenizer: Any,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    shard_bytes: int,
+    card: str,
+    source: PathLike | None = None,
+    check: bool = True,
+) -> Differences | None:
+    """Export parameters that live on a mesh, as ``save_decoder`` does, and check what was written.
+
+    Args:
+      source: the directory the model was trained from, if any.
+      check: read the target back and compare it with the parameters.
+
+    Raises:
+      InputError: the target cannot be written.
+    """
+    save_decoder(
+        target, cfg, params, tokenizer, dtype=dtype, shard_bytes=shard_bytes, card=card,
+        source=source, overwrite=True,
+    )  # fmt: skip
+    if not check:
+        return None
+    written = Tensors(Path(target))
+    tensors = {
+        tensor.name: _largest(np.asarray(tensor.get()), written.read(tensor.name))
+        for tensor in tensor_plan(cfg, params)
+    }
+    plain = dataclasses.replace(cfg, dtype="float32", remat="none")
+    here = _logits(plain, params, mesh)
+    there = _logits(*_load(Path(target), mesh, cfg.param_dtype), mesh)
+    return Differences(tensors, float(np.abs(here - there).max()))
+
+
+def _largest(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest absolute difference, computed as exactly as the wider of the two types."""
+    wide = np.float64 if np.dtype(np.float64) in (a.dtype, b.dtype) else np.float32
+    return float(np.abs(a.astype(wide) - b.astype(wide)).max())
+
+
 def _load(directory: Path, mesh: Mesh, param_dtype: str) -> tuple[DecoderConfig, Params]:
     return load_decoder(directory, param_dtype, lambda cfg: param_shardings(cfg, mesh))
 
@@ -169,9 +221,4 @@ def tensor_differences(cfg: DecoderConfig, a: Path, b: Path) -> Iterator[tuple[s
     """The largest absolute difference of each of a decoder's tensors between two directories."""
     here, there = Tensors(a), Tensors(b)
     for name in expected_tensors(cfg):
-        kinds = (FLOATS[here.dtype(name)], FLOATS[there.dtype(name)])
-        wide = np.float64 if np.dtype(np.float64) in kinds else np.float32
-        yield (
-            name,
-            float(np.abs(here.read(name).astype(wide) - there.read(name).astype(wide)).max()),
-        )
+        yield name, _largest(here.read(name), there.read(name))

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange import encoders
+from dynarag_jax.exchange.encoder_weights import read_params
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.tensors import Tensors
 from dynarag_jax.files import PathLike, read_json
@@ -72,7 +73,7 @@ def load_cross_encoder(
             f"{', '.join(ARCHITECTURES)}"
         )
     cfg = encoders.config_from_hf(hf, str(where))
-    params = encoders.read_params(directory, cfg)
+    params = read_params(directory, cfg)
     tokenizer = encoders.read_tokenizer(directory, False, cfg.positions, cfg)
     dense, score = ARCHITECTURES[found]
     shapes = {

@@ -40,6 +40,7 @@ __all__ = [
     "ARCHITECTURES",
     "config_from_hf",
     "config_to_hf",
+    "decoder_config",
     "expected_tensors",
     "layer_names",
     "load_decoder",
@@ -103,6 +104,19 @@ def expected_tensors(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def decoder_config(
+    source: PathLike, param_dtype: str = "float32", **settings: Any
+) -> DecoderConfig:
+    """The configuration of a decoder in a directory or on the hub, without its weights.
+
+    Raises:
+      InputError: no such model, or an unsupported one.
+    """
+    where = model_directory(source) / "config.json"
+    cfg = config_from_hf(read_json(where), str(where))
+    return dataclasses.replace(cfg, **settings, param_dtype=param_dtype)
+
+
 def load_decoder(
     source: PathLike, param_dtype: str = "float32", shardings: Any = None, **settings: Any
 ) -> tuple[DecoderConfig, Params]:
@@ -122,8 +136,7 @@ def load_decoder(
       InputError: no such model, an unsupported one, or tensors that do not fit; all are listed.
     """
     directory = model_directory(source)
-    cfg = config_from_hf(read_json(directory / "config.json"), str(directory / "config.json"))
-    cfg = dataclasses.replace(cfg, **settings, param_dtype=param_dtype)
+    cfg = decoder_config(directory, param_dtype, **settings)
     tensors = Tensors(directory)
     # Tied models may store the head as well; old ones store a table of rotary frequencies.
     tensors.check(
@@ -192,8 +205,8 @@ def save_decoder(
       dtype: of the stored weights, float32, bfloat16 or float16.
       shard_bytes: start a new file beyond this size.
       card: text of README.md, the model card.
-      source: the directory the model came from; what its generation_config.json and config.json
-        say of ends, beginnings and sampling is kept.
+      source: the directory or hub id the model came from; what its generation_config.json and
+        config.json say of ends, beginnings and sampling is kept.
       overwrite: replace an existing directory; otherwise it is an InputError.
 
     The directory appears whole or not at all.
@@ -222,12 +235,19 @@ def _generation(tokenizer: Any, source: PathLike | None) -> tuple[dict[str, Any]
     ids = {name: getattr(tokenizer, name) for name in _IDS}
     generation: dict[str, Any] = {"do_sample": False}
     if source is not None:
-        before = read_json(Path(source) / "config.json")
+        source = model_directory(source)
+        before = read_json(source / "config.json")
         ids |= {name: before[name] for name in _IDS if before.get(name) is not None}
-        said = Path(source) / "generation_config.json"
+        said = source / "generation_config.json"
         if said.is_file():
             generation = read_json(said)
-    return ids, {**{k: v for k, v in ids.items() if v is not None}, **generation}
+    generation = {**{k: v for k, v in ids.items() if v is not None}, **generation}
+    # What was trained ends with the tokenizer's end of text: whoever serves it must stop there.
+    ends = generation.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token_id not in known:
+        generation["eos_token_id"] = [*known, tokenizer.eos_token_id]
+    return ids, generation
 
 
 def weights_fingerprint(directory: PathLike) -> str:

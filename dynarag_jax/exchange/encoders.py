@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
 from tokenizers import Tokenizer, normalizers
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoder_weights import WEIGHTS, read_params, weight_hashes
 from dynarag_jax.files import PathLike, read_json, sha256_file
-from dynarag_jax.models.encoder import EncoderConfig, Params, parameter_shapes
+from dynarag_jax.models.encoder import EncoderConfig, Params
 
 Pooling = Literal["mean", "cls"]
 
@@ -37,34 +35,13 @@ PACKAGES: Mapping[str, str] = {
 }
 """Packages that repack a published model: SHA-256 of its model.safetensors as published."""
 
-WEIGHTS = "model.safetensors"
 # All that is read of a hub repository; pickles, ONNX and TensorFlow copies stay where they are.
 _HUB_FILES = [
-    *("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", "modules.json"),
-    *("sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling/config.json"),
+    *("config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json"),
+    *("tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"),
+    *("config_sentence_transformers.json", "*_Pooling/config.json"),
     *(f"0_Transformer/*{kind}" for kind in (".json", ".safetensors")),
 ]
-_FLOATS = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-# our name -> their module; matrices are stored [out, in] there
-_LAYER = {
-    "output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
-_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-_TOP = {
-    "tokens": "embeddings.word_embeddings.weight",
-    "positions": "embeddings.position_embeddings.weight",
-    "types": "embeddings.token_type_embeddings.weight",
-    "norm_scale": "embeddings.LayerNorm.weight",
-    "norm_bias": "embeddings.LayerNorm.bias",
-}
 
 
 @dataclass(frozen=True)
@@ -318,100 +295,7 @@ def read_tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderC
     return tokenizer
 
 
-# ---------------------------------------------------------------------------- tensors
-
-
-def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's tensor names of an encoder, with their shapes."""
-    ours = parameter_shapes(cfg)
-    shapes = {theirs: ours[name] for name, theirs in _TOP.items()}
-    layer = {name: shape[1:] for name, shape in ours["layers"].items()}
-    for i in range(cfg.layers):
-        for name, theirs in _LAYER.items():
-            prefix = f"encoder.layer.{i}.{theirs}"
-            weight = layer.get(name) or layer[f"{name}_scale"]
-            shapes[f"{prefix}.weight"] = weight[::-1]
-            shapes[f"{prefix}.bias"] = layer[f"{name}_bias"]
-        for part in _QKV:
-            shapes[f"encoder.layer.{i}.{part}.weight"] = (cfg.width, cfg.width)
-            shapes[f"encoder.layer.{i}.{part}.bias"] = (cfg.width,)
-    return shapes
-
-
-def _plain_name(name: str) -> str:
-    """A tensor's name without what older checkpoints and models with a head add to it."""
-    name = name.removeprefix("bert.").removeprefix("roberta.")
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-
-
-def _ignored(name: str) -> bool:
-    """Whether a tensor may be there and is not needed: pooler, masked-language head, constants."""
-    return (
-        name.startswith(("pooler.", "cls.", "lm_head.", "classifier."))
-        or name == "embeddings.position_ids"
-    )
-
-
-def _read_tensors(model: Path, cfg: EncoderConfig) -> dict[str, np.ndarray]:
-    """All needed tensors in float32 by Hugging Face's names; InputError listing all that is off."""
-    from safetensors import SafetensorError, safe_open
-
-    path = model / WEIGHTS
-    if not path.is_file():
-        pickles = sorted(p.name for p in model.iterdir() if p.suffix in (".bin", ".pt", ".ckpt"))
-        if pickles:
-            raise InputError(
-                f"{model / pickles[0]}: a pickle checkpoint can run any code when it is read; "
-                f"convert it to safetensors with transformers: "
-                f"AutoModel.from_pretrained(...).save_pretrained(...)"
-            )
-        raise InputError(f"{model}: no {WEIGHTS}")
-    expected = expected_tensors(cfg)
-    tensors: dict[str, np.ndarray] = {}
-    wrong = []
-    try:
-        with safe_open(path, framework="numpy") as handle:
-            stored = {_plain_name(name): name for name in handle.keys()}  # noqa: SIM118
-            unknown = (n for n in stored if n not in expected and not _ignored(n))
-            wrong += [f"missing {name}" for name in sorted(expected.keys() - stored.keys())]
-            wrong += [f"unknown {name}" for name in sorted(unknown)]
-            for name in sorted(expected.keys() & stored.keys()):
-                part = handle.get_slice(stored[name])
-                shape, kind = tuple(part.get_shape()), part.get_dtype()
-                if shape != expected[name]:
-                    wrong.append(f"{name} has shape {list(shape)}, not {list(expected[name])}")
-                elif kind not in _FLOATS:
-                    wrong.append(f"{name} has type {kind}, not one of {', '.join(_FLOATS)}")
-                else:
-                    tensors[name] = handle.get_tensor(stored[name]).astype(np.float32)
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged safetensors file ({error})") from None
-    if wrong:
-        raise InputError(f"{path}: the weights do not fit config.json: " + "; ".join(wrong))
-    return tensors
-
-
-def read_params(model: Path, cfg: EncoderConfig) -> Params:
-    """An encoder's parameters in float32; InputError listing all tensors that do not fit."""
-    return _to_params(cfg, _read_tensors(model, cfg))
-
-
-def _to_params(cfg: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> Params:
-    def stacked(module: str, kind: str) -> np.ndarray:
-        arrays = [tensors[f"encoder.layer.{i}.{module}.{kind}"] for i in range(cfg.layers)]
-        return np.stack([a.T for a in arrays])  # a vector is its own transpose
-
-    layers = {
-        "qkv": np.concatenate([stacked(part, "weight") for part in _QKV], axis=-1),
-        "qkv_bias": np.concatenate([stacked(part, "bias") for part in _QKV], axis=-1),
-    }
-    for name, theirs in _LAYER.items():
-        weight = f"{name}_scale" if name.endswith("norm") else name
-        layers[weight] = stacked(theirs, "weight")
-        layers[f"{name}_bias"] = stacked(theirs, "bias")
-    params: dict[str, Any] = {n: jnp.asarray(tensors[theirs]) for n, theirs in _TOP.items()}
-    return params | {"layers": {name: jnp.asarray(a) for name, a in layers.items()}}
+# ---------------------------------------------------------------------------- loading
 
 
 def load_encoder(
@@ -455,7 +339,7 @@ def load_encoder(
     if how not in ("mean", "cls"):
         raise InputError(f"{source}: pooling must be 'mean' or 'cls', found {how!r}")
     tokenizer = read_tokenizer(recipe.model, recipe.lower_case, length, cfg)
-    tensors = _read_tensors(recipe.model, cfg)
+    params, weights = read_params(recipe.model, cfg), weight_hashes(recipe.model)
     settings = {
         "pooling": how,
         "normalize": recipe.normalize if normalize is None else normalize,
@@ -464,7 +348,7 @@ def load_encoder(
         "passage_prompt": recipe.passage_prompt if passage_prompt is None else passage_prompt,
     }
     parts = [
-        sha256_file(recipe.model / WEIGHTS),
+        weights[0] if len(weights) == 1 else weights,
         json.loads(tokenizer.to_str()),
         dataclasses.asdict(cfg),
         settings,
@@ -473,7 +357,7 @@ def load_encoder(
     return LoadedEncoder(
         name=str(source),
         config=dataclasses.replace(cfg, dtype=dtype),
-        params=_to_params(cfg, tensors),
+        params=params,
         tokenizer=tokenizer,
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         **settings,

@@ -8,6 +8,7 @@ length, a JSON header, the data).
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -114,9 +115,16 @@ class Tensors:
                 f"{', '.join(missing)}"
             )
         self.directory = directory
+        self.files = [directory / name for name in files]
         self._entries: dict[str, _Entry] = {}
         for name in files:
             self._entries |= _header(directory / name)
+
+    def renamed(self, rename: Callable[[str], str]) -> Tensors:
+        """The same tensors under the names that ``rename`` makes of theirs."""
+        other = copy.copy(self)
+        other._entries = {rename(name): entry for name, entry in self._entries.items()}
+        return other
 
     def names(self) -> set[str]:
         """The tensors' names."""

@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.models.config import Params
 from dynarag_jax.training.step import State
 
 
@@ -26,14 +27,19 @@ def _describe(tree: Any) -> dict[str, str]:
 class Checkpoints:
     """The checkpoints of one run directory; saving does not hold the training up."""
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, read_only: bool = False):
         self.directory = directory.absolute()
+        if read_only and not self.directory.is_dir():
+            raise InputError(f"{self.directory}: no such directory of checkpoints; train first")
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Without its handler, a manager that has not saved yet knows nothing of what is there.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
+                max_to_keep=None if read_only else keep,
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=not read_only,
             ),
         )
 
@@ -89,7 +95,51 @@ class Checkpoints:
             )
         return None
 
-    def _check(self, step: int, target: Any) -> None:
+    def restore_params(self, layout: Params, shapes: Params, step: int = 0) -> tuple[int, Params]:
+        """What was trained, out of a checkpoint, without the optimizer's moments.
+
+        Args:
+          layout: where to place it; shapes: what to expect.
+          step: which checkpoint; 0 is the newest.
+
+        Returns:
+          The step, and the parameters (or adapters).
+
+        Raises:
+          InputError: there is no such checkpoint, it cannot be read, or it is another model's.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps or (step and step not in steps):
+            there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+            wanted = f"no checkpoint of step {step}" if step else "no checkpoint"
+            raise InputError(f"{self.directory}: {wanted}; {there}")
+        step = step or steps[-1]
+        target = {
+            "params": jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                shapes,
+                layout,
+            )
+        }
+        self._check(step, target, only="params")
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        with ocp.PyTreeCheckpointer() as reader:
+            try:
+                tree = reader.restore(
+                    self.directory / str(step) / "default",
+                    args=ocp.args.PyTreeRestore(
+                        target, restore_args=arguments, partial_restore=True
+                    ),
+                )
+            except Exception as error:  # noqa: BLE001 - Orbax raises a bare Exception, too
+                reason = str(error).split("\n")[0][:200]
+                raise InputError(
+                    f"{self.directory}: the checkpoint of step {step} cannot be read ({reason}); "
+                    f"take another with 'step'"
+                ) from None
+        return step, tree["params"]
+
+    def _check(self, step: int, target: Any, only: str = "") -> None:
         """Refuse a checkpoint whose arrays are others than the configured model's."""
         stored = None
         # What cannot be described is damaged; restoring will say how.
@@ -99,6 +149,7 @@ class Checkpoints:
         if tree is None:
             return
         there, here = _describe(tree), _describe(target)
+        there = {name: x for name, x in there.items() if name.startswith(only)}
         wrong = [
             f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
             for name in sorted(there | here)

@@ -6,20 +6,15 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.adapters import load_adapters, save_adapters
-from dynarag_jax.exchange.decoders import load_decoder, save_decoder
+from dynarag_jax.exchange.adapters import load_adapters
+from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
-from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.models.lora import LoraConfig, merge
-from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
@@ -35,6 +30,7 @@ from dynarag_jax.training.batches import (
 )
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.examples import ExampleMaker, mix
+from dynarag_jax.training.exports import Start, save_trained
 from dynarag_jax.training.loop import Figures, fit
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.step import (
@@ -58,32 +54,19 @@ class Source:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a training stage begins with."""
-
-    cfg: DecoderConfig
-    params: Params | None
-    """None begins at random"""
-    tokenizer: Any
-    spelling: Spelling
-    grammar: Grammar
-    init: str = ""
-    """where ``params`` were read"""
-    lora: LoraConfig | None = None
-    """train adapters, and leave ``params`` as they are"""
-    adapters: Params | None = None
-    """adapters to begin with; None begins with fresh ones, which change nothing"""
-
-
 def begin(
     stage: Train,
     init: Path | None,
     tokenizer: Path | None,
     mesh: Mesh,
     adapters: Path | None = None,
+    weights: bool = True,
 ) -> Start:
     """Load or shape the model, its tokenizer and what is trained beside it.
+
+    Args:
+      weights: False leaves the weights of a model that is trained whole on disk: a checkpoint has
+        them all.
 
     Raises:
       InputError: neither a model to start from nor a tokenizer, adapters without a model, or they
@@ -93,20 +76,23 @@ def begin(
         raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
     loaded = load_tokenizer(str(tokenizer or init))
     settings = {name: getattr(stage.model, name) for name in ("dtype", "remat", "unroll")}
-    if init is not None:
+    adapting = stage.lora.rank > 0 or adapters is not None
+    if init is not None and (weights or adapting):
         cfg, params = load_decoder(
             init,
             stage.model.param_dtype,
             shardings=lambda cfg: param_shardings(cfg, mesh),
             **settings,
         )
+    elif init is not None:
+        cfg, params = decoder_config(init, stage.model.param_dtype, **settings), None
     else:
         # A vocabulary that divides shards evenly and is kind to matrix units.
         cfg, params = replace(stage.model, vocab=-(-len(loaded) // 64) * 64), None
     check_vocabulary(cfg, loaded, str(tokenizer or init))
     spelling, grammar = list_grammar(loaded, stage.prompts)
     start = Start(cfg, params, loaded, spelling, grammar, str(init or ""))
-    if not stage.lora.rank and adapters is None:
+    if not adapting:
         return start
     if params is None:
         raise InputError("adapters need a model to adapt: set 'init', or 'lora.rank' to 0")
@@ -213,11 +199,13 @@ def train(
     on_figures: Callable[[int, Figures], None],
     on_begin: Callable[[int, int], None] = lambda first, steps: None,
     on_step: Callable[[], None] = lambda: None,
+    card: str | None = None,
 ) -> None:
     """Train, with checkpoints under ``directory``, and write the model to ``directory/model``.
 
     A directory that holds checkpoints of the same stage continues where they end. Adapters are
     written to ``directory/adapters``, as PEFT does, and ``directory/model`` has them merged in.
+    ``card`` is the model's README.md.
     """
     sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
     if not sources:
@@ -283,21 +271,6 @@ def train(
         on_figures=figures,
         on_step=on_step,
     )
-    params = state.params
-    if lora and start.params:
-        save_adapters(
-            directory / "adapters", start.cfg, lora, params, base=start.init, overwrite=True
-        )
-        params = jax.jit(partial(merge, lora), out_shardings=param_shardings(start.cfg, mesh))(
-            start.params, params
-        )
-    save_decoder(
-        directory / "model",
-        start.cfg,
-        params,
-        start.tokenizer,
-        dtype=start.cfg.param_dtype,
-        overwrite=True,
-    )
+    save_trained(directory, start, state.params, mesh, card=card)
     checkpoints.close()
     jax.block_until_ready(state)

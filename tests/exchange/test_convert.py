@@ -188,15 +188,37 @@ def test_adapters_are_merged(source, tmp_path):
     np.testing.assert_allclose(logits_of(tmp_path / "out"), expected, atol=1e-4, rtol=0)
 
 
-def test_from_a_mesh_of_eight(source, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_a_mesh_of_eight(family, source, tmp_path):
     """Parameters sharded over fsdp x tensor come in and go out byte for byte."""
     mesh = make_mesh(1, 4, 2, devices=jax.devices()[:8])
-    cfg, params = load_decoder(source("qwen2"), shardings=lambda cfg: param_shardings(cfg, mesh))
-    _, single = load_decoder(source("qwen2"))
+    cfg, params = load_decoder(source(family), shardings=lambda cfg: param_shardings(cfg, mesh))
+    _, single = load_decoder(source(family))
     jax.tree.map(np.testing.assert_array_equal, params, single)
-    save_decoder(tmp_path / "out", cfg, params, load_tokenizer(source("qwen2")))
-    for name, tensor in tensors_of(source("qwen2")).items():
-        np.testing.assert_array_equal(tensors_of(tmp_path / "out")[name], tensor)
+    save_decoder(tmp_path / "out", cfg, params, load_tokenizer(source(family)))
+    before, after = tensors_of(source(family)), tensors_of(tmp_path / "out")
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        assert after[name].tobytes() == tensor.tobytes(), name
+
+
+def test_the_ends_of_the_source_are_kept_and_the_tokenizers_is_among_them(source, tmp_path):
+    """As in chat models: more than one token ends a text, and the tokenizer names one of them."""
+    cfg, params = load_decoder(source())
+    tokenizer = load_tokenizer(source())
+    for ends, kept in (([7, 9], [7, 9, 1]), ([1, 9], [1, 9]), (9, [9, 1]), (1, 1), (None, 1)):
+        said = {"eos_token_id": ends, "temperature": 0.6, "do_sample": True}
+        said = {k: v for k, v in said.items() if v is not None}
+        before = tmp_path / "before"
+        before.mkdir(exist_ok=True)
+        shutil.copy(source() / "config.json", before)
+        (before / "generation_config.json").write_text(json.dumps(said))
+        save_decoder(tmp_path / "out", cfg, params, tokenizer, source=before, overwrite=True)
+        generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+        assert generation["eos_token_id"] == kept
+        assert generation["temperature"] == 0.6
+        loaded = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+        assert loaded.eos_token_id == kept
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "float8_e4m3fn"])
@@ -310,6 +332,13 @@ def spoil(directory: Path, kind: str) -> str:
         config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
         return "model.embed_tokens.weight has shape [320, 32], not [300, 32]"
+    if kind == "tokenizer too large":
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:100].copy()
+        safetensors_numpy.save_file(tensors, file)
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+        return "tokens, the model only 100; they do not belong together"
     if kind == "missing and extra":
         tensors["model.layers.0.extra.weight"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
         safetensors_numpy.save_file(tensors, file)
@@ -330,21 +359,57 @@ def spoil(directory: Path, kind: str) -> str:
 
 
 KINDS = [
-    "truncated", "header", "wrong dtype", "missing shard", "vocabulary", "missing and extra",
-    "pickle", "no tokenizer", "architecture",
+    "truncated", "header", "wrong dtype", "missing shard", "vocabulary", "tokenizer too large",
+    "missing and extra", "pickle", "no tokenizer", "architecture",
 ]  # fmt: skip
 
 
+CONFIG = """
+from dynarag_jax.config import Run
+from dynarag_jax.stages import Export
+
+run = Run(directory={directory!r})
+stages = {{"export": Export(model={model!r})}}
+"""
+
+
+def arguments(name: str, source: Path, place: Path) -> list[str]:
+    """Of ``convert`` or ``export``, to write into ``place`` (``out`` or the run directory)."""
+    if name == "convert":
+        return [str(source), str(place / "out")]
+    config = source.parent / f"{source.name}.config.py"
+    config.write_text(CONFIG.format(directory=str(place / "run"), model=str(source)))
+    return [str(config)]
+
+
+@pytest.mark.parametrize("name", ["convert", "export"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_models_give_one_line(kind, source, tmp_path):
-    directory = tmp_path / "model"
+def test_spoiled_models_give_one_line(kind, name, source, tmp_path, capsys):
+    """Exit code 2, one line on stderr, and nothing of the target."""
+    from dynarag_jax.stages import Export
+    from train import convert as convert_program
+    from train import export
+    from train.program import main
+
+    directory, place = tmp_path / "model", tmp_path / "place"
     shutil.copytree(source(), directory)
+    place.mkdir()
     message = spoil(directory, kind)
-    with pytest.raises(InputError) as error:
-        convert(Convert(str(directory), str(tmp_path / "out")))
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    given = arguments(name, directory, place)
+    programs = {
+        "convert": convert_program.main,
+        "export": lambda given: main("export", Export, export.run, given),
+    }
+    capsys.readouterr()  # transformers' progress while it wrote the model
+    with pytest.raises(SystemExit) as stop:
+        programs[name](given)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    left = {str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()}
+    records = {"run/.export.lock", "run/.hashes.json", "run/export/run.json"}
+    assert left <= (records if name == "export" else set())
 
 
 def test_the_program(source, tmp_path):
@@ -364,31 +429,41 @@ def test_the_program(source, tmp_path):
     )
 
 
-def test_no_permission(source, tmp_path):
+# Processes of their own; ``export`` differs from ``convert`` in the first lines only.
+BOTH = ["convert", pytest.param("export", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_no_permission(name, source, tmp_path):
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and setpriv is not there to drop that")
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(0o555)
+    given = arguments(name, source(), closed)
     if os.geteuid() == 0:
         # Somebody else runs the program: let them come here and read.
-        for path in (*source().iterdir(), source(), *source().parents, *tmp_path.parents, tmp_path):
+        read = (*source().iterdir(), source(), *source().parents, *tmp_path.parents, tmp_path)
+        for path in read:
             if path.is_relative_to(tempfile.gettempdir()) and path != Path(tempfile.gettempdir()):
                 path.chmod(0o755)
-    command = [sys.executable, "-m", "train.convert", str(source()), str(closed / "out")]
+    command = [sys.executable, "-m", f"train.{name}", *given]
     if os.geteuid() == 0:
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     env |= {"HOME": str(closed), "JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 2, done.stderr
-    assert done.stderr == (
-        f"error: {closed}/out: cannot be written (Permission denied); nothing is left of it\n"
-    )
+    says = {
+        "convert": f"{closed}/out: cannot be written (Permission denied); nothing is left of it",
+        "export": f"{closed}/run: Permission denied; see who may read and write there",
+    }
+    assert done.stderr == f"error: {says[name]}\n"
     assert not list(closed.iterdir())
 
 
-def test_disk_full(source, tmp_path):
+@pytest.mark.parametrize("name", BOTH)
+def test_disk_full(name, source, tmp_path):
     """A tmpfs smaller than the model, in a mount namespace of its own."""
     small = tmp_path / "small"
     small.mkdir()
@@ -397,16 +472,45 @@ def test_disk_full(source, tmp_path):
     tried = subprocess.run([*mount, "sh", "-c", probe], capture_output=True)
     if tried.returncode:
         pytest.skip("no mount namespaces here")
+    given = " ".join(arguments(name, source(), small))
     script = (
-        f"{probe} && {sys.executable} -m train.convert {source()} {small}/out; "
-        f"code=$?; ls -A {small}; exit $code"
+        f"{probe} && {sys.executable} -m train.{name} {given}; "
+        f"code=$?; find {small} -type f; exit $code"
     )
     done = subprocess.run(
         [*mount, "sh", "-c", script], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
+    target = small / ("out" if name == "convert" else "run/export/model")
     assert done.stderr == (
-        f"error: {small}/out: cannot be written (No space left on device); nothing is left of it\n"
+        f"error: {target}: cannot be written (No space left on device); nothing is left of it\n"
     )
-    assert done.stdout.splitlines()[1:] == []
+    left = [line for line in done.stdout.splitlines() if line.startswith(str(small))]
+    assert not [line for line in left if "model" in line.removeprefix(str(small)) or "out" in line]
+
+
+def test_a_killed_export_leaves_nothing_half_made(source, tmp_path):
+    """Killed between two shards: the target is not there, and the same command then succeeds."""
+    script = (
+        "import os, sys, signal\n"
+        "from dynarag_jax.exchange import tensors\n"
+        "write = tensors._write_shard\n"
+        "def once(path, *rest):\n"
+        "    if '00002-of' in path.name:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    write(path, *rest)\n"
+        "tensors._write_shard = once\n"
+        "from train.convert import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    given = [str(source()), str(tmp_path / "out"), "--shard_bytes", "30000"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *given], cwd=ROOT, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == -9
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out.*/model-00001-of-*"))
+    convert(Convert(*given[:2], shard_bytes=30_000))
+    np.testing.assert_array_equal(logits_of(tmp_path / "out"), logits_of(source()))

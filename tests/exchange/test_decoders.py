@@ -333,6 +333,43 @@ def test_what_old_files_leave_out_has_transformers_defaults():
     assert cfg.rope_scaling is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "architecture", "fields"),
+    [
+        ("Gemma2Config", "Gemma2ForCausalLM", {"sliding_window": 4096}),
+        ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 512}),
+        (
+            "Qwen2Config", "Qwen2ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 5},
+        ),
+        ("Qwen2Config", "Qwen2ForCausalLM", {"use_sliding_window": False, "sliding_window": 64}),
+        ("MistralConfig", "MistralForCausalLM", {"sliding_window": 4096}),
+        ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
+    ],
+)  # fmt: skip
+def test_windowed_layers_that_old_files_leave_to_the_family(kind, architecture, fields):
+    """Gemma 2 has a window on every other layer, Gemma 3 on five of six, the first ones."""
+    theirs = getattr(transformers, kind)(num_hidden_layers=14, **fields)
+    old = {
+        "architectures": [architecture], "vocab_size": 100, "hidden_size": 64,
+        "num_hidden_layers": 14, "num_attention_heads": 4, "intermediate_size": 96, **fields,
+    }  # fmt: skip
+    cfg = config_from_hf(old)
+    if kind == "MistralConfig":
+        assert (cfg.window, cfg.windowed) == (theirs.sliding_window, ())
+        return
+    expected = tuple(layer == "sliding_attention" for layer in theirs.layer_types)
+    assert cfg.windowed == (expected if any(expected) else ())
+    assert cfg.window == (fields["sliding_window"] if any(expected) else None)
+    # What we write says it layer by layer, and means the same.
+    assert config_from_hf(config_to_hf(cfg, "float32", {})) == cfg
+    if kind == "Gemma3TextConfig":
+        assert [i for i, w in enumerate(cfg.windowed) if not w] == [5, 11]
+        # The local base of rotary positions, and the pattern where a file names another.
+        assert (cfg.rope_base, cfg.window_rope_base) == (1_000_000, 10_000)
+        assert config_from_hf(old | {"sliding_window_pattern": 2}).windowed == (True, False) * 7
+
+
 @CONFIGS
 def test_config_round_trip_in_the_layouts_of_transformers_4_and_5(cfg):
     hf = config_to_hf(cfg, "float32", {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0})

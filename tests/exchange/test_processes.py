@@ -67,35 +67,55 @@ def source(tmp_path_factory) -> Path:
     return where
 
 
-def run_both(source: Path, target: Path, fault: str) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def together(*commands: list[str], **env: str) -> list[str]:
+    """Run processes that find each other; the last line that each prints."""
+    settings = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(source), str(target), port, str(i), fault],
-            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *command], cwd=ROOT, text=True,
+            env=settings | env | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for i in range(2)
+        for i, command in enumerate(commands)
     ]  # fmt: skip
     done = [p.communicate(timeout=300) for p in both]
     for process, (_, errors) in zip(both, done, strict=True):
         assert process.returncode == 0, errors[-2000:]
-    return [out.strip().splitlines()[-1] for out, _ in done]  # what Gloo says comes before
+    # What Gloo says comes before.
+    return [(out.strip().splitlines() or [""])[-1] for out, _ in done]
 
 
-def test_each_process_writes_its_part(source, tmp_path):
-    assert run_both(source, tmp_path / "out", "none") == ["written by 0", "written by 1"]
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def run_both(source: Path, target: Path, fault: str) -> list[str]:
+    port = free_port()
+    return together(
+        *(["-c", PROCESS, str(source), str(target), port, str(i), fault] for i in range(2))
+    )
+
+
+def equal_tensors(source: Path, target: Path, least: int) -> None:
+    """The same tensors in at least so many files."""
     before = safetensors_numpy.load_file(source / "model.safetensors")
     after: dict[str, np.ndarray] = {}
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert len(files) > 3
+    files = sorted(target.glob("*.safetensors"))
+    assert len(files) >= least
     for file in files:
         after |= safetensors_numpy.load_file(file)
     assert set(after) == set(before)
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor)
+
+
+def test_each_process_writes_its_part(source, tmp_path):
+    assert run_both(source, tmp_path / "out", "none") == ["written by 0", "written by 1"]
+    equal_tensors(source, tmp_path / "out", 4)
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -104,3 +124,25 @@ def test_one_full_disk_stops_both(source, tmp_path):
     assert "another process could not write its part" in out[0]
     assert "No space left on device" in out[1]
     assert os.listdir(tmp_path) == []
+
+
+def test_the_programs_run_in_several_processes(source, tmp_path):
+    """``convert --check`` and ``export``, as a job of two hosts starts them."""
+    joined = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    out = tmp_path / "out"
+    shards = ["--shard_bytes", "30000"]
+    command = ["-m", "train.convert", str(source), str(out), "--check", *shards]
+    said = together(command, command, **joined)
+    assert said[0].split() == ["logits", "0.000e+00"]
+    equal_tensors(source, out, 4)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from dynarag_jax.config import Run\nfrom dynarag_jax.stages import Export\n"
+        f"run = Run(directory={str(tmp_path / 'run')!r})\n"
+        f"stages = {{'export': Export(model={str(source)!r}, dtype='float32')}}\n"
+    )
+    joined["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+    command = ["-m", "train.export", str(config), *shards]
+    together(command, command, **joined)
+    equal_tensors(source, tmp_path / "run" / "export" / "model", 4)
+    assert (tmp_path / "run" / "export" / "done.json").is_file()

@@ -6,6 +6,7 @@ trunk layout against plain concatenation, and one device against a mesh of eight
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.models import decoder
 from dynarag_jax.sampling.sampler import Sampling, sample
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import make_mesh, named
 from dynarag_jax.training.step import param_shardings
 
 torch = pytest.importorskip("torch")
@@ -139,20 +140,33 @@ def test_logits_and_layout(name, directories):
             np.testing.assert_allclose(extended[b, i], expected[n:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_equals_generate(name, directories):
+# One device, and a mesh data x fsdp x tensor of eight; all families on the mesh take minutes.
+SIZES = [
+    *((name, (1, 1, 1)) for name in FAMILIES),
+    ("gemma3", (2, 2, 2)),
+    *(pytest.param(n, (2, 2, 2), marks=pytest.mark.slow) for n in FAMILIES if n != "gemma3"),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes"), SIZES)
+def test_greedy_equals_generate(name, sizes, directories):
     """64 greedy tokens against the trunk cache equal ``generate``."""
     model = source_model(name)
-    cfg, params = load_decoder(directories[name])
-    trunk, lengths, _ = batch(cfg.vocab)
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    cfg, params = load_decoder(directories[name], shardings=lambda cfg: param_shardings(cfg, mesh))
+    copies = 2 if math.prod(sizes) > 1 else 1  # rows for every shard of the batch
+    trunk, lengths = (jnp.concatenate([x] * copies) for x in batch(cfg.vocab)[:2])
     run = jax.jit(
         lambda params, trunk, lengths: sample(
-            cfg, params, trunk, lengths, jax.random.split(jax.random.key(0), 2),
+            cfg, params, trunk, lengths, jax.random.split(jax.random.key(0), 2 * copies),
             branches=1, max_tokens=64, end=-1, sampling=Sampling(temperature=0.0),
         ).tokens
     )  # fmt: skip
-    ours = np.asarray(run(params, trunk, lengths))
-    for b, n in enumerate(lengths.tolist()):
+    with jax.set_mesh(mesh):
+        rows = jax.device_put((trunk, lengths), named(mesh, ("batch",)))
+        ours = np.asarray(run(params, *rows))
+    np.testing.assert_array_equal(ours[:2], ours[-2:])
+    for b, n in enumerate(lengths.tolist()[:2]):
         prompt = torch.tensor(np.asarray(trunk, np.int64)[b : b + 1, :n])
         with torch.no_grad():
             out = model.generate(

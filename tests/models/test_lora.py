@@ -77,8 +77,15 @@ def random_adapters(cfg: DecoderConfig, lora: LoraConfig, seed: int = 1):
 
 def predictions(cfg, params):
     batch = arrays()
-    _, y = decoder.trunk_and_branches(cfg, params, batch.trunk, batch.trunk_lengths, batch.branches)
-    return np.asarray(decoder.logits(cfg, params, y))
+
+    @jax.jit
+    def run(params):
+        _, y = decoder.trunk_and_branches(
+            cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
+        )
+        return decoder.logits(cfg, params, y)
+
+    return np.asarray(run(params))
 
 
 def test_targets_are_patterns():
@@ -163,13 +170,18 @@ def test_adapted_policy_samples_and_scores_as_merged():
     adapters = random_adapters(LLAMA, lora)
     batch = arrays()
     out = []
-    for p in (attach(LLAMA, lora, params, adapters), merge(lora, params, adapters)):
+
+    @jax.jit
+    def run(p):
         _, cache = decoder.prefill(LLAMA, p, batch.trunk, batch.trunk_lengths)
         own = decoder.empty_cache(LLAMA, 4, 2, 8)
         h, _ = decoder.extend(
             LLAMA, p, batch.branches, cache, batch.trunk_lengths, own, jnp.array(0)
         )
-        out.append(np.asarray(decoder.logits(LLAMA, p, h)))
+        return decoder.logits(LLAMA, p, h)
+
+    for p in (attach(LLAMA, lora, params, adapters), merge(lora, params, adapters)):
+        out.append(np.asarray(run(p)))
     np.testing.assert_allclose(*out, atol=2e-5)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.cross_encoders import load_cross_encoder
-from dynarag_jax.exchange.encoders import config_from_hf, read_params
+from dynarag_jax.exchange.encoder_weights import read_params
+from dynarag_jax.exchange.encoders import config_from_hf
 from dynarag_jax.models import encoder
 
 torch = pytest.importorskip("torch")

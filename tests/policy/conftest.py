@@ -11,6 +11,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.policy.tokenizer_families import MAKERS, make
+
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 IDS = 20
 
@@ -90,10 +92,13 @@ def wrap(tokenizer: Tokenizer, **special: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-@pytest.fixture(scope="session", params=FAMILIES, ids=list(FAMILIES))
-def family(request):
+@pytest.fixture(scope="session", params=[*FAMILIES, *MAKERS])
+def family(request, tmp_path_factory):
     """(name, tokenizer) of each family in turn."""
-    return request.param, wrap(FAMILIES[request.param]())
+    name = request.param
+    if name in MAKERS:
+        return name, make(name, _corpus(), tmp_path_factory.mktemp(name) / "tokenizer")
+    return name, wrap(FAMILIES[name]())
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.grammar import build_grammar, find_spelling, read_list
 from dynarag_jax.prompts import format_list, parse_list
 from dynarag_jax.sampling.sampler import Sampling, sample
+from tests.policy.tokenizer_families import WRITES
 
 IDS = 20
 NEIGHBORS = "byte-bpe-merging-across-everything"
@@ -42,10 +43,28 @@ def test_spelling_is_the_tokenizers_own_and_reads_back(family):
         assert own == len(lists)
 
 
+def test_the_families_of_the_hub_write_ids_as_they_are_known_to(family):
+    name, tokenizer = family
+    if name not in WRITES:
+        pytest.skip("not a family of the hub")
+    spelling = find_spelling(tokenizer, IDS)
+    tokens = spelling.spell((12, 3))
+    assert tokenizer.convert_ids_to_tokens(tokens[:-1]) == WRITES[name]
+    assert tokens[-1] == tokenizer.eos_token_id
+    # Where there is no token to pad with, the end of text pads too: lengths tell them apart.
+    shared = tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert shared == (name in ("llama2-mistral", "llama3"))
+    assert read_list(spelling, tokens + 3 * [tokenizer.pad_token_id]) == (12, 3)
+
+
 def test_ids_are_told_apart_by_their_first_token_where_the_tokenizer_allows(family):
     name, tokenizer = family
     spelling = find_spelling(tokenizer, 9)
     grammar = build_grammar(spelling)
+    if name == "llama3":
+        assert build_grammar(find_spelling(tokenizer, IDS)).id_position == 1
+        first = np.asarray(build_grammar(find_spelling(tokenizer, IDS)).first_token)
+        assert len(set(first.tolist())) == IDS  # numbers of two digits are one token
     if name != NEIGHBORS:
         assert len(set(np.asarray(grammar.first_token).tolist())) == 9
     for i in range(1, 10):
@@ -79,7 +98,7 @@ def sampled(pad):
 
 
 def test_sampled_lists_are_valid_in_every_family(family, sampled):
-    """Seven families of 1,512 lists: 10,584 in all."""
+    """Every family 1,512 lists."""
     _, tokenizer = family
     spelling = find_spelling(tokenizer, IDS)
     assert spelling.longest(IDS) <= 136

@@ -302,10 +302,10 @@ def test_all_misfits_among_the_tensors_are_named(place):
     with pytest.raises(InputError) as caught:
         load_encoder(place)
     assert str(caught.value) == (
-        f"{path}: the weights do not fit config.json: "
+        f"{place}: the weights do not fit config.json: "
         "missing embeddings.LayerNorm.bias; missing encoder.layer.2.attention.self.key.weight; "
         "unknown encoder.layer.3.output.dense.bias; "
-        "encoder.layer.0.output.dense.bias has type I32, not one of F32, F16, BF16; "
+        "encoder.layer.0.output.dense.bias has type I32, not a float type; "
         "encoder.layer.1.intermediate.dense.weight has shape [24, 40], not [40, 24]"
     )
 
@@ -317,12 +317,34 @@ def test_pickles_and_damaged_weights_are_refused(place):
     with pytest.raises(InputError, match=r"model\.safetensors: damaged safetensors file"):
         load_encoder(place)
     weights.unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors$"):
+    with pytest.raises(InputError, match=r"no model\.safetensors and no index of shards$"):
         load_encoder(place)
     torch.save({"x": torch.zeros(1)}, place / "pytorch_model.bin")
     with pytest.raises(
         InputError, match=r"pytorch_model\.bin: a pickle checkpoint can run any cod"
     ):
+        load_encoder(place)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_shards_of_any_float_type_load(place, kind):
+    tensors = {n: x.astype(kind) for n, x in load_file(place / "model.safetensors").items()}
+    whole = {n: x.astype(kind).astype(np.float32) for n, x in tensors.items()}
+    save_file(whole, place / "model.safetensors")
+    expected = load_encoder(place)
+    (place / "model.safetensors").unlink()
+    where = {}
+    for i in range(3):
+        part = {n: x for k, (n, x) in enumerate(tensors.items()) if k % 3 == i}
+        name = f"model-{i + 1:05d}-of-00003.safetensors"
+        save_file(part, place / name)
+        where |= dict.fromkeys(part, name)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    found = load_encoder(place)
+    assert equal(found.params, expected.params)
+    assert found.fingerprint != expected.fingerprint
+    (place / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"1 of 3 shards are missing: model-00002-of-00003"):
         load_encoder(place)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def adapted(ran: Stages, directory: Path, *more: str) -> Stages:
     """The stage ``sft`` with adapters, on what the small run has made."""
     made = {"init": "pretrain/model", "questions": "label/train.jsonl"}
     places = [x for k, v in made.items() for x in (f"--sft.{k}", str(ran.directory / v))]
-    rates = ("--sft.optimizer.learning_rate", "0.05", "--sft.checkpoint_every", "1")
+    rates = ("--sft.optimizer.learning_rate", "0.01", "--sft.checkpoint_every", "1")
     return Stages(directory, *places, *rates, *more)
 
 
@@ -177,6 +178,57 @@ def test_adapters_train_alone_continue_exactly_and_load_in_peft(
             "--pretrain.tokenizer", str(ran.directory / "facts" / "tokenizer"),
             "--pretrain.questions", str(ran.directory / "clean" / "train.jsonl"),
         )("pretrain")  # fmt: skip
+
+
+@needs_encoder
+def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
+    ran: Stages, tmp_path: Path
+) -> None:
+    """As a user does while training goes on: the stage has not finished, its checkpoint stands."""
+    made = {
+        "init": "sft/model", "questions": "label/train.jsonl",
+        "rollouts": "rollout/rollouts.jsonl",
+    }  # fmt: skip
+    places = [x for k, v in made.items() for x in (f"--dpo.{k}", str(ran.directory / v))]
+    options = [
+        *places, "--dpo.lora.rank", "2", "--dpo.log_every", "1", "--dpo.checkpoint_every", "1",
+        "--dpo.generator.batch", "0", "--dpo.reranker.objectives.dpo.chosen_nll", "0",
+        "--dpo.optimizer.learning_rate", "0.05", "--export.checkpoint", "dpo",
+    ]  # fmt: skip
+    stages = Stages(tmp_path / "run", *options)
+    with pytest.raises(InputError, match="stage 'dpo' has not run; there is no checkpoint"):
+        stages("export")
+    assert stages("dpo")
+    place = tmp_path / "run"
+    losses = [line["loss"] for _, line in read_jsonl(place / "dpo" / "metrics.jsonl")]
+    # The rollout's program and the step's add up in orders of their own, to a last bit or two.
+    assert abs(losses[0] - math.log(2)) < 3e-7 < abs(losses[1] - math.log(2))
+
+    (place / "dpo" / "done.json").unlink()
+    assert stages("export")
+    for name in ("model/model.safetensors", "adapters/adapter_model.safetensors"):
+        written = (place / "export" / name).read_bytes()
+        assert written == (place / "dpo" / name).read_bytes()
+    found = read_json(place / "export" / "differences.json")
+    assert found["logits"] == 0 and not any(found["tensors"].values())
+    for directory in (place / "export" / "model", place / "export" / "adapters"):
+        card = (directory / "README.md").read_text()
+        manifest = json.loads(card.split("```json")[1].split("```")[0])
+        assert manifest["step"] == 2
+        assert manifest["stages"]["dpo"]["config"]["lora"]["rank"] == 2
+        assert set(manifest["stages"]["dpo"]["inputs"]) >= {"init", "rollouts"}
+    earlier = Stages(tmp_path / "run", *options, "--export.step", "1")
+    assert earlier("export")
+    assert read_json(place / "export" / "differences.json")["logits"] == 0
+    model = place / "export" / "model" / "model.safetensors"
+    assert model.read_bytes() != (place / "dpo" / "model" / "model.safetensors").read_bytes()
+    for more, message in (
+        (("--export.step", "7"), "no checkpoint of step 7; there are 1, 2|no such file"),
+        (("--export.checkpoint", "rollout"), "is no training stage; there are: pretrain, sft"),
+        (("--dpo.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Stages(tmp_path / "run", *options, *more)("export")
 
 
 @needs_encoder

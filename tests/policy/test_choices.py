@@ -101,7 +101,7 @@ MANY = Spelling(
 """Ids to 500 in single digits: 1 begins 10 to 19 and 100 to 199."""
 
 
-@pytest.mark.parametrize(("max_ids", "min_ids"), [(500, 0), (15, 0), (15, 15), (40, 3)])
+@pytest.mark.parametrize(("max_ids", "min_ids"), [(500, 0), (15, 3)])
 def test_no_walk_over_five_hundred_ids_meets_a_dead_end(max_ids, min_ids):
     """Every allowed token, taken at random, leads to a list within the most tokens it may take."""
     rows = 64

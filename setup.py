@@ -37,6 +37,7 @@ TEST = [
     "pyright[nodejs]==1.1.414",
     "torch>=2.9",
     "peft>=0.21,<0.22",
+    "trl>=1.16,<1.17",
     "torchmetrics>=1.9,<2",
     "pytrec-eval-terrier>=0.5.10,<0.6",
     "scipy>=1.14,<2",

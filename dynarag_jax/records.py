@@ -12,14 +12,13 @@ Fields not named here are kept and written back.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from dynarag_jax.errors import InputError, nearest
+from dynarag_jax.errors import InputError
+from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike, read_jsonl, write_jsonl
 
 Task = Literal["short", "label", "paragraph"]
@@ -102,6 +101,8 @@ class Trajectory:
       reward: their weighted sum.
       logp: log-probability under the weights that sampled it (constrained policy, temperature 1).
       reference_logp: log-probability under the reference weights.
+      logps: ``logp`` by token; empty where the rollout comes from elsewhere.
+      reference_logps: ``reference_logp`` by token.
       weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
         under the policy: the sum of weight times f over the lists; None of other lists.
     """
@@ -113,7 +114,28 @@ class Trajectory:
     reward: float = 0.0
     logp: float = 0.0
     reference_logp: float = 0.0
+    logps: tuple[float, ...] = ()
+    reference_logps: tuple[float, ...] = ()
     weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The distinct answers to one question, judged as answers from the same passages.
+
+    Attributes:
+      list: the passages that are shown: those of the list that was rewarded best.
+      prompt: fingerprint of the generator's prompt over them.
+      texts: distinct answers, from whatever lists they were given.
+      rewards: of each answer, without what the reward says about lists.
+      reference_logps: log-probability of each answer's tokens under the reference weights.
+    """
+
+    list: tuple[int, ...]
+    prompt: str
+    texts: tuple[str, ...]
+    rewards: tuple[float, ...]
+    reference_logps: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -126,6 +148,9 @@ class Rollout:
       trajectories: distinct lists, in the order first sampled.
       policy: fingerprint of the weights that sampled.
       reference: fingerprint of the weights behind ``reference_logp``.
+      tokenizer: fingerprint of the tokenizer they were computed with.
+      prompt: fingerprint of the reranker's prompt they were computed for.
+      answers: what preference training of the generator needs, where it was asked for.
     """
 
     id: str
@@ -133,90 +158,12 @@ class Rollout:
     trajectories: tuple[Trajectory, ...]
     policy: str
     reference: str
+    tokenizer: str = ""
+    prompt: str = ""
+    answers: Answers | None = None
 
 
 # ---------------------------------------------------------------------------- reading
-
-
-class _Fields:
-    """Typed access to the fields of one JSON object; every error names the place and the value."""
-
-    def __init__(self, where: str, values: dict[str, Any]):
-        self.where, self.values = where, values
-
-    def fail(self, name: str, mend: str) -> InputError:
-        value = self.values.get(name, None)
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return InputError(f"{self.where}: field '{name}' {mend}, found {shown}")
-
-    def has(self, name: str) -> bool:
-        return self.values.get(name) is not None
-
-    def string(self, name: str, default: str | None = None, blank: bool = False) -> str:
-        if not self.has(name):
-            if default is not None:
-                return default
-            hint = nearest(name, self.values)
-            raise InputError(f"{self.where}: field '{name}' is missing{hint}")
-        value = self.values[name]
-        if isinstance(value, int) and not isinstance(value, bool) and name == "id":
-            value = str(value)
-        if not isinstance(value, str):
-            raise self.fail(name, "must be a string")
-        if not blank and not value.strip():
-            raise self.fail(name, "must not be empty")
-        return value
-
-    def strings(self, name: str) -> tuple[str, ...]:
-        value = self.values.get(name)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise self.fail(name, "must be a list of strings")
-        return tuple(value)
-
-    def integer(self, name: str, default: int, least: int) -> int:
-        value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.fail(name, "must be an integer")
-        if value < least:
-            raise self.fail(name, f"must be {least} or more")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self.values.get(name)
-        if not isinstance(value, list) or not all(
-            isinstance(v, int) and not isinstance(v, bool) for v in value
-        ):
-            raise self.fail(name, "must be a list of integers")
-        return tuple(value)
-
-    def number(self, name: str, default: float | None = None) -> float | None:
-        value = self.values.get(name, default)
-        if value is None:
-            return None
-        if not isinstance(value, bool) and isinstance(value, int | float):
-            with contextlib.suppress(OverflowError):  # of integers beyond any float
-                if math.isfinite(value):
-                    return float(value)
-        raise self.fail(name, "must be a finite number")
-
-    def objects(self, name: str) -> list[dict[str, Any]]:
-        value = self.values.get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-            raise self.fail(name, "must be a list of objects")
-        return value
-
-    def mapping(self, name: str) -> dict[str, Any]:
-        value = self.values.get(name)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self.fail(name, "must be an object")
-        return value
 
 
 def valid_list(ids: Iterable[int], n: int) -> str | None:
@@ -233,7 +180,7 @@ def valid_list(ids: Iterable[int], n: int) -> str | None:
 
 def passage_from_json(value: dict[str, Any], where: str) -> Passage:
     """Read one passage; raise InputError naming ``where`` and the field."""
-    fields = _Fields(where, value)
+    fields = Fields(where, value)
     return Passage(
         id=fields.string("id"),
         text=fields.string("text", blank=True),
@@ -255,7 +202,7 @@ _QUESTION_FIELDS = ("id", "question", "answers", "task", "type", "ctxs", "gold",
 
 def question_from_json(value: dict[str, Any], where: str) -> Question:
     """Read one question; raise InputError naming ``where`` and the field."""
-    fields = _Fields(where, value)
+    fields = Fields(where, value)
     task = fields.string("task", default="short")
     if task not in TASKS:
         raise fields.fail("task", f"must be one of {', '.join(TASKS)}")
@@ -270,7 +217,7 @@ def question_from_json(value: dict[str, Any], where: str) -> Question:
         seen.add(passage.id)
     expert, source = None, ""
     if fields.has("expert"):
-        inner = _Fields(f"{where}: expert", fields.mapping("expert"))
+        inner = Fields(f"{where}: expert", fields.mapping("expert"))
         expert, source = inner.integers("list"), inner.string("source", default="", blank=True)
         wrong = valid_list(expert, len(passages))
         if wrong:
@@ -308,12 +255,12 @@ def question_to_json(question: Question) -> dict[str, Any]:
 
 
 def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Trajectory:
-    fields = _Fields(where, value)
+    fields = Fields(where, value)
     ids = fields.integers("list")
     wrong = valid_list(ids, shown)
     if wrong:
         raise InputError(f"{where}: field 'list' {wrong}")
-    terms = _Fields(f"{where}: terms", fields.mapping("terms"))
+    terms = Fields(f"{where}: terms", fields.mapping("terms"))
     return Trajectory(
         list=ids,
         count=fields.integer("count", 1, least=1),
@@ -322,13 +269,40 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         reward=fields.number("reward", 0.0) or 0.0,
         logp=fields.number("logp", 0.0) or 0.0,
         reference_logp=fields.number("reference_logp", 0.0) or 0.0,
+        logps=fields.numbers("logps"),
+        reference_logps=fields.numbers("reference_logps"),
         weight=fields.number("weight"),
+    )
+
+
+def _answers_from_json(value: dict[str, Any], where: str, shown: int) -> Answers:
+    fields = Fields(where, value)
+    ids = fields.integers("list")
+    if wrong := valid_list(ids, shown):
+        raise InputError(f"{where}: field 'list' {wrong}")
+    texts = fields.strings("texts")
+    rewards = fields.numbers("rewards")
+    logps = fields.values.get("reference_logps")
+    if not isinstance(logps, list):
+        raise fields.fail("reference_logps", "must be a list of lists of numbers")
+    each = Fields(f"{where}: reference_logps", {str(i): x for i, x in enumerate(logps)})
+    if not len(texts) == len(rewards) == len(logps):
+        raise InputError(
+            f"{where}: {len(texts)} texts, {len(rewards)} rewards and {len(logps)} "
+            f"reference_logps; there is one of each an answer"
+        )
+    return Answers(
+        list=ids,
+        prompt=fields.string("prompt"),
+        texts=texts,
+        rewards=rewards,
+        reference_logps=tuple(each.numbers(name) for name in each.values),
     )
 
 
 def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
     """Read one rollout; raise InputError naming ``where`` and the field."""
-    fields = _Fields(where, value)
+    fields = Fields(where, value)
     shown = fields.integer("shown", 0, least=0)
     return Rollout(
         id=fields.string("id"),
@@ -339,6 +313,11 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         ),
         policy=fields.string("policy"),
         reference=fields.string("reference"),
+        tokenizer=fields.string("tokenizer", default="", blank=True),
+        prompt=fields.string("prompt", default="", blank=True),
+        answers=_answers_from_json(fields.mapping("answers"), f"{where}: answers", shown)
+        if fields.has("answers")
+        else None,
     )
 
 
@@ -349,12 +328,14 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "shown": rollout.shown,
         "policy": rollout.policy,
         "reference": rollout.reference,
+        "tokenizer": rollout.tokenizer,
+        "prompt": rollout.prompt,
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
-    }
+    } | ({"answers": dict(vars(rollout.answers))} if rollout.answers else {})
 
 
 def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
-    value = vars(trajectory) | {"list": list(trajectory.list)}
+    value = dict(vars(trajectory))
     if value["weight"] is None:
         del value["weight"]
     return value

@@ -176,26 +176,51 @@ class Sft(Train):
     shuffled: float = 0.0
     """share of the lists learned over candidates in random order, so that the reranker reads them
     and does not trust the retriever's ranks alone (as RankVicuna, arXiv 2309.15088)"""
+    instructions: Stream = Stream(batch=0)
+    """instruction data, mixed in by the ratio of the streams' batches; batch 0 leaves it out"""
+    instruction_file: str = ""
+    """JSONL of {instruction, input, output} or {messages}"""
+    instruction_tokens: int = 512
+    """longest reply, end of text included; longer ones are left out and counted"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shuffled <= 1:
             raise InputError(f"shuffled = {self.shuffled} must be a share from 0 to 1")
+        if bool(self.instructions.batch) != bool(self.instruction_file):
+            raise InputError(
+                f"instruction_file = '{self.instruction_file}' and instructions.batch = "
+                f"{self.instructions.batch}: instruction data needs both, or neither"
+            )
+        if self.instruction_tokens < 1:
+            raise InputError(f"instruction_tokens = {self.instruction_tokens} must be positive")
 
 
 @dataclass(frozen=True)
 class Dpo(Train):
-    """DPO on the best and worst sampled list of each question, with generator SFT beside it."""
+    """Feedback: preference or group objectives on the sampled lists, generator SFT beside them.
+
+    Pairwise objectives take each question's best and worst list; where listwise preference or a
+    group objective carries weight, all of its lists are trained on.
+    """
 
     rollouts: str = "{run}/rollout/rollouts.jsonl"
     """sampled lists with rewards and reference log-probabilities"""
+    reference: str = ""
+    """model that the reference log-probabilities must come from; empty is ``init``"""
     min_gap: float = 0.0
-    """rewards of a pair must differ by more than this"""
+    """the best reward must exceed the worst by more than this"""
     reranker: Stream = field(
         default_factory=lambda: Stream(
             objectives=Objectives(nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0))
         )
     )
-    """pairs of lists"""
+    """lists"""
+    answers: Stream = field(
+        default_factory=lambda: Stream(
+            batch=0, objectives=Objectives(nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0))
+        )
+    )
+    """answers preferred to others, given the same passages; needs rollouts made with ``answers``"""
 
 
 @dataclass(frozen=True)
@@ -211,12 +236,40 @@ class Rollout:
     """questions to take, chosen by the seed; 0 takes all"""
     samples: int = 8
     """lists a question"""
+    answers: bool = False
+    """also score the distinct answers, all from the best list's passages: what preference training
+    of the generator needs"""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
     reward: RewardWeights = RewardWeights()
     prompts: PromptConfig = PromptConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
     """prompts sampled at once"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Compute the log-probabilities of rollouts anew: under another reference, or from elsewhere.
+
+    Reads lists, answers and rewards, and writes them with log-probabilities by token and the
+    fingerprints of the weights, the tokenizer and the prompts behind them.
+    """
+
+    model: str = "{run}/sft/model"
+    """the reference"""
+    policy: str = ""
+    """the model that sampled the lists, where its log-probabilities are wanted, too"""
+    rollouts: str = "{run}/rollout/rollouts.jsonl"
+    questions: str = "{run}/label/train.jsonl"
+    """the questions that were sampled from"""
+    answers: bool = False
+    """also score the distinct answers, all from the best list's passages"""
+    reward: RewardWeights = RewardWeights()
+    """with ``answers``: what ranks them, from the terms on record"""
+    prompts: PromptConfig = PromptConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 64
+    """prompts scored at once"""
 
 
 @dataclass(frozen=True)

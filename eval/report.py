@@ -130,15 +130,21 @@ def curves(context: Context) -> list[Curve]:
                 "reranker/dpo/chosen_nll": "chosen lists",
             },
         )
-        panel("DPO loss (nats per pair)", {"reranker/dpo/dpo": "pairs"})
-        panel(
-            "implicit reward",
-            {
-                "reranker/dpo/chosen_reward": "chosen",
-                "reranker/dpo/rejected_reward": "rejected",
-            },
-        )
-        panel("share of pairs ranked right", {"reranker/dpo/accuracy": "pairs"})
+        for term, objective in stage.reranker.objectives.active().items():
+            figures = f"reranker/{term}"
+            if any(f"{figures}/chosen_reward" in line for line in lines):
+                panel(f"{term}: loss", {figures: "loss"})
+                panel(
+                    f"{term}: implicit reward",
+                    {
+                        f"{figures}/chosen_reward": "best list",
+                        f"{figures}/rejected_reward": "worst list",
+                    },
+                )
+                panel(f"{term}: share of pairs ranked right", {f"{figures}/accuracy": "pairs"})
+            elif objective.reads_behavior:
+                panel(f"{term}: share of ratios clipped", {f"{figures}/clipped": "clipped"})
+                panel(f"{term}: divergence", {f"{figures}/kl_to_sampler": "from the sampler"})
     return found
 
 

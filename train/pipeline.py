@@ -15,7 +15,18 @@ from dynarag_jax import stages as kinds
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from eval import evaluate, report, rerank
-from train import dpo, export, facts, gather, label, retrieve, rollout, sft, tokenizer
+from train import (
+    dpo,
+    export,
+    facts,
+    gather,
+    label,
+    reference,
+    retrieve,
+    rollout,
+    sft,
+    tokenizer,
+)
 from train.program import Context, main_pipeline, run_stage
 from train.progress import clock, say
 
@@ -27,6 +38,7 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Label: label.run,
     kinds.Sft: sft.run,
     kinds.Rollout: rollout.run,
+    kinds.Reference: reference.run,
     kinds.Dpo: dpo.run,
     kinds.Rerank: rerank.run,
     kinds.Evaluate: evaluate.run,

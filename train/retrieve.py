@@ -14,6 +14,7 @@ from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
 from dynarag_jax.records import Question, read_passages, read_questions, write_questions
+from dynarag_jax.retrieval.blocks import Blocks, default_block
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import build_index
 from dynarag_jax.retrieval.retrieve import check, retrieve
@@ -29,6 +30,7 @@ def embed_once(
     path = context.stage_directory / "vectors" / f"{key}.npy"
     if path.is_file():
         return np.load(path)
+    blocks = Blocks(path.with_suffix(".blocks"), default_block())
     with context.progress(len(texts), what) as bar:
         done = 0
 
@@ -37,9 +39,10 @@ def embed_once(
             bar.update(count - done)
             done = count
 
-        vectors = embed(encoder, texts, prompt=prompt, progress=advance)
+        vectors = embed(encoder, texts, prompt=prompt, progress=advance, blocks=blocks)
     with atomic_write(path, "wb") as stream:
         np.save(stream, vectors)
+    blocks.remove()
     return vectors
 
 

@@ -59,6 +59,7 @@ def run(context: Context, stage: Stage) -> None:
                 stage.sampling,
                 stage.samples,
                 stage.reward,
+                stage.answers,
             )
             for rollout in rollouts:
                 rows.append(rollout_to_json(rollout))

@@ -1,4 +1,4 @@
-"""Behavior cloning of the expert's lists and generator SFT, jointly.
+"""Behavior cloning of the expert's lists, generator SFT and instruction data, jointly.
 
 python -m train.sft configs/quickstart.py
 python -m train.sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from dynarag_jax.records import read_questions
 from dynarag_jax.stages import Sft
-from dynarag_jax.training.run import behavior_source, example_maker, generator_source
+from dynarag_jax.training.instructions import read_instructions
+from dynarag_jax.training.run import (
+    behavior_source,
+    example_maker,
+    generator_source,
+    instruction_source,
+)
 from train.program import Context, main
 from train.training import inputs, start_stage, train_stage
 
 
 def run(context: Context, stage: Sft) -> None:
     """Train on the expert's lists and the reference answers."""
-    context.manifest(inputs=inputs(context, stage))
+    paths = inputs(context, stage)
+    if stage.instruction_file:
+        paths["instructions"] = context.path(stage.instruction_file)
+    context.manifest(inputs=paths)
     questions = read_questions(context.path(stage.questions))
     start = start_stage(context, stage)
     maker = example_maker(stage, start)
@@ -23,6 +32,9 @@ def run(context: Context, stage: Sft) -> None:
         behavior_source(stage, start, questions, maker, context.run.seed),
         generator_source(stage, questions, maker, context.run.seed),
     ]
+    if stage.instruction_file:
+        read = read_instructions(paths["instructions"])
+        sources.append(instruction_source(stage, start, read, context.log))
     train_stage(context, stage, start, sources, maker)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, atomic_directory
+from dynarag_jax.files import PathLike, atomic_directory, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -198,3 +198,12 @@ def load_tokenizer(source: PathLike) -> PreTrainedTokenizerFast:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of all that decides how a fast tokenizer turns messages into tokens."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Settings of the last call, not of the tokenizer.
+    parts = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
+    special = [tokenizer.eos_token_id, sorted(map(str, tokenizer.all_special_tokens))]
+    return fingerprint([parts, tokenizer.chat_template, special])

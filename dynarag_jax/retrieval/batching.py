@@ -133,7 +133,8 @@ class Batches:
             raise InputError(f"batch_tokens must be at least 1, found {self.tokens}")
         flop = _SHAPE_FLOP.get(jax.default_backend(), _SHAPE_FLOP_ACCELERATOR)
         self._overhead = flop / (2 * weights)
-        self._compiled: set[tuple[int, int]] = set()
+        self.compiled: set[tuple[int, int]] = set()
+        """batch shapes (rows, length) in use so far"""
 
     def through(self, columns: Sequence[Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (which texts, their results), in the order in which batches finish."""
@@ -141,7 +142,7 @@ class Batches:
         if not lengths.size:
             return
         buckets = plan(
-            lengths, self.longest, self.tokens, self.mesh.size, self._overhead, self._compiled
+            lengths, self.longest, self.tokens, self.mesh.size, self._overhead, self.compiled
         )
         by_rows = (named(self.mesh, ("batch", None)), named(self.mesh, ("batch",)))
         waiting: deque[tuple[np.ndarray, jax.Array]] = deque()
@@ -151,7 +152,7 @@ class Batches:
             return which, np.asarray(result)[: len(which)]
 
         for which, used, padded in _batches(columns, buckets):
-            self._compiled.add(padded[0].shape)
+            self.compiled.add(padded[0].shape)
             tokens, *others = (jax.device_put(column, by_rows[0]) for column in padded)
             waiting.append((which, self.run(tokens, jax.device_put(used, by_rows[1]), *others)))
             if len(waiting) >= _IN_FLIGHT:

@@ -16,6 +16,7 @@ from dynarag_jax.exchange.encoders import LoadedEncoder, Pooling
 from dynarag_jax.models.encoder import EncoderConfig, Params, encode
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval.batching import Batches
+from dynarag_jax.retrieval.blocks import Blocks
 from dynarag_jax.sharding import make_mesh, named
 
 # Texts tokenized at a time: bounds the memory that their word pieces take.
@@ -89,6 +90,7 @@ def embed(
     progress: Callable[[int], None] | None = None,
     out: np.ndarray | None = None,
     devices: Sequence[Any] | None = None,
+    blocks: Blocks | None = None,
 ) -> np.ndarray:
     """Embed texts; the result does not depend on what else is in the batch, but for rounding.
 
@@ -102,6 +104,7 @@ def embed(
       progress: called with the number of texts done so far.
       out: float32 [n, d] to write into, such as a memory-mapped file.
       devices: those that share each batch; all local ones if None.
+      blocks: keeps what is done, and continues what was cut off.
 
     Returns:
       float32 [n, d], in the order of ``texts``; ``out`` if given.
@@ -123,22 +126,30 @@ def embed(
     weights = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
     run = functools.partial(_vectors, cfg, encoder.pooling, encoder.normalize, params)
     batches = Batches(run, mesh, encoder.max_length, weights, batch_tokens)
-    done = 0
+    done, step = 0, CHUNK
+    if blocks is not None:
+        step = blocks.size
+        done, batches.compiled = blocks.load(out)
+        if done and progress is not None:
+            progress(done)
+    firsts = range(done, size, step)
 
     def chunk(first: int) -> list[list[int]]:
-        return _tokenize(encoder, [prompt + text for text in texts[first : first + CHUNK]])
+        return _tokenize(encoder, [prompt + text for text in texts[first : first + step]])
 
     # One thread tokenizes the next chunk while the devices work on this one.
     with ThreadPoolExecutor(1) as pool_of_one:
-        upcoming = pool_of_one.submit(chunk, 0) if size else None
-        for first in range(0, size, CHUNK):
+        upcoming = pool_of_one.submit(chunk, firsts[0]) if firsts else None
+        for first in firsts:
             assert upcoming is not None
             ids = upcoming.result()
-            if first + CHUNK < size:
-                upcoming = pool_of_one.submit(chunk, first + CHUNK)
+            if first + step < size:
+                upcoming = pool_of_one.submit(chunk, first + step)
             for which, vectors in batches.through([ids]):
                 out[first + which] = vectors
                 done += len(which)
                 if progress is not None:
                     progress(done)
+            if blocks is not None:
+                blocks.save(first, out[first : first + step], batches.compiled)
     return out

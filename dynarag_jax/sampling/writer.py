@@ -164,24 +164,46 @@ class Writer:
 
     def logps(
         self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
-    ) -> list[list[float]]:
-        """Log-probabilities of given lists by the training forward; at most ``branches`` a row."""
-        spelling, lengths = self.policy.spelling, buckets(self.prompts.rerank_tokens)
-        longest = spelling.longest(self.prompts.max_list)
+    ) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities by token of given lists, by the training forward.
+
+        Args:
+          branches: the most lists of one question.
+        """
         examples = []
         for question, chosen in zip(questions, lists, strict=True):
             prompt = self.maker.rerank_prompt(question)
+            spelled = tuple(self.policy.spelling.spell(c) for c in chosen)
             examples.append(
-                Example(
-                    question.id,
-                    prompt.tokens,
-                    tuple(spelling.spell(c) for c in chosen),
-                    shown=prompt.shown,
-                    supervised=(0.0,) * len(chosen),
-                    reference=(0.0,) * len(chosen),
-                )
+                Example(question.id, prompt.tokens, spelled, shown=prompt.shown, supervised=())
             )
-        results: list[list[float]] = [[] for _ in questions]
+        longest = self.policy.spelling.longest(self.prompts.max_list)
+        return self._logps(examples, buckets(self.prompts.rerank_tokens), branches, longest)
+
+    def answer_logps(
+        self,
+        questions: Sequence[Question],
+        contexts: Sequence[Chosen],
+        answers: Sequence[Sequence[Sequence[int]]],
+        branches: int,
+    ) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities by token of given answers (as tokens) from given passages."""
+        examples = [
+            Example(
+                question.id,
+                self.maker.answer_prompt(question, context).tokens,
+                tuple(given),
+                supervised=(),
+            )
+            for question, context, given in zip(questions, contexts, answers, strict=True)
+        ]
+        p = self.prompts
+        return self._logps(examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens)
+
+    def _logps(
+        self, examples: Sequence[Example], lengths: Sequence[int], branches: int, longest: int
+    ) -> list[list[tuple[float, ...]]]:
+        results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         rows = named(self.policy.mesh, ("batch",))
         for length in lengths:
             indices = [
@@ -196,5 +218,8 @@ class Writer:
                 batch = jax.device_put(collate(padded, shape), rows)
                 values = np.asarray(self._scorer(self.policy.params, batch))
                 for row, i in enumerate(group):
-                    results[i] = values[row, : len(lists[i])].tolist()
+                    results[i] = [
+                        tuple(values[row, n, : len(branch)].tolist())
+                        for n, branch in enumerate(examples[i].branches)
+                    ]
         return results

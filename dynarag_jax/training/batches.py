@@ -28,7 +28,11 @@ class Example:
       branches: continuations, end of text included.
       shown: passages the prompt shows if the branches are lists, else 0.
       supervised: weight of each branch in supervised terms.
-      reference: log-probability of each branch under the reference.
+      reference: log-probability of each branch's tokens under the reference; empty is all 0, for
+        objectives that read none.
+      behavior: the same under the weights that sampled the branches.
+      rewards: of sampled branches; empty is all 0.
+      counts: samples that each branch stands for in a group; empty where it is none.
       preferred: whether branch 0 is preferred to branch 1.
       ranking: the expert's 1-based ids, best first, for listwise supervision.
     """
@@ -38,7 +42,10 @@ class Example:
     branches: Sequence[Sequence[int]]
     shown: int = 0
     supervised: Sequence[float] = (1.0,)
-    reference: Sequence[float] = (0.0,)
+    reference: Sequence[Sequence[float]] = ()
+    behavior: Sequence[Sequence[float]] = ()
+    rewards: Sequence[float] = ()
+    counts: Sequence[float] = ()
     preferred: bool = False
     ranking: Sequence[int] = ()
 
@@ -59,6 +66,12 @@ class Batch(NamedTuple):
     supervised: Any
     """[B, N] float32"""
     reference: Any
+    """[B, N, R] float32"""
+    behavior: Any
+    """[B, N, R] float32"""
+    rewards: Any
+    """[B, N] float32"""
+    counts: Any
     """[B, N] float32"""
     preferred: Any
     """[B] bool"""
@@ -76,6 +89,15 @@ class Shape:
     ids: int
 
 
+def _require_one_each(example: Example, name: str, values: Sequence, of: Sequence) -> None:
+    """Raise InputError unless there is one value for each branch, or for each of its tokens."""
+    if len(values) != len(of):
+        raise InputError(
+            f"example '{example.id}': {name} has {len(values)} values for {len(of)} "
+            f"{'branches' if of is example.branches else 'tokens'}"
+        )
+
+
 def collate(examples: Sequence[Example], shape: Shape) -> Batch:
     """Pad examples to ``shape``.
 
@@ -90,6 +112,9 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
         np.zeros((b, n, shape.branch), np.int32),
         np.zeros((b, n), np.int32),
         np.zeros(b, np.int32),
+        np.zeros((b, n), np.float32),
+        np.zeros((b, n, shape.branch), np.float32),
+        np.zeros((b, n, shape.branch), np.float32),
         np.zeros((b, n), np.float32),
         np.zeros((b, n), np.float32),
         np.zeros(b, bool),
@@ -116,13 +141,21 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
             raise InputError(f"example '{example.id}' prefers a branch to none: it needs two")
         batch.trunk[row, : len(example.prompt)] = example.prompt
         batch.trunk_lengths[row] = len(example.prompt)
-        for i, (tokens, supervised, reference) in enumerate(
-            zip(example.branches, example.supervised, example.reference, strict=True)
-        ):
+        for i, tokens in enumerate(example.branches):
             batch.branches[row, i, : len(tokens)] = tokens
             batch.branch_lengths[row, i] = len(tokens)
-            batch.supervised[row, i] = supervised
-            batch.reference[row, i] = reference
+        for name in ("supervised", "rewards", "counts"):
+            values = getattr(example, name)
+            if values:
+                _require_one_each(example, name, values, example.branches)
+                getattr(batch, name)[row, : len(values)] = values
+        for name in ("reference", "behavior"):
+            branches = getattr(example, name)
+            if branches:
+                _require_one_each(example, name, branches, example.branches)
+                for i, values in enumerate(branches):
+                    _require_one_each(example, f"{name}[{i}]", values, example.branches[i])
+                    getattr(batch, name)[row, i, : len(values)] = values
         batch.shown[row] = example.shown
         batch.preferred[row] = example.preferred
         for place, i in enumerate(example.ranking):

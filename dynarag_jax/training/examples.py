@@ -1,7 +1,7 @@
-"""Examples for training, from questions and rollouts: the three things the model learns.
+"""Supervised examples, from questions: the expert's list and the reference answer.
 
-Behavior cloning imitates the expert's list, generator SFT the reference answer, and preference
-training ranks two sampled lists. Each is one prompt with its branches.
+What is learned from sampled lists and their answers is in ``preferences``. Each example is one
+prompt with its branches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynarag_jax.prompts import (
     answer_tokens,
     rerank_prompt,
 )
-from dynarag_jax.records import Question, Rollout, Trajectory, valid_list
+from dynarag_jax.records import Question
 from dynarag_jax.training.batches import Example
 
 
@@ -124,63 +124,6 @@ class ExampleMaker:
         prompt = self.answer_prompt(question, chosen)
         target = answer_tokens(self.tokenizer, question.answers[0], self.prompts.answer_tokens)
         return Example(id=question.id, prompt=prompt.tokens, branches=(target,))
-
-    def pair(self, question: Question, best: Trajectory, worst: Trajectory) -> Example:
-        """Preference: a sampled list against another, with their reference log-probabilities.
-
-        Raises:
-          InputError: a list holds a passage that this prompt does not show.
-        """
-        prompt = self.rerank_prompt(question)
-        for trajectory in (best, worst):
-            if wrong := valid_list(trajectory.list, prompt.shown):
-                raise InputError(
-                    f"question '{question.id}': the sampled list {list(trajectory.list)} {wrong} "
-                    f"that the prompt shows; train with the prompt limits it was sampled with"
-                )
-        return Example(
-            id=question.id,
-            prompt=prompt.tokens,
-            branches=(self.spelling.spell(best.list), self.spelling.spell(worst.list)),
-            shown=prompt.shown,
-            supervised=(0.0, 0.0),
-            reference=(best.reference_logp, worst.reference_logp),
-            preferred=True,
-        )
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """How many rollouts gave a pair, and why the others did not."""
-
-    pairs: int = 0
-    ties: int = 0
-    """all lists were rewarded alike, or within the minimum gap"""
-    single: int = 0
-    """all samples were the same list"""
-
-
-def best_and_worst(
-    rollouts: Sequence[Rollout], min_gap: float = 0.0
-) -> tuple[list[tuple[str, Trajectory, Trajectory]], PairCounts]:
-    """Preference pairs: each question's best list against its worst, as in the paper.
-
-    Args:
-      min_gap: rewards must differ by more than this.
-
-    Returns:
-      (question id, chosen, rejected) and the counts; chosen and rejected always differ.
-    """
-    pairs, ties, single = [], 0, 0
-    for rollout in rollouts:
-        ranked = sorted(rollout.trajectories, key=lambda t: -t.reward)
-        if len(ranked) < 2:
-            single += 1
-        elif ranked[0].reward - ranked[-1].reward <= max(min_gap, 1e-9):
-            ties += 1
-        else:
-            pairs.append((rollout.id, ranked[0], ranked[-1]))
-    return pairs, PairCounts(len(pairs), ties, single)
 
 
 def mix(seed: int, name: str, epoch: int, index: int) -> float:

@@ -18,7 +18,7 @@ from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
-from dynarag_jax.stages import Sft, Stream, Train
+from dynarag_jax.stages import Dpo, Sft, Stream, Train
 from dynarag_jax.training.batches import (
     Batch,
     Example,
@@ -31,6 +31,7 @@ from dynarag_jax.training.batches import (
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.examples import ExampleMaker, mix
 from dynarag_jax.training.exports import Start, save_trained
+from dynarag_jax.training.instructions import Instruction, instruction_examples
 from dynarag_jax.training.loop import Figures, fit
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.step import (
@@ -132,10 +133,32 @@ def reranker_source(
     return Source("reranker", stream, size, make, shape)
 
 
+def answers_source(
+    stage: Dpo, size: int, branches: int, make: Callable[[int, int], Example]
+) -> Source:
+    """The stream of judged answers: ``size`` examples of ``branches`` branches."""
+    p, stream = stage.prompts, stage.answers
+    shape = Shape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
+    return Source("answers", stream, size, make, shape)
+
+
+def _require_supervised(name: str, stream: Stream, lists: bool = False) -> None:
+    """Refuse objectives that would do nothing on given targets."""
+    reads = stream.objectives.reads
+    idle = [*reads("pairs"), *reads("groups"), *([] if lists else reads("ids"))]
+    if idle and stream.batch:
+        raise InputError(
+            f"{name}: objective '{idle[0]}' has nothing to learn from in this stream: it reads "
+            f"{'ranked lists' if idle[0] in reads('ids') else 'sampled branches'}; "
+            f"set its weight to 0"
+        )
+
+
 def behavior_source(
     stage: Sft, start: Start, questions: Sequence[Question], maker: ExampleMaker, seed: int
 ) -> Source:
     """Behavior cloning of the experts' lists, a share of them over shuffled candidates."""
+    _require_supervised("reranker", stage.reranker, lists=True)
 
     def make(epoch: int, index: int) -> Example:
         question = questions[index]
@@ -147,10 +170,26 @@ def behavior_source(
     return reranker_source(stage, start, len(questions), 1, make)
 
 
+def instruction_source(
+    stage: Sft, start: Start, instructions: Sequence[Instruction], log: Callable[[str], None]
+) -> Source:
+    """The stream of instruction data; what is too long is left out and logged."""
+    _require_supervised("instructions", stage.instructions)
+    p, stream = stage.prompts, stage.instructions
+    length = stream.length or p.answer_prompt_tokens
+    examples, left = instruction_examples(
+        start.tokenizer, instructions, length, stage.instruction_tokens
+    )
+    log(f"{len(examples)} instructions; left out as too long: {left}")
+    shape = Shape(length, 1, stage.instruction_tokens, p.ids)
+    return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)
+
+
 def generator_source(
     stage: Train, questions: Sequence[Question], maker: ExampleMaker, seed: int
 ) -> Source:
     """Generator SFT over the questions that have answers, with passages by ``stage.contexts``."""
+    _require_supervised("generator", stage.generator)
     stream, contexts = stage.generator, stage.contexts
     answerable = [q for q in questions if q.answers]
 

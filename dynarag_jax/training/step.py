@@ -57,14 +57,15 @@ def score(
         cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
     )
     logps = token_logps(cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown)
-    active = objectives.active()
     return _masks(batch)._replace(
         free_logps=logps.free,
         policy_logps=logps.policy,
         prompt_logps=prompt_logps(cfg, params, trunk_hidden, batch.trunk)
-        if "prompt_nll" in active
+        if objectives.reads("prompt")
         else None,
-        id_scores=first_id_scores(cfg, params, hidden, grammar) if "listwise" in active else None,
+        id_scores=first_id_scores(cfg, params, hidden, grammar)
+        if objectives.reads("ids")
+        else None,
     )
 
 
@@ -79,6 +80,9 @@ def _masks(batch: Batch) -> Scores:
         supervised=batch.supervised,
         preferred=batch.preferred,
         reference=batch.reference,
+        behavior=batch.behavior,
+        rewards=batch.rewards,
+        counts=batch.counts,
         prompt_logps=jnp.zeros((batch.trunk.shape[0], p - 1), jnp.float32),
         prompt_mask=jnp.arange(1, p) < batch.trunk_lengths[:, None],
         id_scores=jnp.zeros(batch.relevance.shape, jnp.float32),
@@ -233,7 +237,7 @@ def make_step(
     """
     parts = {name: part for name, part in parts.items() if part.objectives.active()}
     for name, part in parts.items():
-        if "listwise" in part.objectives.active():
+        if part.objectives.reads("ids"):
             _require_distinct(grammar, name)
     lora, base = (adapting.lora, adapting.base) if adapting else (None, {})
     layout = state_shardings(cfg, mesh, optimizer, lora)
@@ -294,14 +298,15 @@ def make_step(
 def make_scorer(
     cfg: DecoderConfig, mesh: Mesh, grammar: Grammar
 ) -> Callable[[Params, Batch], jax.Array]:
-    """A jitted ``scorer(params, batch) -> [B, N]`` log-probabilities of branches, policy form.
+    """A jitted ``scorer(params, batch) -> [B, N, R]`` log-probabilities of tokens, policy form.
 
-    The same forward as the training step's: these are the reference log-probabilities.
+    The same forward as the training step's: these are the reference log-probabilities. They are 0
+    at positions of padding.
     """
 
     def run(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
         scores = score(cfg, params, batch, grammar, Objectives())
-        return jnp.where(scores.token_mask, scores.policy_logps, 0.0).sum(-1)
+        return jnp.where(scores.token_mask, scores.policy_logps, 0.0)
 
     rows = named(mesh, ("batch",))
     jitted = jax.jit(run, in_shardings=(None, rows, None), out_shardings=rows)

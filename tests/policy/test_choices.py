@@ -21,7 +21,8 @@ END = 9
 
 def language(grammar, n=0, end=END, longest=12):
     """All token sequences of an automaton, by walking every arc it allows."""
-    found, going = set(), [((), grammars.start(grammar, ()))]
+    found: set[tuple[int, ...]] = set()
+    going: list[Any] = [((), grammars.start(grammar, ()))]
     while going:
         tokens, at = going.pop()
         assert len(tokens) < longest

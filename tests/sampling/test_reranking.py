@@ -79,7 +79,7 @@ def test_rollouts_of_distinct_lists_carry_weights(writer):
         found = [t.list for t in rollout.trajectories]
         assert len(set(found)) == len(found) == min(8, count)
         assert all(t.count == 1 for t in rollout.trajectories)
-        weights = [t.weight for t in rollout.trajectories]
+        weights: Any = [t.weight for t in rollout.trajectories]
         if count <= 8:  # all there are: the weights are the probabilities of the training forward
             expected = np.exp([t.logp for t in rollout.trajectories])
             np.testing.assert_allclose(weights, expected, rtol=1e-3)

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from dynarag_jax.errors import InputError
 from dynarag_jax.policy.grammar import find_spelling, read_list
 from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
-from dynarag_jax.records import Passage, Question, Rollout, Trajectory
-from dynarag_jax.training.examples import ExampleMaker, best_and_worst, mix
+from dynarag_jax.records import Passage, Question
+from dynarag_jax.training.examples import ExampleMaker, mix
 
 WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
 
@@ -91,49 +91,12 @@ def test_the_generator_learns_the_first_answer_from_the_chosen_passages(maker, t
         maker.answer(dataclasses.replace(QUESTION, answers=()), ())
 
 
-def test_pairs_carry_both_lists_and_their_references(maker):
-    example = maker.pair(
-        QUESTION, Trajectory((2,), reference_logp=-1.5), Trajectory((), reference_logp=-2.5)
-    )
-    assert [read_list(maker.spelling, b) for b in example.branches] == [(2,), ()]
-    assert example.reference == (-1.5, -2.5)
-    assert example.preferred
-    assert example.supervised == (0.0, 0.0)
-
-
-def test_a_pair_sampled_over_passages_that_are_not_shown_is_refused(maker, tokenizer):
-    maker.rerank_length = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
-    with pytest.raises(InputError, match=r"'q1': the sampled list \[8\] holds 8, outside 1..7"):
-        maker.pair(QUESTION, Trajectory((2,)), Trajectory((8,)))
-
-
 def test_prompts_are_rendered_once(maker):
     assert maker.behavior(QUESTION).prompt is maker.behavior(QUESTION).prompt
     small = dataclasses.replace(maker, cache_size=1, _cache={})
     for chosen in ((1,), (2,), (1,)):
         small.answer(QUESTION, chosen)
         assert len(small._cache) == 1
-
-
-def rollout(name, *rewards):
-    lists = tuple(Trajectory((i + 1,), reward=r) for i, r in enumerate(rewards))
-    return Rollout(name, 8, lists, "a", "a")
-
-
-def test_best_against_worst_of_the_same_question_and_never_a_list_against_itself():
-    rollouts = [
-        rollout("a", 0.2, 0.9, 0.1, 0.5), rollout("same", 0.4, 0.4), rollout("one", 1.0),
-        rollout("near", 0.50, 0.55), rollout("none"),
-    ]  # fmt: skip
-    pairs, counts = best_and_worst(rollouts)
-    assert [(name, w.list, l.list) for name, w, l in pairs] == [  # noqa: E741
-        ("a", (2,), (3,)),
-        ("near", (2,), (1,)),
-    ]
-    assert (counts.pairs, counts.ties, counts.single) == (2, 1, 2)
-    pairs, counts = best_and_worst(rollouts, min_gap=0.1)
-    assert [name for name, *_ in pairs] == ["a"]
-    assert (counts.pairs, counts.ties, counts.single) == (1, 2, 2)
 
 
 def test_mixing_numbers_are_uniform_and_of_their_arguments_alone():

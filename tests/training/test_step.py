@@ -12,7 +12,15 @@ import pytest
 from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.objectives.terms import Dpo, ListMle, Objectives, PromptNll, TokenNll
+from dynarag_jax.objectives.terms import (
+    Dpo,
+    Grpo,
+    ListMle,
+    Objectives,
+    PlackettLuce,
+    PromptNll,
+    TokenNll,
+)
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.batches import Example, Shape, collate
@@ -38,6 +46,7 @@ PART = Part(
     Objectives(
         nll=TokenNll(weight=1.0), prompt_nll=PromptNll(weight=0.2),
         listwise=ListMle(weight=0.3), dpo=Dpo(weight=0.5, beta=0.7, chosen_nll=0.2),
+        plackett_luce=PlackettLuce(weight=0.2), grpo=Grpo(weight=0.4, kl=0.2, normalize="tokens"),
     )
 )  # fmt: skip
 SHAPE = Shape(prompt=10, branches=2, branch=SPELLING.longest(6), ids=6)
@@ -61,7 +70,9 @@ def make_batch(seed=0):
             rows.append(
                 Example(
                     f"pair{row}", prompt, pair, shown=shown, supervised=(0.0, 0.0),
-                    reference=(-3.0, -2.0), preferred=True,
+                    reference=tuple(tuple([-0.4] * len(b)) for b in pair),
+                    behavior=tuple(tuple([-0.5] * len(b)) for b in pair),
+                    rewards=(0.9, float(rng.uniform(0, 0.8))), counts=(row, 2), preferred=True,
                 )
             )  # fmt: skip
         else:
@@ -137,13 +148,12 @@ def test_figures_of_streams_are_what_their_terms_say(weights):
     batches = {"lists": make_batch(), "answers": make_batch(seed=1)}
     _, figures = step(init_state(CFG, mesh, OPTIMIZER, weights), batches)
     assert {name.split("/")[0] for name in figures} == {"loss", "gradient_norm", "lists", "answers"}
-    lists = (
-        figures["lists/nll"] + 0.2 * figures["lists/prompt_nll"] + 0.3 * figures["lists/listwise"]
-        + 0.5 * figures["lists/dpo"]
-    )  # fmt: skip
+    terms = PART.objectives.active()
+    assert len(terms) == 6
+    lists = sum(term.weight * figures[f"lists/{name}"] for name, term in terms.items())
     answers = figures["answers/nll"] + 0.1 * figures["answers/prompt_nll"]
     assert figures["loss"] == pytest.approx(float(lists + 0.5 * answers), rel=1e-5)
-    dpo = figures["lists/dpo/dpo"] + 0.2 * figures["lists/dpo/chosen_nll"]
+    dpo = figures["lists/dpo/preference"] + 0.2 * figures["lists/dpo/chosen_nll"]
     assert figures["lists/dpo"] == pytest.approx(float(dpo), rel=1e-5)
     assert 0 <= figures["lists/dpo/accuracy"] <= 1
 
@@ -155,6 +165,7 @@ def test_a_batch_without_rows_of_a_kind_has_loss_zero_and_finite_gradients(weigh
         supervised=0 * batch.supervised,
         preferred=np.zeros(8, bool),
         relevance=0 * batch.relevance,
+        counts=0 * batch.counts,
     )
     batches = {"mixed": nothing}
     loss, gradient = jax.jit(
@@ -203,7 +214,8 @@ def test_scorer_gives_the_policys_log_probability_of_branches(weights):
     np.testing.assert_allclose(one, eight, atol=1e-5)
     assert (np.asarray(one) <= 0).all()
     # A branch that is not there has probability one; two lists of the grammar are possible.
-    assert not np.asarray(one)[np.asarray(batch.branch_lengths) == 0].any()
+    padding = np.arange(batch.branches.shape[-1]) >= np.asarray(batch.branch_lengths)[..., None]
+    assert not np.asarray(one)[padding].any()
     assert np.isfinite(one).all()
     # The scores are those that DPO sees: with them as reference, its loss is log 2.
     batch = batch._replace(reference=np.asarray(one))
@@ -211,7 +223,7 @@ def test_scorer_gives_the_policys_log_probability_of_branches(weights):
     loss, _ = jax.jit(lambda p: loss_and_figures(CFG, p, {"x": batch}, {"x": batch}, GRAMMAR, dpo))(
         weights
     )
-    assert loss == pytest.approx(np.log(2), abs=1e-5)
+    assert loss == np.float32(np.log(2))
 
 
 def test_gradients_of_bfloat16_weights_are_summed_in_float32(weights):

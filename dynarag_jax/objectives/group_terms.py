@@ -1,0 +1,133 @@
+"""Terms of group objectives: REINFORCE leave-one-out and GRPO on all samples of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.objectives import group
+from dynarag_jax.objectives.scores import Scores, Term, Value, over, summed
+
+
+@dataclass(frozen=True)
+class _Group(Term):
+    """What group objectives share: clipping, the pull toward the reference, their figures."""
+
+    reads_groups: ClassVar[bool] = True
+    reads_behavior: ClassVar[bool] = True
+
+    clip_low: float = 0.2
+    """the ratio to the sampling policy counts from 1 minus this ..."""
+    clip_high: float = 0.2
+    """... to 1 plus this"""
+    kl: float = 0.0
+    """strength of the pull toward the reference"""
+
+    def __post_init__(self) -> None:
+        for name in ("clip_low", "clip_high", "kl"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"{type(self).__name__}: {name} = {getattr(self, name)} must not be negative"
+                )
+
+    @property
+    def reads_reference(self) -> bool:
+        return self.kl > 0
+
+
+def _samples(scores: Scores) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows that are groups [B], counts [B, N] in them, and their real tokens [B, N, R]."""
+    size = scores.counts.sum(-1)
+    rows = size > 1
+    counts = jnp.where(rows[:, None], scores.counts, 0)
+    return rows, counts, scores.token_mask & (counts > 0)[..., None]
+
+
+def _mean(x: jax.Array, counts: jax.Array) -> jax.Array:
+    """Mean [B] over the samples of each group of something [B, N]."""
+    size = jnp.maximum(counts.sum(-1), 1)
+    return jnp.where(counts > 0, x * counts, 0.0).sum(-1) / size
+
+
+@dataclass(frozen=True)
+class Rloo(_Group):
+    """REINFORCE leave-one-out (arXiv 2402.14740): advantage over the other samples' mean.
+
+    A branch is one action. On rollouts that an earlier policy sampled, the gradient is weighted by
+    the clipped ratio of a branch's probabilities. ``kl`` lowers the reward of a branch by
+    ``kl * log(sampling policy / reference)``.
+    """
+
+    def __call__(self, scores: Scores) -> Value:
+        rows, counts, where = _samples(scores)
+        logps, behavior, reference = (
+            summed(x, where) for x in (scores.policy_logps, scores.behavior, scores.reference)
+        )
+        rewards = scores.rewards
+        if self.kl:
+            rewards = rewards - self.kl * (behavior - reference)
+        advantages = group.leave_one_out(rewards, counts)
+        out = group.clipped_surrogate(logps - behavior, advantages, self.clip_low, self.clip_high)
+        figures = {
+            "reward": _mean(scores.rewards, counts),
+            "clipped": _mean(out.clipped.astype(jnp.float32), counts),
+            "kl_to_sampler": _mean(behavior - logps, counts),
+        }
+        if self.kl:
+            figures["kl"] = _mean(logps - reference, counts)
+        return over(rows, _mean(out.loss, counts), figures)
+
+
+@dataclass(frozen=True)
+class Grpo(_Group):
+    """Group relative policy optimization (arXiv 2402.03300, equation 3): per-token ratios.
+
+    ``kl`` adds its k3 estimate of the divergence from the reference to the loss of each token. Dr.
+    GRPO (arXiv 2503.20783) is ``scale=False, normalize='none'``.
+    """
+
+    scale: bool = True
+    """divide advantages by the standard deviation of the group's rewards"""
+    normalize: Literal["sequence", "tokens", "none"] = "sequence"
+    """sequence: mean over each branch's tokens, then over samples (the paper's); tokens: mean over
+    all tokens of the batch (DAPO, arXiv 2503.14476); none: sum over tokens, mean over samples"""
+    ratio: Literal["token", "sequence"] = "token"
+    """token: a ratio for each token; sequence: the geometric mean over the branch (GSPO,
+    arXiv 2507.18071)"""
+    weighted_kl: bool = False
+    """multiply the KL estimate by the ratio, so that its gradient is unbiased (arXiv 2512.02556)"""
+
+    def __call__(self, scores: Scores) -> Value:
+        rows, counts, where = _samples(scores)
+        logps = jnp.where(where, scores.policy_logps, 0.0)
+        behavior = jnp.where(where, scores.behavior, 0.0)
+        tokens = where.sum(-1)
+        log_ratio = logps - behavior
+        if self.ratio == "sequence":
+            mean = log_ratio.sum(-1) / jnp.maximum(tokens, 1)
+            log_ratio = jnp.broadcast_to(mean[..., None], logps.shape)
+        advantages = group.relative(scores.rewards, counts, scale=self.scale)[..., None]
+        out = group.clipped_surrogate(log_ratio, advantages, self.clip_low, self.clip_high)
+        loss, kl = out.loss, jnp.zeros_like(logps)
+        if self.kl:
+            kl = group.kl_estimate(logps, jnp.where(where, scores.reference, 0.0))
+            kl = kl * jnp.exp(log_ratio) if self.weighted_kl else kl
+            loss = loss + self.kl * kl
+
+        def per_branch(x: jax.Array) -> jax.Array:
+            total = jnp.where(where, x, 0.0).sum(-1)
+            return total / jnp.maximum(tokens, 1) if self.normalize == "sequence" else total
+
+        mean = {"clipped": per_branch(out.clipped.astype(jnp.float32)), "kl": per_branch(kl)}
+        mean["kl_to_sampler"] = per_branch(behavior - logps)
+        if self.normalize == "tokens":
+            figures = {name: (x * counts).sum() for name, x in mean.items()}
+            figures["reward"] = (scores.rewards * counts * tokens).sum()
+            return Value((per_branch(loss) * counts).sum(), (tokens * counts).sum(), figures)
+        figures = {name: _mean(x, counts) for name, x in mean.items()}
+        figures["reward"] = _mean(scores.rewards, counts)
+        return over(rows, _mean(per_branch(loss), counts), figures)

@@ -1,0 +1,96 @@
+"""What a term reads and returns: the arrays a forward pass knows about a batch, and a sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Scores(NamedTuple):
+    """What a forward pass knows about a batch; every term reads from here.
+
+    Attributes:
+      free_logps: [B, N, R] token log-probabilities over the whole vocabulary.
+      policy_logps: [B, N, R] the same under the list grammar (as ``free_logps`` for answers).
+      token_mask: [B, N, R] bool, real branch tokens.
+      supervised: [B, N] weight of each branch in supervised terms; 0 for sampled branches.
+      preferred: [B] bool, rows whose branch 0 is preferred to branch 1.
+      reference: [B, N, R] token log-probabilities under the reference, policy form.
+      behavior: [B, N, R] the same under the weights that sampled the branches.
+      rewards: [B, N] rewards of sampled branches.
+      counts: [B, N] samples that each branch of a group stands for; 0 for what is no group.
+      prompt_logps: [B, P - 1], or None where no term asks for them.
+      prompt_mask: [B, P - 1] bool.
+      id_scores: [B, I] scores of the ids as a list's first, or None.
+      relevance: [B, I] the expert's ranking: k for its first id down to 1, 0 for the others.
+      shown: [B, I] bool, the ids that exist.
+    """
+
+    free_logps: jax.Array
+    policy_logps: jax.Array
+    token_mask: jax.Array
+    supervised: jax.Array
+    preferred: jax.Array
+    reference: jax.Array
+    behavior: jax.Array
+    rewards: jax.Array
+    counts: jax.Array
+    prompt_logps: jax.Array | None
+    prompt_mask: jax.Array
+    id_scores: jax.Array | None
+    relevance: jax.Array
+    shown: jax.Array
+
+
+class Value(NamedTuple):
+    """A term on a batch: its loss is ``total / count``, so that shards and microbatches add up."""
+
+    total: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    figures: dict[str, jax.Array]
+    """sums over the same ``count``, reported as means"""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss.
+
+    A class says by its ``reads_*`` which arrays it needs beyond the log-probabilities: those of
+    the forward pass are computed, and those of the data asked for, only where a term reads them.
+    """
+
+    reads_prompt: ClassVar[bool] = False
+    """of the forward pass: log-probabilities of the prompt"""
+    reads_ids: ClassVar[bool] = False
+    """of the forward pass: scores of the first id"""
+    reads_pairs: ClassVar[bool] = False
+    """of the data: a branch that is preferred to another"""
+    reads_groups: ClassVar[bool] = False
+    """of the data: all branches sampled for a prompt, with rewards and counts"""
+    reads_behavior: ClassVar[bool] = False
+    """of the data: log-probabilities under the weights that sampled"""
+
+    weight: float = 0.0
+    """factor of this term in the sum; 0 leaves it out"""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Of the data: log-probabilities under the reference."""
+        return False
+
+    def __call__(self, scores: Scores) -> Value:
+        raise TypeError(f"{type(self).__name__} does not say how to score a batch")
+
+
+def summed(logps: jax.Array, where: jax.Array) -> jax.Array:
+    """Sum of token log-probabilities [..., R] over the real tokens of each branch, [...]."""
+    return jnp.where(where, logps, 0.0).sum(-1)
+
+
+def over(rows: jax.Array, total: jax.Array, mean: dict[str, jax.Array]) -> Value:
+    """The value of a term that is a mean over ``rows`` [B] bool of ``total`` [B] and figures."""
+    figures = {name: jnp.where(rows, x, 0.0).sum() for name, x in mean.items()}
+    return Value(jnp.where(rows, total, 0.0).sum(), rows.sum(), figures)

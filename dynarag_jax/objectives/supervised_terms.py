@@ -1,0 +1,98 @@
+"""Terms of supervised training: token likelihood, and the ranking of ids at the first place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dynarag_jax.objectives import listwise
+from dynarag_jax.objectives.scores import Scores, Term, Value
+from dynarag_jax.objectives.supervised import token_nll
+
+
+@dataclass(frozen=True)
+class TokenNll(Term):
+    """Mean negative log-likelihood per token of the supervised branches (behavior cloning, SFT).
+
+    It uses the unconstrained log-probabilities: the model must learn the form of a list, too, so
+    that what is exported writes lists on any server.
+    """
+
+    def __call__(self, scores: Scores) -> Value:
+        nll = token_nll(scores.free_logps, where=scores.token_mask)
+        tokens = scores.token_mask.sum(-1)
+        return Value((nll * scores.supervised).sum(), (tokens * scores.supervised).sum(), {})
+
+
+@dataclass(frozen=True)
+class PromptNll(Term):
+    """Mean negative log-likelihood per prompt token; makes copying emerge in small models."""
+
+    reads_prompt: ClassVar[bool] = True
+
+    def __call__(self, scores: Scores) -> Value:
+        assert scores.prompt_logps is not None
+        rows = (scores.supervised > 0).any(-1)[:, None]
+        where = scores.prompt_mask & rows
+        return Value(token_nll(scores.prompt_logps, where=where).sum(), where.sum(), {})
+
+
+@dataclass(frozen=True)
+class _Ranking(Term):
+    """A mean, over supervised rows that rank something, of a loss on the first id's scores."""
+
+    reads_ids: ClassVar[bool] = True
+
+    def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        """[B, I] scores, relevance and shown ids -> [B]."""
+        raise TypeError(f"{type(self).__name__} does not say how to score a ranking")
+
+    def __call__(self, scores: Scores) -> Value:
+        assert scores.id_scores is not None
+        loss = self.loss(scores.id_scores, scores.relevance, scores.shown)
+        ranked = ((scores.relevance > 0).any(-1)) & (scores.supervised[:, 0] > 0)
+        return Value(jnp.where(ranked, loss, 0.0).sum(), ranked.sum(), {})
+
+
+@dataclass(frozen=True)
+class ListMle(_Ranking):
+    """Listwise supervision: ListMLE over the candidate ids at the first id's place (by rax).
+
+    As in FIRST (arXiv 2406.15657), where a ranking loss is joined with the token likelihood.
+    """
+
+    def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        return listwise.list_mle(scores, relevance, where=where)
+
+
+@dataclass(frozen=True)
+class ListSoftmax(_Ranking):
+    """Listwise supervision: softmax cross-entropy over the ids at the first id's place."""
+
+    def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        return listwise.softmax(scores, relevance, where=where)
+
+
+@dataclass(frozen=True)
+class RankNet(_Ranking):
+    """Listwise supervision: logistic loss of pairs of ids at the first id's place."""
+
+    by_rank: bool = True
+    """weigh a pair by 1 / (sum of its ranks), as FIRST does; False weighs all pairs alike"""
+
+    def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        return listwise.rank_net(scores, relevance, where=where, by_rank=self.by_rank)
+
+
+@dataclass(frozen=True)
+class LambdaLoss(_Ranking):
+    """Listwise supervision: LambdaLoss over the ids at the first id's place (by rax)."""
+
+    normalize: bool = True
+    """weigh pairs by what they do to nDCG; False by DCG"""
+
+    def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        return listwise.lambda_loss(scores, relevance, where=where, normalize=self.normalize)

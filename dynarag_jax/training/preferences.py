@@ -1,0 +1,226 @@
+"""Examples from rollouts: sampled lists, and answers, ranked by their rewards.
+
+A judged question gives one example: its prompt, with the best branch first, the worst second and
+the others behind them. Pairwise objectives read the first two, listwise preference and group
+objectives all of them. Log-probabilities under the reference and the sampling policy come from the
+rollouts; those of other weights, another tokenizer or other prompts are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import fingerprint
+from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.prompts import Prompt, answer_tokens
+from dynarag_jax.records import Question, Rollout, valid_list
+from dynarag_jax.training.batches import Example
+from dynarag_jax.training.examples import ExampleMaker
+
+MEND = "compute them with python -m train.reference"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A question's branches in the order in which they are trained on."""
+
+    rollout: Rollout
+    order: tuple[int, ...]
+    """places in the rollout's lists or answers: the best, the worst, then the others"""
+
+
+@dataclass(frozen=True)
+class JudgedCounts:
+    """How many rollouts are trained on, and why the others are not."""
+
+    kept: int = 0
+    ties: int = 0
+    """all branches were rewarded alike, or within the minimum gap"""
+    single: int = 0
+    """all samples were the same branch"""
+
+
+def judge(
+    rollouts: Sequence[Rollout], min_gap: float = 0.0, *, pairs: bool, answers: bool = False
+) -> tuple[list[Judged], JudgedCounts]:
+    """The questions whose branches differ in reward, each with its branches in order.
+
+    Args:
+      min_gap: the best reward must exceed the worst by more than this.
+      pairs: keep the best and the worst alone, as in the paper.
+      answers: judge the rollouts' answers instead of their lists.
+
+    Returns:
+      The judged questions and the counts; best and worst are never the same branch.
+    """
+    kept, ties, single = [], 0, 0
+    for rollout in rollouts:
+        if answers:
+            rewards = rollout.answers.rewards if rollout.answers else ()
+        else:
+            rewards = tuple(t.reward for t in rollout.trajectories)
+        ranked = sorted(range(len(rewards)), key=lambda i: -rewards[i])
+        if len(ranked) < 2:
+            single += 1
+        elif rewards[ranked[0]] - rewards[ranked[-1]] <= max(min_gap, 1e-9):
+            ties += 1
+        else:
+            order = (ranked[0], ranked[-1], *(() if pairs else ranked[1:-1]))
+            kept.append(Judged(rollout, order))
+    return kept, JudgedCounts(len(kept), ties, single)
+
+
+# ---------------------------------------------------------------------------- what can be trusted
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the rollouts' log-probabilities must come from."""
+
+    rollouts: Path
+    """the file, for messages"""
+    reference: str
+    """fingerprint of the reference's weights"""
+    source: str
+    """where these weights are, for messages"""
+    tokenizer: str
+    """fingerprint of the tokenizer that is trained with"""
+
+
+def check_rollouts(
+    rollouts: Sequence[Rollout],
+    objectives: Objectives,
+    expected: Expected,
+    *,
+    answers: bool = False,
+) -> None:
+    """Refuse rollouts whose log-probabilities are missing or stale for these objectives.
+
+    Raises:
+      InputError: one line that names the rollout, what does not fit, and the mend.
+    """
+    reference, behavior = objectives.reads("reference"), objectives.reads("behavior")
+    judging = {*objectives.reads("pairs"), *objectives.reads("groups")}
+    if idle := [name for name in objectives.active() if name not in judging]:
+        raise InputError(
+            f"objective '{idle[0]}' learns from given targets, and these branches were sampled: it "
+            f"would do nothing; set its weight to 0 (the likelihood of preferred branches is "
+            f"'chosen_nll')"
+        )
+    if answers and behavior:
+        raise InputError(
+            f"objective '{behavior[0]}' needs samples of one prompt, and answers come from "
+            f"different lists; train answers on a preference objective"
+        )
+    for rollout in rollouts:
+        where = f"{expected.rollouts}: question '{rollout.id}'"
+        if answers and rollout.answers is None:
+            raise InputError(
+                f"{where} has no scored answers; sample with --answers True, or {MEND} "
+                f"--answers True"
+            )
+        if not (reference or behavior):
+            continue
+        if rollout.tokenizer != expected.tokenizer:
+            raise InputError(
+                f"{where}: its log-probabilities are of "
+                f"{'another' if rollout.tokenizer else 'an unknown'} tokenizer "
+                f"({rollout.tokenizer or 'none on record'}, this one is {expected.tokenizer}); "
+                f"{MEND}"
+            )
+        if reference and rollout.reference != expected.reference:
+            raise InputError(
+                f"{where}: its reference log-probabilities are of other weights "
+                f"({rollout.reference}) than {expected.source} ({expected.reference}); name their "
+                f"model as 'reference', or {MEND}"
+            )
+        for t in rollout.trajectories:
+            if reference and not answers and not t.reference_logps:
+                raise InputError(
+                    f"{where}: no reference log-probabilities by token, which "
+                    f"'{reference[0]}' reads; {MEND}"
+                )
+            if behavior and not t.logps:
+                raise InputError(
+                    f"{where}: no log-probabilities of the sampling policy by token, which "
+                    f"'{behavior[0]}' reads; {MEND} --policy MODEL"
+                )
+
+
+def _check_prompt(question: Question, prompt: Prompt, recorded: str) -> None:
+    """Refuse log-probabilities of another prompt."""
+    now = fingerprint(list(prompt.tokens))
+    if recorded != now:
+        raise InputError(
+            f"question '{question.id}': the rollouts' log-probabilities are of another prompt "
+            f"({recorded or 'none on record'}) than this stage shows ({now}); take the passages "
+            f"and the prompt limits they were sampled with, or {MEND}"
+        )
+
+
+# ---------------------------------------------------------------------------- examples
+
+
+def list_example(
+    maker: ExampleMaker, question: Question, judged: Judged, objectives: Objectives
+) -> Example:
+    """The reranker's prompt with sampled lists.
+
+    Raises:
+      InputError: a list holds a passage that this prompt does not show, or log-probabilities that
+        the objectives read are of another prompt.
+    """
+    prompt = maker.rerank_prompt(question)
+    chosen = [judged.rollout.trajectories[i] for i in judged.order]
+    for t in chosen:
+        if wrong := valid_list(t.list, prompt.shown):
+            raise InputError(
+                f"question '{question.id}': the sampled list {list(t.list)} {wrong} "
+                f"that the prompt shows; train with the prompt limits it was sampled with"
+            )
+    reference, behavior = objectives.reads("reference"), objectives.reads("behavior")
+    if reference or behavior:
+        _check_prompt(question, prompt, judged.rollout.prompt)
+    return Example(
+        id=question.id,
+        prompt=prompt.tokens,
+        branches=tuple(maker.spelling.spell(t.list) for t in chosen),
+        shown=prompt.shown,
+        supervised=(),
+        reference=tuple(t.reference_logps for t in chosen) if reference else (),
+        behavior=tuple(t.logps for t in chosen) if behavior else (),
+        rewards=tuple(t.reward for t in chosen),
+        counts=tuple(float(t.count) for t in chosen),
+        preferred=True,
+    )
+
+
+def answer_example(
+    maker: ExampleMaker, question: Question, judged: Judged, objectives: Objectives
+) -> Example:
+    """The generator's prompt over the best list's passages, with the answers given anywhere.
+
+    Raises:
+      InputError: log-probabilities that the objectives read are of another prompt.
+    """
+    answers = judged.rollout.answers
+    assert answers is not None
+    prompt = maker.answer_prompt(question, answers.list)
+    reference = objectives.reads("reference")
+    if reference:
+        _check_prompt(question, prompt, answers.prompt)
+    limit = maker.prompts.answer_tokens
+    texts = [answers.texts[i] for i in judged.order]
+    return Example(
+        id=question.id,
+        prompt=prompt.tokens,
+        branches=tuple(answer_tokens(maker.tokenizer, text, limit) for text in texts),
+        supervised=(),
+        reference=tuple(answers.reference_logps[i] for i in judged.order) if reference else (),
+        rewards=tuple(answers.rewards[i] for i in judged.order),
+        counts=(1.0,) * len(texts),
+        preferred=True,
+    )

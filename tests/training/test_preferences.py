@@ -1,0 +1,202 @@
+"""Examples from rollouts: who is preferred to whom, and what is refused as stale."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import fingerprint
+from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, PlackettLuce, SimPo, TokenNll
+from dynarag_jax.policy.grammar import find_spelling, read_list
+from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
+from dynarag_jax.records import Answers, Passage, Question, Rollout, Trajectory
+from dynarag_jax.training.examples import ExampleMaker
+from dynarag_jax.training.preferences import (
+    Expected,
+    Judged,
+    answer_example,
+    check_rollouts,
+    judge,
+    list_example,
+)
+
+WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
+DPO = Objectives(nll=TokenNll(0.0), dpo=Dpo(1.0))
+GRPO = Objectives(nll=TokenNll(0.0), grpo=Grpo(1.0))
+RANKED = Objectives(nll=TokenNll(0.0), plackett_luce=PlackettLuce(1.0))
+SIMPO = Objectives(nll=TokenNll(0.0), simpo=SimPo(1.0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {w: i for i, w in enumerate([*WORDS, *(f"[{i}]" for i in range(1, 9))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\[\d+\]|\w+|[^\w\s]"), behavior="removed", invert=True
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>")
+
+
+QUESTION = Question(
+    "q1", "who founded arlo", answers=("ada lives", "ada"),
+    passages=tuple(Passage(f"p{i}", "ada lives here") for i in range(8)),
+)  # fmt: skip
+
+
+@pytest.fixture
+def maker(tokenizer):
+    prompts = PromptConfig(
+        style="compact", ids=8, max_list=3, rerank_tokens=200, answer_prompt_tokens=100,
+        answer_tokens=3,
+    )  # fmt: skip
+    return ExampleMaker(tokenizer, find_spelling(tokenizer, 8), prompts)
+
+
+def rollout(name, *rewards, **more):
+    lists = tuple(
+        Trajectory((i + 1,), reward=r, count=i + 1, logps=(-i,), reference_logps=(-2.0 * i,))
+        for i, r in enumerate(rewards)
+    )
+    return Rollout(name, 8, lists, "weights a", "weights a", "tokenizer a", **more)
+
+
+def test_best_against_worst_of_the_same_question_and_never_a_list_against_itself():
+    rollouts = [
+        rollout("a", 0.2, 0.9, 0.1, 0.5), rollout("same", 0.4, 0.4), rollout("one", 1.0),
+        rollout("near", 0.50, 0.55), rollout("none"),
+    ]  # fmt: skip
+    judged, counts = judge(rollouts, pairs=True)
+    assert [(j.rollout.id, j.order) for j in judged] == [("a", (1, 2)), ("near", (1, 0))]
+    assert (counts.kept, counts.ties, counts.single) == (2, 1, 2)
+    judged, counts = judge(rollouts, min_gap=0.1, pairs=True)
+    assert [j.rollout.id for j in judged] == ["a"]
+    assert (counts.kept, counts.ties, counts.single) == (1, 2, 2)
+
+
+def test_groups_hold_every_list_the_best_and_the_worst_first():
+    judged, _ = judge([rollout("a", 0.2, 0.9, 0.1, 0.5)], pairs=False)
+    assert judged[0].order == (1, 2, 3, 0)
+
+
+def spelled(maker, *lists):
+    """A rollout whose log-probabilities have one number a token."""
+    trajectories = []
+    for place, ids in enumerate(lists):
+        tokens = len(maker.spelling.spell(ids))
+        trajectories.append(
+            Trajectory(
+                ids, count=place + 1, reward=1.0 - place / 4, logps=(-0.5,) * tokens,
+                reference_logps=tuple(-float(i) for i in range(tokens)),
+            )
+        )  # fmt: skip
+    prompt = fingerprint(maker.rerank_prompt(QUESTION).tokens)
+    return Rollout("q1", 8, tuple(trajectories), "w", "w", "t", prompt)
+
+
+def test_lists_carry_rewards_counts_and_the_log_probabilities_that_are_read(maker, tokenizer):
+    one = Judged(spelled(maker, (2,), (), (4, 1)), (0, 2, 1))
+    example = list_example(maker, QUESTION, one, DPO)
+    assert example.prompt == rerank_prompt(tokenizer, QUESTION, "compact", 200).tokens
+    assert [read_list(maker.spelling, b) for b in example.branches] == [(2,), (4, 1), ()]
+    assert example.rewards == (1.0, 0.5, 0.75)
+    assert example.counts == (1, 3, 2)
+    assert example.preferred and example.shown == 8 and not example.supervised
+    assert example.reference[2] == (0.0, -1.0)
+    assert example.behavior == ()
+    group = list_example(maker, QUESTION, one, GRPO)
+    assert group.reference == () and group.behavior[2] == (-0.5, -0.5)
+
+
+def test_lists_over_passages_that_are_not_shown_are_refused(maker, tokenizer):
+    maker.rerank_length = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
+    one = Judged(spelled(maker, (2,), (8,)), (0, 1))
+    with pytest.raises(InputError, match=r"'q1': the sampled list \[8\] holds 8, outside 1..7"):
+        list_example(maker, QUESTION, one, SIMPO)
+
+
+def test_log_probabilities_of_another_prompt_are_refused(maker):
+    one = Judged(spelled(maker, (2,), ()), (0, 1))
+    other = dataclasses.replace(QUESTION, text="who founded ada")
+    with pytest.raises(InputError, match=r"'q1': .* are of another prompt \("):
+        list_example(maker, other, one, DPO)
+    assert list_example(maker, other, one, SIMPO).reference == ()  # nothing is read, nothing stale
+
+
+def test_answers_are_compared_over_the_best_lists_passages(maker, tokenizer):
+    prompt = fingerprint(answer_prompt(tokenizer, QUESTION, (5, 2), "compact", 100).tokens)
+    answers = Answers(
+        (5, 2), prompt, ("ada lives", "here", "ada"), (1.0, 0.0, 0.5),
+        ((-0.1, -0.2, -0.3), (-1.0, -2.0), (-3.0, -4.0)),
+    )  # fmt: skip
+    judged, _ = judge([Rollout("q1", 8, (), "w", "w", answers=answers)], pairs=False, answers=True)
+    example = answer_example(maker, QUESTION, judged[0], DPO)
+    assert example.prompt == answer_prompt(tokenizer, QUESTION, (5, 2), "compact", 100).tokens
+    assert [decode_answer(tokenizer, b) for b in example.branches] == ["ada lives", "here", "ada"]
+    assert example.rewards == (1.0, 0.0, 0.5)
+    assert example.reference == ((-0.1, -0.2, -0.3), (-1.0, -2.0), (-3.0, -4.0))
+    assert example.shown == 0 and example.preferred
+    stale = dataclasses.replace(answers, prompt="other")
+    one = Judged(dataclasses.replace(judged[0].rollout, answers=stale), judged[0].order)
+    with pytest.raises(InputError, match="another prompt"):
+        answer_example(maker, QUESTION, one, DPO)
+
+
+EXPECTED = Expected(Path("r.jsonl"), "weights a", "models/a", "tokenizer a")
+
+
+def test_fresh_rollouts_are_accepted():
+    for objectives in (DPO, GRPO, RANKED, SIMPO):
+        check_rollouts([rollout("a", 0.1, 0.2)], objectives, EXPECTED)
+    # What is not read cannot be stale.
+    old = dataclasses.replace(rollout("a", 0.1, 0.2), reference="other", tokenizer="other")
+    check_rollouts([old], SIMPO, EXPECTED)
+
+
+def without(rollout, name):
+    bare = (dataclasses.replace(t, **{name: ()}) for t in rollout.trajectories)
+    return dataclasses.replace(rollout, trajectories=tuple(bare))
+
+
+GOOD = rollout("a", 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("bad", "objectives", "message"),
+    [
+        (
+            dataclasses.replace(GOOD, reference="weights b"), DPO,
+            r"r.jsonl: question 'a': its reference log-probabilities are of other weights "
+            r"\(weights b\) than models/a \(weights a\); name their model",
+        ),
+        (
+            dataclasses.replace(GOOD, tokenizer="tokenizer b"), DPO,
+            r"'a': its log-probabilities are of another tokenizer \(tokenizer b, this one is "
+            r"tokenizer a\); compute them with python -m train.reference",
+        ),
+        (dataclasses.replace(GOOD, tokenizer=""), GRPO, "an unknown tokenizer"),
+        (without(GOOD, "reference_logps"), RANKED, "no reference .* 'plackett_luce' reads"),
+        (without(GOOD, "logps"), GRPO, "no log-probabilities of the sampling .* --policy MODEL"),
+    ],
+    ids=["weights", "tokenizer", "unknown", "reference", "behavior"],
+)  # fmt: skip
+def test_stale_or_missing_log_probabilities_are_refused_in_one_line(bad, objectives, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_rollouts([GOOD, bad], objectives, EXPECTED)
+    assert "\n" not in str(error.value)
+
+
+def test_objectives_that_would_do_nothing_are_refused():
+    with pytest.raises(InputError, match="objective 'nll' learns from given targets"):
+        check_rollouts([GOOD], Objectives(dpo=Dpo(1.0)), EXPECTED)
+
+
+def test_answers_need_to_be_scored_and_are_no_samples_of_one_prompt():
+    with pytest.raises(InputError, match="'a' has no scored answers; sample with --answers True"):
+        check_rollouts([GOOD], DPO, EXPECTED, answers=True)
+    with pytest.raises(InputError, match="'grpo' needs samples of one prompt"):
+        check_rollouts([GOOD], GRPO, EXPECTED, answers=True)

@@ -25,7 +25,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
-from dynarag_jax.sampling.rollouts import OwnLists, Reject, Source, roll_out
+from dynarag_jax.sampling.rollouts import Reject, Source, own_lists, roll_out
 from dynarag_jax.sampling.server import ServerLists
 from dynarag_jax.sampling.together import Together
 from dynarag_jax.sampling.writer import Writer
@@ -133,7 +133,7 @@ def questions_of(path: Path, stage: Stage, seed: int) -> tuple[list[Question], l
 def source_of(stage: Stage, writer: Writer, questions: Sequence[Question]) -> Source:
     """Where the lists come from."""
     if not stage.server.url:
-        return OwnLists(writer, questions, stage.sampling, stage.samples)
+        return own_lists(writer, questions, stage.sampling, stage.samples)
     key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
     return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
 

@@ -6,7 +6,7 @@ Settings may differ from row to row; a row's choice depends on its own scores, k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ class Sampling:
     """keep this many of the most probable tokens; 0 keeps all"""
     min_p: float = 0.0
     """keep tokens at least this probable, relative to the most probable (arXiv 2407.01082)"""
+    method: Literal["independent", "distinct", "beam"] = "independent"
+    """independent: each list for itself, so that some may be alike; distinct: without replacement,
+    by stochastic beam search; beam: the most probable lists, found by beam search"""
+    width: int = 8
+    """prefixes that beam search keeps; more find better lists"""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -34,6 +39,15 @@ class Sampling:
             raise ValueError(f"top_k = {self.top_k} must not be negative")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p = {self.min_p} must lie in [0, 1]")
+        if self.method not in ("independent", "distinct", "beam"):
+            raise ValueError(f"method = {self.method!r} must be independent, distinct or beam")
+        if self.method == "distinct" and self.temperature == 0:
+            raise ValueError(
+                "temperature = 0 draws nothing, and distinct lists must be drawn: set it above 0, "
+                "or method = 'beam' for the most probable lists"
+            )
+        if self.width < 1:
+            raise ValueError(f"width = {self.width} must be positive")
 
     @property
     def filters(self) -> bool:
@@ -78,6 +92,15 @@ def keep_min_p(scores: jax.Array, min_p: Any) -> jax.Array:
     """Mask scores [..., A] whose probability is below ``min_p`` times the best one's."""
     least = scores.max(-1, keepdims=True) + jnp.log(jnp.asarray(min_p, jnp.float32))
     return jnp.where(scores >= least, scores, -jnp.inf)
+
+
+def shape_scores(scores: jax.Array, sampling: Sampling) -> jax.Array:
+    """Scores [..., A] of the distribution that tokens are drawn from, at a temperature above 0."""
+    scores = scores / sampling.temperature
+    if sampling.filters:
+        scores = keep_top_p(keep_top_k(scores, sampling.top_k), sampling.top_p)
+        scores = keep_min_p(scores, sampling.min_p)
+    return scores
 
 
 def choose(

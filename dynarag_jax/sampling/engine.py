@@ -70,6 +70,7 @@ class Request:
 
     Attributes:
       id: names the request, and with the seed decides its random numbers.
+      key: decides them in place of the id, where it is not empty.
       prompt: tokens.
       shown: ids the grammar may use; None samples without the grammar.
       branches: continuations; 0 is as many as the engine has.
@@ -85,6 +86,7 @@ class Request:
     sampling: Sampling = Sampling()
     stops: tuple[int, ...] = ()
     max_tokens: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,11 @@ class Engine:
     def _wrong(self, request: Request) -> str:
         size, ids = len(request.prompt), 0
         if self.grammar is not None:
-            ids = self.grammar.reach.shape[1]
+            ids = self.grammar.order.shape[0]
         if not size:
             return "the prompt is empty"
+        if request.sampling.method != "independent":
+            return f"method '{request.sampling.method}' is a search, not a way to draw tokens"
         if size > self._lengths[-1]:
             return f"its prompt of {size} tokens exceeds the longest of {self._lengths[-1]}"
         if max(request.prompt) >= self.cfg.vocab or min(request.prompt) < 0:
@@ -482,7 +486,7 @@ def _fill_row(
     size, how = len(request.prompt), request.sampling
     entering.trunk[row, :size] = request.prompt
     entering.lengths[row] = size
-    entering.seeds[row] = request_key(engine.seed, request.id)
+    entering.seeds[row] = request_key(engine.seed, request.key or request.id)
     entering.shown[row], entering.listed[row] = request.shown or 0, request.shown is not None
     entering.limit[row] = request.max_tokens or engine.max_tokens
     entering.stops[row, : len(request.stops)] = request.stops

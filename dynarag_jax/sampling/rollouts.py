@@ -40,6 +40,7 @@ class Draft:
       lists: all samples, repeats included.
       token_logps: of each, where who wrote them says; else empty, and they are computed.
       policy: who wrote them.
+      weights: of each, where they were drawn without replacement.
     """
 
     question: Question
@@ -47,6 +48,7 @@ class Draft:
     lists: tuple[Chosen, ...]
     token_logps: tuple[tuple[float, ...], ...]
     policy: str
+    weights: tuple[float, ...] = ()
 
 
 class Source(Protocol):
@@ -99,6 +101,53 @@ class OwnLists:
             policy = self._writer.policy.fingerprint
             results.append(Draft(question, shown, lists.lists, lists.token_logps, policy))
         return results
+
+
+class SearchedLists:
+    """Different lists of each question by the writer's own policy, a few batches at a time.
+
+    Raises:
+      InputError: this is one of several processes.
+    """
+
+    def __init__(
+        self, writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+    ):
+        if writer.together.several:
+            raise InputError(
+                f"method '{sampling.method}' searches in one process, and this is one of several; "
+                f"set method = 'independent', or start it on one host alone"
+            )
+        self._writer, self._sampling, self._samples = writer, sampling, samples
+        self._todo = deque(questions)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._todo)
+
+    def step(self) -> list[Draft | Reject]:
+        results: list[Draft | Reject] = []
+        good: list[Question] = []
+        while self._todo and len(good) < 4 * self._writer.batch:
+            question = self._todo.popleft()
+            try:
+                self._writer.maker.rerank_prompt(question)
+                good.append(question)
+            except InputError as error:
+                results.append(Reject(question.id, str(error)))
+        policy = self._writer.policy.fingerprint
+        found = self._writer.lists(good, self._sampling, self._samples)
+        for question, one in zip(good, found, strict=True):
+            results.append(Draft(question, one.shown, one.lists, (), policy, weights=one.weights))
+        return results
+
+
+def own_lists(
+    writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+) -> Source:
+    """Lists by the writer's own policy, drawn by the sampling's method."""
+    independent = sampling.method == "independent"
+    return (OwnLists if independent else SearchedLists)(writer, questions, sampling, samples)
 
 
 def roll_out(
@@ -160,7 +209,8 @@ def _complete(
         for chosen, text in zip(own, texts, strict=True):
             value, terms = score_answer(str(text), draft.question.answers, len(chosen), reward)
             count = draft.lists.count(chosen)
-            trajectories.append(Trajectory(chosen, count, str(text), terms, value))
+            weight = draft.weights[draft.lists.index(chosen)] if draft.weights else None
+            trajectories.append(Trajectory(chosen, count, str(text), terms, value, weight=weight))
         kept.append(draft)
         rollouts.append(
             Rollout(
@@ -224,7 +274,7 @@ def sample_rollouts(
     Raises:
       InputError: a question cannot be served; it is named.
     """
-    source = OwnLists(writer, questions, sampling, samples)
+    source = own_lists(writer, questions, sampling, samples)
     found: dict[str, Rollout] = {}
     for result in roll_out(writer, reference, source, samples, reward, answers):
         if isinstance(result, Reject):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Params
-from dynarag_jax.policy.grammar import read_list
-from dynarag_jax.policy.model import Policy
+from dynarag_jax.policy.grammar import Grammar, read_list
+from dynarag_jax.policy.model import Policy, label_grammar
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.engine import Engine, EngineConfig, Request, Sampled
 from dynarag_jax.sampling.pool import free_bytes, local_part
 from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.search import Found, make_search
 from dynarag_jax.sampling.together import Together
 from dynarag_jax.sharding import batch_shards
 from dynarag_jax.training.batches import Example, Shape, collate, place
@@ -35,8 +37,12 @@ class Lists:
     shown: int
     """passages the reranker saw"""
     lists: tuple[Chosen, ...]
-    token_logps: tuple[tuple[float, ...], ...]
-    """of each list, under the grammar"""
+    logps: tuple[float, ...]
+    token_logps: tuple[tuple[float, ...], ...] = ()
+    """by token, where the lists were drawn one by one"""
+    weights: tuple[float, ...] = ()
+    """of lists drawn without replacement: what each is worth in an estimate of an expectation under
+    the policy (``distinct.importance_weights``)"""
 
 
 class Writer:
@@ -70,6 +76,7 @@ class Writer:
         self.maker = ExampleMaker(policy.tokenizer, policy.spelling, prompts)
         self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
         self._list_engines: dict[int, Engine] = {}
+        self._searches: dict[tuple[int, Sampling], Callable[..., Found]] = {}
 
     # ------------------------------------------------------------------ lists
 
@@ -78,10 +85,14 @@ class Writer:
         if samples not in self._list_engines:
             longest = self.policy.spelling.longest(self.prompts.max_list)
             lengths = buckets(self.prompts.rerank_tokens)
-            self._list_engines[samples] = self._engine(samples, longest, lengths)
+            self._list_engines[samples] = self._engine(
+                samples, longest, lengths, self.policy.grammar
+            )
         return self._list_engines[samples]
 
-    def _engine(self, branches: int, longest: int, lengths: Sequence[int]) -> Engine:
+    def _engine(
+        self, branches: int, longest: int, lengths: Sequence[int], grammar: Grammar | None
+    ) -> Engine:
         return Engine(
             self.policy.cfg,
             self.policy.params,
@@ -91,7 +102,7 @@ class Writer:
             lengths=lengths,
             slots=self.batch,
             config=self.config,
-            grammar=self.policy.grammar,
+            grammar=grammar,
             seed=self.seed,
             budget=self._budget,
         )
@@ -119,36 +130,85 @@ class Writer:
     def read(self, shown: int, sampled: Sampled) -> Lists:
         """The lists that an engine wrote."""
         written = tuple(read_list(self.policy.spelling, tokens) for tokens in sampled.branches)
-        return Lists(shown, written, sampled.token_logps)
+        return Lists(shown, written, sampled.logps, sampled.token_logps)
 
     def lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
     ) -> list[Lists]:
-        """Sample ``samples`` lists for every question; the prompt is computed once.
+        """``samples`` lists for every question, by the sampling's method; prompts computed once.
+
+        Methods ``distinct`` and ``beam`` give fewer where fewer lists exist, the best score first.
 
         Raises:
           InputError: a question cannot be served; it is named.
         """
         requests = [self.list_request(q, sampling) for q in questions]
-        shown = {r.id: r.shown or 0 for r in requests}
+        if sampling.method != "independent":
+            return self._found(requests, sampling, samples)
+        # The same id may ask about several prompts: a name apart, and the same random numbers.
+        named = {f"{place}/{r.id}": r for place, r in enumerate(requests)}
+        asked = [replace(r, id=name, key=r.id) for name, r in named.items()]
         found: dict[str, Lists] = {}
-        for sampled in self.list_engine(samples).run(requests):
+        for sampled in self.list_engine(samples).run(asked):
+            request = named[sampled.id]
             if sampled.refused:
-                raise InputError(f"question '{sampled.id}': {sampled.refused}")
-            found[sampled.id] = self.read(shown[sampled.id], sampled)
-        return [found[q.id] for q in questions]
+                raise InputError(f"question '{request.id}': {sampled.refused}")
+            found[sampled.id] = self.read(request.shown or 0, sampled)
+        return [found[name] for name in named]
+
+    def _found(self, requests: Sequence[Request], sampling: Sampling, samples: int) -> list[Lists]:
+        """Different lists of every request."""
+        spelling, prompts = self.policy.spelling, self.prompts
+        key = (samples, sampling)
+        if key not in self._searches:
+            self._searches[key] = make_search(
+                self.policy.cfg,
+                self.policy.mesh,
+                branches=samples,
+                max_tokens=spelling.longest(prompts.max_list),
+                end=spelling.end,
+                sampling=sampling,
+                grammar=self.policy.grammar,
+            )
+        found = find(
+            self._searches[key],
+            self.policy.params,
+            self.policy.mesh,
+            requests,
+            batch=self.batch,
+            lengths=buckets(prompts.rerank_tokens),
+            seed=self.seed,
+        )
+        results = {
+            index: Lists(
+                requests[index].shown or 0,
+                tuple(read_list(spelling, tokens) for tokens in one.branches),
+                one.logps,
+                weights=one.weights() if sampling.method == "distinct" else (),
+            )
+            for index, one in found
+        }
+        return [results[index] for index in range(len(requests))]
 
     # ------------------------------------------------------------------ answers
 
     @functools.cached_property
     def answer_engine(self) -> Engine:
         """The engine that writes answers."""
-        return self._engine(
-            1, self.prompts.answer_tokens, buckets(self.prompts.answer_prompt_tokens)
-        )
+        lengths = buckets(self.prompts.answer_prompt_tokens)
+        return self._engine(1, self.prompts.answer_tokens, lengths, None)
+
+    @functools.cached_property
+    def label_engine(self) -> Engine:
+        """The engine that answers with one of the configured labels."""
+        longest, grammar = label_grammar(self.policy.tokenizer, self.prompts)
+        lengths = buckets(self.prompts.answer_prompt_tokens)
+        return self._engine(1, longest, lengths, grammar)
 
     def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
         """Answer each question greedily from its chosen passages; equal requests run once.
+
+        Label questions are answered with one of the configured labels, where there are any.
 
         Raises:
           InputError: a question cannot be served; it is named.
@@ -164,7 +224,9 @@ class Writer:
         keys = [(q.id, chosen) for q, chosen in asked]
         distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
         answers: dict[tuple[str, Chosen], str | InputError] = {}
-        requests, names = [], {}
+        free: list[Request] = []
+        labels: list[Request] = []
+        names = {}
         for (qid, chosen), question in distinct.items():
             try:
                 tokens = self.maker.answer_prompt(question, chosen).tokens
@@ -173,15 +235,20 @@ class Writer:
                 continue
             name = f"{qid}/{chosen}"
             names[name] = qid, chosen
-            requests.append(
+            closed = question.task == "label" and bool(self.prompts.labels)
+            (labels if closed else free).append(
                 Request(
                     name,
                     tokens,
+                    shown=0 if closed else None,
                     sampling=Sampling(temperature=0.0),
                     stops=(self.policy.spelling.end,),
                 )
             )
-        for sampled in self.answer_engine.run(requests):
+        results = list(self.answer_engine.run(free))
+        if self.prompts.labels:
+            results += self.label_engine.run(labels)
+        for sampled in results:
             answers[names[sampled.id]] = (
                 InputError(f"its answer: {sampled.refused}")
                 if sampled.refused

@@ -8,6 +8,7 @@ import threading
 import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,8 @@ def settings(server, **more) -> ServerConfig:
 
 @pytest.fixture(scope="module")
 def writer(tiny_policy) -> Writer:
-    return Writer(*tiny_policy, 4, 0)
+    policy, prompts = tiny_policy
+    return Writer(policy, prompts, 4, 0)
 
 
 def ask(writer, config, questions, key=""):
@@ -98,7 +100,8 @@ def ask(writer, config, questions, key=""):
         found = list(roll_out(writer, writer, source, 5, RewardWeights()))
     finally:
         source.close()
-    return {r.id: r for r in found}, source.repairs
+    by_id: dict[str, Any] = {r.id: r for r in found}
+    return by_id, source.repairs
 
 
 def test_lists_are_read_leniently_and_scored_here(server, writer, question):

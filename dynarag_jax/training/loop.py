@@ -20,6 +20,10 @@ from dynarag_jax.training.step import State
 SHOWN = 16
 """record ids named in a message at most"""
 
+AHEAD = 2
+"""updates handed to the devices beyond the one they work on; simulated devices share one pool of
+threads, and with many updates in it their collectives wait for each other for ever"""
+
 
 class NotFinite(InputError):
     """The loss or a gradient became NaN or infinite."""
@@ -95,6 +99,7 @@ def fit(
             state, figures = step(state, batches)
             meter.add(batches)
             pending.append(figures)
+            jax.block_until_ready(pending[-1 - AHEAD : -AHEAD])
             ids.append(names)
             tracer.after(done, state)
             on_step()

@@ -10,7 +10,7 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.training.checkpoints import Best, Checkpoints
-from dynarag_jax.training.loop import NotFinite, Stopped, Trace, fit
+from dynarag_jax.training.loop import AHEAD, NotFinite, Stopped, Trace, fit
 from dynarag_jax.training.meter import Meter
 from dynarag_jax.training.step import State
 
@@ -181,3 +181,23 @@ def test_the_meter_counts_real_tokens_padding_and_utilization():
     blind = Meter(work=lambda batches: 1e9)
     blind.add({})
     assert "mfu" not in blind.read(line, 2, 0.5)
+
+
+def test_few_updates_are_in_flight_at_once():
+    class Loss(float):
+        """A figure that is done when somebody waits for it."""
+
+        def block_until_ready(self) -> Loss:
+            waiting.discard(int(self))
+            return self
+
+    waiting: set[int] = set()
+    most = []
+
+    def slow(state: State, batch: Any) -> Any:
+        waiting.add(batch["number"])
+        most.append(len(waiting))
+        return State(state.step + 1, state.params, ()), {"loss": Loss(batch["number"])}
+
+    fit(begin(), slow, lambda number: ({"number": number}, []), 20, log_every=50)
+    assert max(most) == AHEAD + 1

@@ -9,6 +9,7 @@ prints a Markdown table read from the runs' summary.json.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +54,13 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS), flush=True)
+    # As ``make quickstart`` does.
+    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
     for seed in arguments.seeds:
         directory = Path(arguments.directory) / str(seed)
         command = [sys.executable, "-m", "train.pipeline", "configs/quickstart.py"]
         command += ["--run.directory", str(directory), "--run.seed", str(seed)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         print("| " + " | ".join(row(read_json(directory / "summary.json"))) + " |", flush=True)
 
 

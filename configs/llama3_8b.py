@@ -26,6 +26,7 @@ from dynarag_jax.stages import (
     Export,
     Label,
     Report,
+    Rerank,
     Retrieve,
     Rollout,
     Sft,
@@ -82,6 +83,9 @@ stages = {
         optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup=0.1),
         epochs=2.0,
         accumulate=4,
+    ),
+    "rerank": Rerank(
+        questions=("{run}/retrieve/evaluation.jsonl",), prompts=prompts, dtype="bfloat16", batch=8
     ),
     "evaluate": Evaluate(
         models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},

@@ -54,6 +54,9 @@ class PromptConfig:
     """longest generator's prompt"""
     answer_tokens: int = 50
     """longest answer, end of text included"""
+    labels: tuple[str, ...] = ()
+    """closed set of answers to label questions, such as SUPPORTS, REFUTES, NOT ENOUGH INFO: the
+    generator writes one of them and nothing else; empty leaves it free"""
 
     def __post_init__(self) -> None:
         for name in ("ids", "max_list", "rerank_tokens", "answer_prompt_tokens", "answer_tokens"):

@@ -103,6 +103,8 @@ class Trajectory:
       reference_logp: log-probability under the reference weights.
       logps: ``logp`` by token; empty where the rollout comes from elsewhere.
       reference_logps: ``reference_logp`` by token.
+      weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
+        under the policy: the sum of weight times f over the lists; None of other lists.
     """
 
     list: tuple[int, ...]
@@ -114,6 +116,7 @@ class Trajectory:
     reference_logp: float = 0.0
     logps: tuple[float, ...] = ()
     reference_logps: tuple[float, ...] = ()
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,7 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         reference_logp=fields.number("reference_logp", 0.0) or 0.0,
         logps=fields.numbers("logps"),
         reference_logps=fields.numbers("reference_logps"),
+        weight=fields.number("weight"),
     )
 
 
@@ -326,8 +330,15 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "reference": rollout.reference,
         "tokenizer": rollout.tokenizer,
         "prompt": rollout.prompt,
-        "trajectories": [dict(vars(t)) for t in rollout.trajectories],
+        "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
     } | ({"answers": dict(vars(rollout.answers))} if rollout.answers else {})
+
+
+def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
+    value = dict(vars(trajectory))
+    if value["weight"] is None:
+        del value["weight"]
+    return value
 
 
 def _unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:

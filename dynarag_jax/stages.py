@@ -19,6 +19,7 @@ from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 
@@ -323,6 +324,35 @@ class Evaluate:
     """of the lists sampled for the examples"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Write a model's list for every question; candidates beyond one prompt by windows."""
+
+    model: str = "{run}/dpo/model"
+    questions: tuple[str, ...] = ("{run}/retrieve/evaluation.jsonl",)
+    """question files; each is written under its own name, with the lists"""
+    prompts: PromptConfig = PromptConfig()
+    sampling: Sampling = Sampling(temperature=0.0)
+    """how lists are written; method 'beam' takes the most probable list it finds"""
+    windows: Windows = Windows()
+    """for questions with more candidates than ``prompts.ids``"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 64
+    """prompts at once"""
+
+    def __post_init__(self) -> None:
+        if self.windows.window > self.prompts.ids:
+            raise InputError(
+                f"windows: window = {self.windows.window} shows more passages than a prompt's "
+                f"ids = {self.prompts.ids}"
+            )
+        if self.windows.budget > self.prompts.max_list:
+            raise InputError(
+                f"windows: budget = {self.windows.budget} is more than a list holds, max_list = "
+                f"{self.prompts.max_list}"
+            )
 
 
 @dataclass(frozen=True)

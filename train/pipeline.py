@@ -14,7 +14,7 @@ from typing import Any
 from dynarag_jax import stages as kinds
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from eval import evaluate, report
+from eval import evaluate, report, rerank
 from train import (
     dpo,
     export,
@@ -40,6 +40,7 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Rollout: rollout.run,
     kinds.Reference: reference.run,
     kinds.Dpo: dpo.run,
+    kinds.Rerank: rerank.run,
     kinds.Evaluate: evaluate.run,
     kinds.Export: export.run,
     kinds.Report: report.run,

@@ -1,17 +1,18 @@
 """The grammar of lists as a deterministic automaton over a tokenizer's tokens.
 
 A list is ``None``, or ids ``[i]`` joined by ``, ``, each 1..n and none twice, then end of text.
-``build_grammar`` spells this with any tokenizer: it finds how ids and separators come out as
-tokens, checks that the pieces put together are the tokens of the whole text, and lays the result
-out as small integer tables. ``allowed`` and ``advance`` run on those tables inside jit.
+``build_grammar`` lays a tokenizer's spelling of that out as small integer tables, and
+``build_choices`` does it for a closed set of texts, such as the labels of a classification.
+``allowed`` and ``advance`` run on those tables inside jit; what they cost a step grows with ids and
+arcs of a state, never with the number of states.
 
-Letters: S states, A arcs of the busiest state, I ids, [...] any leading axes (questions, branches).
+Letters: S states, E arcs of all states, A arcs of the busiest state, I ids, [...] any leading axes
+(questions, branches).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,163 +22,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.prompts import Tokenizer, format_list
-from dynarag_jax.records import valid_list
+from dynarag_jax.policy.spelling import Spelling, find_spelling, read_list
 
+__all__ = [
+    "Grammar",
+    "GrammarState",
+    "Spelling",
+    "advance",
+    "allowed",
+    "along",
+    "build_choices",
+    "build_grammar",
+    "find_spelling",
+    "read_list",
+    "start",
+]
 
-@dataclass(frozen=True)
-class Spelling:
-    """How a tokenizer spells lists: ``opening id (between id)* closing end``, or ``none end``.
-
-    For ``[3], [1]`` in single characters: opening ``[``, ids ``3`` and ``1``, between ``], [`` and
-    closing ``]``. Any of opening and closing may be empty.
-    """
-
-    opening: tuple[int, ...]
-    ids: tuple[tuple[int, ...], ...]
-    between: tuple[int, ...]
-    closing: tuple[int, ...]
-    none: tuple[int, ...]
-    end: int
-
-    def spell(self, ids: Sequence[int]) -> list[int]:
-        """Tokens of a list of 1-based ids, end of text included."""
-        if not ids:
-            return [*self.none, self.end]
-        joined = list(self.opening)
-        for place, i in enumerate(ids):
-            joined += (self.between if place else ()) + self.ids[i - 1]
-        return [*joined, *self.closing, self.end]
-
-    def longest(self, max_ids: int) -> int:
-        """Most tokens that a list of at most ``max_ids`` ids takes, end of text included."""
-        count = min(max_ids, len(self.ids))
-        ids = sum(sorted(map(len, self.ids))[-count:]) + (count - 1) * len(self.between)
-        return max(len(self.opening) + ids + len(self.closing), len(self.none)) + 1
-
-
-def _common(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Length of the longest common prefix."""
-    columns = itertools.takewhile(lambda c: len(set(c)) == 1, zip(*sequences, strict=False))
-    return sum(1 for _ in columns)
-
-
-def find_spelling(tokenizer: Tokenizer, ids: int) -> Spelling:
-    """Find how ``tokenizer`` spells lists over ids 1..``ids``.
-
-    The pieces are read off the tokens of whole lists, so that a constrained sample has the very
-    tokens the tokenizer gives for its text. Where a tokenizer merges across pieces in a way that
-    depends on the neighboring ids, each piece is encoded alone instead: another, equally valid
-    spelling of the same text, up to spaces.
-
-    Raises:
-      InputError: the tokenizer has no end-of-text token, or cannot spell lists at all.
-    """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise InputError("the tokenizer has no end-of-text token; set its eos_token")
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    none = encode("None")
-    single = [encode(format_list([i])) for i in range(1, ids + 1)]
-    for find in (_whole_spelling, _piecewise_spelling):
-        spelling = find(encode, single, none, end)
-        if spelling and _spells(tokenizer, spelling, ids):
-            return spelling
-    raise InputError(
-        "the tokenizer cannot spell lists such as '[3], [1]': digits, brackets or 'None' are "
-        "missing from its vocabulary, or are not restored when decoding"
-    )
-
-
-Tokens = tuple[int, ...]
-
-
-def _bare(single: list[Tokens]) -> tuple[Tokens, tuple[Tokens, ...], Tokens]:
-    """Split the spellings of ``[1]``, ``[2]``, ... into their common beginning, ids, common end."""
-    if len(single) < 2:
-        return (), tuple(single), ()
-    opening = _common(single)
-    rest = [s[opening:] for s in single]
-    closing = _common([s[::-1] for s in rest])
-    bodies = tuple(s[: len(s) - closing] for s in rest)
-    if not all(bodies):
-        return (), tuple(single), ()
-    return single[0][:opening], bodies, rest[0][len(rest[0]) - closing :]
-
-
-def _whole_spelling(
-    encode: Callable[[str], Tokens], single: list[Tokens], none: Tokens, end: int
-) -> Spelling | None:
-    if len(single) < 2:
-        return None
-    prefix, bodies, suffix = _bare(single)
-    pair = encode(format_list([1, 2]))
-    start, stop = len(prefix + bodies[0]), len(pair) - len(bodies[1] + suffix)
-    spelling = Spelling(prefix, bodies, pair[start:stop], suffix, none, end)
-    n = len(single)
-    probes = [[i, j] for i in range(1, n + 1) for j in {1 + i % n, 1 + (i * 7 + 3) % n} - {i}]
-    probes += [list(range(1, n + 1))]
-    agrees = all((*encode(format_list(p)), end) == tuple(spelling.spell(p)) for p in probes)
-    return spelling if agrees and spelling.between else None
-
-
-def _piecewise_spelling(
-    encode: Callable[[str], Tokens], single: list[Tokens], none: Tokens, end: int
-) -> Spelling | None:
-    between = encode(", ")
-    prefix, bodies, suffix = _bare(single)
-    return Spelling(prefix, bodies, suffix + between + prefix, suffix, none, end)
-
-
-def _spells(tokenizer: Tokenizer, spelling: Spelling, ids: int) -> bool:
-    """Whether decoding the spelled tokens gives the text back, up to spaces."""
-    if not spelling.none or len(set(spelling.ids)) != len(spelling.ids):
-        return False
-    squeeze = str.maketrans("", "", " ")
-    for probe in ([], [1], [ids], list(range(1, ids + 1)), list(range(ids, 0, -1))):
-        text = tokenizer.decode(spelling.spell(probe)[:-1])
-        if text.translate(squeeze) != format_list(probe).translate(squeeze):
-            return False
-    return True
-
-
-# ---------------------------------------------------------------------------- the automaton
-
-_ID, _MORE, _STOP, _NONE = 1, 2, 4, 8
+_ID, _MORE, _STOP, _WORD, _COMPLETES = 1, 2, 4, 8, 16
 START, END = 0, 1
+_NOTHING = (-1, END, 0, 0, 0)
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["arc_token", "arc_state", "arc_id", "arc_purpose", "reach", "first_token"],
-    meta_fields=["id_position", "max_ids", "min_ids"],
+    data_fields=["arcs", "first_arc", "arc_count", "order", "first_token"],
+    meta_fields=["width", "id_position", "max_ids", "min_ids"],
 )
 @dataclass(frozen=True)
 class Grammar:
     """The automaton's tables; state 0 is the start, state 1 the end.
 
+    Ids have *places*: their order by spelling, in which the ids that begin alike, and so the ids
+    that can still be completed from a state, stand side by side.
+
     Attributes:
-      arc_token: [S, A] token of each arc, -1 where there is none.
-      arc_state: [S, A] where it leads.
-      arc_id: [S, A] the id (from 0) that is complete once this arc is taken, else -1.
-      arc_purpose: [S, A] bits: an arc lies on the way to an id (1), to one more id (2), to the
-        end of the list (4), to ``None`` (8).
-      reach: [S, I] ids that can still be completed from a state without a separator.
+      arcs: [E + A, 5], the arcs of a state one after the other, then A rows of nothing. Of each:
+        its token; the state it leads to; the first place and the last + 1 of the ids one of which
+        must be free to take it (equal where none need be); its purpose as bits, which say that it
+        lies on the way to an id (1), to one more id (2), to the end of the list (4), to ``None``
+        or another text of its own (8), and that it completes the one id of its places (16).
+      first_arc, arc_count: [S], where a state's arcs begin and how many they are.
+      order: [I], the id (from 0) at each place.
       first_token: [I] each id's first token, the opening left out, for listwise supervision; where
         ids take several tokens, some share it.
+      width: A.
       id_position: branch position of that token in a list's first id.
       max_ids, min_ids: longest and shortest list.
     """
 
-    arc_token: jax.Array
-    arc_state: jax.Array
-    arc_id: jax.Array
-    arc_purpose: jax.Array
-    reach: jax.Array
+    arcs: jax.Array
+    first_arc: jax.Array
+    arc_count: jax.Array
+    order: jax.Array
     first_token: jax.Array
+    width: int
     id_position: int
     max_ids: int
     min_ids: int
@@ -199,7 +97,7 @@ class _Builder:
     ) -> int:
         """Lay ``tokens`` from state ``at`` to ``goal`` (None: a state of its own); return the end.
 
-        ``mark`` is the id that the first arc completes.
+        ``mark`` is the place of the id that the first arc completes.
         """
         for place, token in enumerate(tokens):
             target = goal if place == len(tokens) - 1 else None
@@ -210,8 +108,9 @@ class _Builder:
             elif (
                 arc[1] != mark
                 or target not in (None, arc[0])
-                # Only ``None``, before which nothing is written, may go on through a meeting point.
-                or (target is None and arc[0] in self.goals and purpose != _NONE)
+                # Only a text of its own, before which nothing is written, may go on through a
+                # meeting point.
+                or (target is None and arc[0] in self.goals and purpose != _WORD)
             ):
                 raise InputError(
                     "the tokenizer spells two different lists with the same tokens, so lists "
@@ -221,13 +120,33 @@ class _Builder:
             at, mark = arc[0], -1
         return at
 
+    def tables(self, spans: dict[int, tuple[int, int]]) -> dict[str, Any]:
+        """The fields of ``Grammar`` that states and arcs decide."""
+        counts = np.array([len(row) for row in self.arcs], np.int32)
+        width = int(counts.max())
+        rows = []
+        for row in self.arcs:
+            for token, (state, mark, purpose) in sorted(row.items()):
+                low, high = spans.get(state, (0, 0)) if purpose & _ID else (0, 0)
+                if mark >= 0:
+                    low, high, purpose = mark, mark + 1, purpose | _COMPLETES
+                rows.append((token, state, low, high, purpose))
+        # A step reads A rows from a state's first arc on: there must be as many behind the last.
+        rows += [_NOTHING] * width
+        return {
+            "arcs": jnp.asarray(rows, jnp.int32),
+            "first_arc": jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
+            "arc_count": jnp.asarray(counts),
+            "width": width,
+        }
+
 
 def build_grammar(spelling: Spelling, max_ids: int | None = None, min_ids: int = 0) -> Grammar:
     """Lay the automaton of a spelling out as tables.
 
     Args:
       max_ids: longest list; None means as many as there are ids.
-      min_ids: shortest list; above 0, ``None`` is not in the grammar.
+      min_ids: shortest list; above 0, ``None`` is not in the grammar unless no passage is shown.
 
     Raises:
       InputError: the limits make no sense, or two spellings cannot be told apart.
@@ -243,44 +162,61 @@ def build_grammar(spelling: Spelling, max_ids: int | None = None, min_ids: int =
     root = build.new_state() if spelling.opening else START
     build.goals.add(root)
     build.path(START, spelling.opening, root, _ID)
-    build.path(START, [*spelling.none, spelling.end], END, _NONE)
-    reach: dict[int, set[int]] = {}
+    build.path(START, [*spelling.none, spelling.end], END, _WORD)
+    order = sorted(range(n), key=lambda i: spelling.ids[i])
+    spans: dict[int, tuple[int, int]] = {}
     leaves = []
-    for i, tokens in enumerate(spelling.ids):
+    for place, i in enumerate(order):
         at = root
-        for token in tokens:
+        for token in spelling.ids[i]:
             at = build.path(at, [token], None, _ID)
-            reach.setdefault(at, set()).add(i)
+            # Ids that begin alike are neighbors: the span grows by one place at a time.
+            spans[at] = (spans.get(at, (place, 0))[0], place + 1)
         leaves.append(at)
-    for i, leaf in enumerate(leaves):
-        build.path(leaf, spelling.between, root, _MORE, mark=i)
-        build.path(leaf, [*spelling.closing, spelling.end], END, _STOP, mark=i)
+    for place, leaf in enumerate(leaves):
+        build.path(leaf, spelling.between, root, _MORE, mark=place)
+        build.path(leaf, [*spelling.closing, spelling.end], END, _STOP, mark=place)
     at = START
     for token in spelling.opening:
         at = build.arcs[at][token][0]
-        reach[at] = set(range(n))
-
-    width = max(map(len, build.arcs))
-    token_state_id = np.full((3, len(build.arcs), width), -1, np.int32)
-    purposes = np.zeros((len(build.arcs), width), np.int32)
-    for state, row in enumerate(build.arcs):
-        for column, (token, (to, mark, purpose)) in enumerate(sorted(row.items())):
-            token_state_id[:, state, column] = token, to, mark
-            purposes[state, column] = purpose
-    can = np.zeros((len(build.arcs), n), bool)
-    for state, ids in reach.items():
-        can[state, list(ids)] = True
+        spans[at] = (0, n)
     return Grammar(
-        arc_token=jnp.asarray(token_state_id[0]),
-        arc_state=jnp.asarray(token_state_id[1]),
-        arc_id=jnp.asarray(token_state_id[2]),
-        arc_purpose=jnp.asarray(purposes),
-        reach=jnp.asarray(can),
+        **build.tables(spans),
+        order=jnp.asarray(order, jnp.int32),
         first_token=jnp.asarray([t[0] for t in spelling.ids], jnp.int32),
         id_position=len(spelling.opening),
         max_ids=max_ids,
         min_ids=min_ids,
     )
+
+
+def build_choices(choices: Sequence[Sequence[int]], end: int) -> Grammar:
+    """The automaton of a closed set: exactly one of ``choices``, then ``end``.
+
+    Choices may begin alike, and one may go on where another ends. How many passages a prompt shows
+    does not matter to it.
+
+    Args:
+      choices: tokens of each choice, without the end.
+
+    Raises:
+      InputError: there are no choices, one is empty or holds the end, or two are the same tokens.
+    """
+    words = [tuple(choice) for choice in choices]
+    if not words or not all(words):
+        raise InputError("a closed set needs at least one choice, and every choice a token")
+    if len(set(words)) < len(words):
+        raise InputError("two choices of a closed set are the same tokens: cannot tell them apart")
+    if any(end in word for word in words):
+        raise InputError("a choice of a closed set holds the end-of-text token")
+    build = _Builder()
+    for word in words:
+        build.path(START, [*word, end], END, _WORD)
+    nothing = jnp.zeros(1, jnp.int32)
+    return Grammar(
+        **build.tables({}),
+        order=nothing, first_token=nothing, id_position=0, max_ids=1, min_ids=0,
+    )  # fmt: skip
 
 
 class GrammarState(NamedTuple):
@@ -289,7 +225,7 @@ class GrammarState(NamedTuple):
     state: jax.Array
     """[...] int32"""
     used: jax.Array
-    """[..., I] bool, the ids written so far"""
+    """[..., I] bool, the ids written so far, by place"""
     written: jax.Array
     """[...] int32, how many they are"""
 
@@ -298,13 +234,24 @@ def start(grammar: Grammar, shape: tuple[int, ...]) -> GrammarState:
     """The state before the first token, for branches of this shape."""
     return GrammarState(
         jnp.full(shape, START, jnp.int32),
-        jnp.zeros((*shape, grammar.reach.shape[1]), bool),
+        jnp.zeros((*shape, grammar.order.shape[0]), bool),
         jnp.zeros(shape, jnp.int32),
     )
 
 
+def _arcs(grammar: Grammar, state: jax.Array) -> list[jax.Array]:
+    """The columns of ``Grammar.arcs``, [..., A] each, for the arcs of states [...].
+
+    Beyond a state's own arcs the token is -1 and the purpose 0.
+    """
+    place = jnp.arange(grammar.width)
+    rows = grammar.arcs[grammar.first_arc[state][..., None] + place]
+    real = place < grammar.arc_count[state][..., None]
+    return [jnp.where(real, rows[..., i], nothing) for i, nothing in enumerate(_NOTHING)]
+
+
 def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The tokens that may come next.
+    """The tokens that may come next; from every one of them the list can be brought to its end.
 
     Args:
       at: states of shape [...].
@@ -314,38 +261,34 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
       tokens [..., A] and mask [..., A]; where the mask is false the token means nothing. At the
       end of a list nothing is allowed.
     """
-    ids = grammar.reach.shape[1]
     n = jnp.broadcast_to(n, at.state.shape)
-    free = (jnp.arange(ids) < n[..., None]) & ~at.used
-    completing = grammar.arc_id[at.state] >= 0
-    # An id may end here only if it is free: 1 is on the way to 10 even when it is used itself.
-    ends = jnp.take_along_axis(free, jnp.maximum(grammar.arc_id[at.state], 0), axis=-1)
-    ends |= ~completing
+    token, _, low, high, purpose = _arcs(grammar, at.state)
+    free = (grammar.order < n[..., None]) & ~at.used
+    # Free ids before each place: there is one among an arc's places where the count grows across
+    # them. An id ends only if it is free itself, though it may lead on: 1 to 10 when 1 is used.
+    before = jnp.cumsum(jnp.pad(free, [(0, 0)] * at.state.ndim + [(1, 0)]), axis=-1)
+    among = jnp.take_along_axis(before, high, axis=-1) - jnp.take_along_axis(before, low, axis=-1)
+    completing = (purpose & _COMPLETES) > 0
+    ends = (among > 0) | ~completing
     count = at.written[..., None] + completing
-    left = free.sum(-1)[..., None] - completing
-    # Which states still lead to a free id, as a matrix product: [..., I] x [I, S].
-    leads = jnp.einsum("...i,si->...s", free.astype(jnp.float32), grammar.reach.astype(jnp.float32))
-    arc_state = jnp.maximum(grammar.arc_state[at.state], 0)
-    leads = jnp.take_along_axis(leads, arc_state, axis=-1) > 0
-    purpose = grammar.arc_purpose[at.state]
+    left = before[..., -1:] - completing
     shortest = jnp.minimum(grammar.min_ids, n)[..., None]
-    mask = ((purpose & _ID) > 0) & leads
+    mask = ((purpose & _ID) > 0) & (among > 0)
     mask |= ((purpose & _MORE) > 0) & ends & (left > 0) & (count < grammar.max_ids)
     mask |= ((purpose & _STOP) > 0) & ends & (count >= shortest)
-    mask |= ((purpose & _NONE) > 0) & (count == 0) & (shortest == 0)
-    return grammar.arc_token[at.state], mask
+    mask |= ((purpose & _WORD) > 0) & (count == 0) & (shortest == 0)
+    return token, mask
 
 
 def advance(grammar: Grammar, at: GrammarState, token: jax.Array) -> GrammarState:
     """The states after ``token`` [...]; a token without an arc leads to the end."""
-    arcs = (grammar.arc_token[at.state] == token[..., None]) & (token[..., None] >= 0)
-    arc = jnp.argmax(arcs, axis=-1)
-    known = arcs.any(-1)
-    completed = jnp.where(known, grammar.arc_id[at.state, arc], -1)
+    tokens, target, low, _, purpose = _arcs(grammar, at.state)
+    match = (tokens == token[..., None]) & (tokens >= 0)
+    state = jnp.where(match.any(-1), jnp.max(jnp.where(match, target, 0), axis=-1), END)
+    completes = match & ((purpose & _COMPLETES) > 0)
+    completed = jnp.max(jnp.where(completes, low, -1), axis=-1)
     used = at.used | (jnp.arange(at.used.shape[-1]) == completed[..., None])
-    return GrammarState(
-        jnp.where(known, grammar.arc_state[at.state, arc], END), used, at.written + (completed >= 0)
-    )
+    return GrammarState(state, used, at.written + (completed >= 0))
 
 
 def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -366,34 +309,3 @@ def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Arra
     tokens = jnp.moveaxis(branches, -1, 0)
     _, (choices, mask) = jax.lax.scan(step, start(grammar, branches.shape[:2]), tokens)
     return jnp.moveaxis(choices, 0, 2), jnp.moveaxis(mask, 0, 2)
-
-
-def read_list(spelling: Spelling, tokens: Sequence[int]) -> tuple[int, ...]:
-    """The 1-based ids of a list that ``Spelling.spell`` or the sampler wrote; drops padding.
-
-    Raises:
-      ValueError: the tokens are no list of this spelling.
-    """
-    tokens = list(tokens)
-    if spelling.end not in tokens:
-        raise ValueError(f"a list without its end: {tokens}")
-    tokens = tokens[: tokens.index(spelling.end) + 1]
-    if tokens == spelling.spell(()):
-        return ()
-    body = tokens[len(spelling.opening) : len(tokens) - 1 - len(spelling.closing)]
-    place = {spelled: i for i, spelled in enumerate(spelling.ids, 1)}
-    ids: list[int] = []
-    while body:
-        # The separator ends an id: the id is the spelling that the separator or nothing follows.
-        for size in range(len(body), 0, -1):
-            rest = body[size:]
-            follows = not rest or tuple(rest[: len(spelling.between)]) == spelling.between
-            if tuple(body[:size]) in place and follows:
-                ids.append(place[tuple(body[:size])])
-                body = rest[len(spelling.between) :]
-                break
-        else:
-            raise ValueError(f"not a list of this spelling: {tokens}")
-    if spelling.spell(ids) != tokens or valid_list(ids, len(spelling.ids)):
-        raise ValueError(f"not a list of this spelling: {tokens}")
-    return tuple(ids)

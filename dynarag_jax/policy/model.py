@@ -12,8 +12,14 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, find_spelling
-from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.policy.grammar import (
+    Grammar,
+    Spelling,
+    build_choices,
+    build_grammar,
+    find_spelling,
+)
+from dynarag_jax.prompts import PromptConfig, answer_tokens, decode_answer
 from dynarag_jax.training.step import param_shardings
 
 
@@ -34,6 +40,27 @@ def list_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[Spelling, Gramm
     """The spelling and the automaton of lists for a tokenizer and a prompt configuration."""
     spelling = find_spelling(tokenizer, prompts.ids)
     return spelling, build_grammar(spelling, min(prompts.max_list, prompts.ids))
+
+
+def label_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[int, Grammar]:
+    """The automaton of a closed set of labels, spelled as answers are in training.
+
+    Returns:
+      the most tokens a label takes, its end included, and the automaton.
+
+    Raises:
+      InputError: a label does not fit an answer, or the tokenizer cannot spell the labels.
+    """
+    spelled = []
+    for label in prompts.labels:
+        tokens = answer_tokens(tokenizer, label, prompts.answer_tokens)[:-1]
+        if not tokens or decode_answer(tokenizer, tokens) != label:
+            raise InputError(
+                f"prompts: the label {label!r} cannot be written: the tokenizer does not know its "
+                f"words, or it is longer than answer_tokens = {prompts.answer_tokens}"
+            )
+        spelled.append(tokens)
+    return max(map(len, spelled), default=0) + 1, build_choices(spelled, tokenizer.eos_token_id)
 
 
 def check_vocabulary(cfg: DecoderConfig, tokenizer: Any, where: str) -> None:

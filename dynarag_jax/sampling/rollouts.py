@@ -44,11 +44,12 @@ def sample_rollouts(
     rollouts = []
     for i, question in enumerate(questions):
         trajectories = []
-        for chosen in distinct[i]:
+        for j, chosen in enumerate(distinct[i]):
             answer = next(given)
             value, terms = score_answer(answer, question.answers, len(chosen), reward)
             count = sampled[i].lists.count(chosen)
-            trajectories.append(Trajectory(chosen, count, answer, terms, value))
+            weight = sampled[i].weights[j] if sampled[i].weights else None
+            trajectories.append(Trajectory(chosen, count, answer, terms, value, weight=weight))
         rollouts.append(
             Rollout(
                 id=question.id,

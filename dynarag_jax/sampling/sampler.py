@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,26 @@ class Sampling:
     """0 is greedy"""
     top_p: float = 1.0
     """keep the most probable tokens whose probabilities reach this sum (arXiv 1904.09751)"""
+    method: Literal["independent", "distinct", "beam"] = "independent"
+    """independent: each list for itself, so that some may be alike; distinct: without replacement,
+    by stochastic beam search; beam: the most probable lists, found by beam search"""
+    width: int = 8
+    """prefixes that beam search keeps; more find better lists"""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature} must not be negative")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} must lie in (0, 1]")
+        if self.method not in ("independent", "distinct", "beam"):
+            raise ValueError(f"method = {self.method!r} must be independent, distinct or beam")
+        if self.method == "distinct" and self.temperature == 0:
+            raise ValueError(
+                "temperature = 0 draws nothing, and distinct lists must be drawn: set it above 0, "
+                "or method = 'beam' for the most probable lists"
+            )
+        if self.width < 1:
+            raise ValueError(f"width = {self.width} must be positive")
 
 
 class Samples(NamedTuple):
@@ -71,14 +85,17 @@ def _keep_top_p(scores: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
 
+def shape_scores(scores: jax.Array, sampling: Sampling) -> jax.Array:
+    """Scores [..., A] of the distribution that tokens are drawn from, at a temperature above 0."""
+    scores = scores / sampling.temperature
+    return _keep_top_p(scores, sampling.top_p) if sampling.top_p < 1 else scores
+
+
 def _choose(scores: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     """Index [B, N] of the chosen candidate among scores [B, N, A]."""
     if sampling.temperature == 0:
         return jnp.argmax(scores, axis=-1)
-    scores = scores / sampling.temperature
-    if sampling.top_p < 1:
-        scores = _keep_top_p(scores, sampling.top_p)
-    return jax.vmap(jax.vmap(jax.random.categorical))(keys, scores)
+    return jax.vmap(jax.vmap(jax.random.categorical))(keys, shape_scores(scores, sampling))
 
 
 def sample(

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from dynarag_jax.policy.grammar import read_list
-from dynarag_jax.policy.model import Policy
+from dynarag_jax.policy.model import Policy, label_grammar
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.sampler import Sampling, make_sampler
 from dynarag_jax.sampling.schedule import Request, run
+from dynarag_jax.sampling.search import make_search
 from dynarag_jax.sharding import batch_shards, named
 from dynarag_jax.training.batches import Example, Shape, collate
 from dynarag_jax.training.examples import ExampleMaker
@@ -30,6 +32,9 @@ class Lists:
     """passages the reranker saw"""
     lists: tuple[Chosen, ...]
     logps: tuple[float, ...]
+    weights: tuple[float, ...] = ()
+    """of lists drawn without replacement: what each is worth in an estimate of an expectation under
+    the policy (``distinct.importance_weights``)"""
 
 
 class Writer:
@@ -47,27 +52,36 @@ class Writer:
     def _sampler(self, kind: str, samples: int, sampling: Sampling) -> Callable:
         key = (kind, samples, sampling)
         if key not in self._samplers:
-            lists = kind == "lists"
-            longest = self.policy.spelling.longest(self.prompts.max_list)
+            longest, grammar = self.prompts.answer_tokens, None
+            if kind == "lists":
+                longest = self.policy.spelling.longest(self.prompts.max_list)
+                grammar = self.policy.grammar
+            elif kind == "labels":
+                longest, grammar = label_grammar(self.policy.tokenizer, self.prompts)
             self._samplers[key] = make_sampler(
                 self.policy.cfg,
                 self.policy.mesh,
                 branches=samples,
-                max_tokens=longest if lists else self.prompts.answer_tokens,
+                max_tokens=longest,
                 end=self.policy.spelling.end,
                 sampling=sampling,
-                grammar=self.policy.grammar if lists else None,
+                grammar=grammar,
             )
         return self._samplers[key]
 
     def lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
     ) -> list[Lists]:
-        """Sample ``samples`` lists for every question; the prompt is computed once."""
+        """``samples`` lists for every question, by the sampling's method; prompts computed once.
+
+        Methods ``distinct`` and ``beam`` give fewer where fewer lists exist, the best score first.
+        """
         prompts = [self.maker.rerank_prompt(q) for q in questions]
         requests = [
             Request(q.id, p.tokens, p.shown) for q, p in zip(questions, prompts, strict=True)
         ]
+        if sampling.method != "independent":
+            return self._found(requests, sampling, samples)
         results: list[Lists | None] = [None] * len(questions)
         for index, sampled in run(
             self._sampler("lists", samples, sampling),
@@ -82,28 +96,70 @@ class Writer:
             results[index] = Lists(prompts[index].shown, tuple(written), sampled.logps)
         return [r for r in results if r is not None]
 
-    def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
-        """Answer each question greedily from its chosen passages; equal requests run once."""
-        keys = [(q.id, chosen) for q, chosen in asked]
-        distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
-        order = list(distinct)
-        requests = [
-            Request(
-                f"{qid}/{chosen}", self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens
+    def _found(self, requests: Sequence[Request], sampling: Sampling, samples: int) -> list[Lists]:
+        """Different lists of every request."""
+        spelling, prompts = self.policy.spelling, self.prompts
+        key = ("search", samples, sampling)
+        if key not in self._samplers:
+            self._samplers[key] = make_search(
+                self.policy.cfg,
+                self.policy.mesh,
+                branches=samples,
+                max_tokens=spelling.longest(prompts.max_list),
+                end=spelling.end,
+                sampling=sampling,
+                grammar=self.policy.grammar,
             )
-            for qid, chosen in order
-        ]
-        texts: dict[tuple[str, Chosen], str] = {}
-        for index, sampled in run(
-            self._sampler("answers", 1, Sampling(temperature=0.0)),
+        found = find(
+            self._samplers[key],
             self.policy.params,
             self.policy.mesh,
             requests,
             batch=self.batch,
-            lengths=buckets(self.prompts.answer_prompt_tokens),
+            lengths=buckets(prompts.rerank_tokens),
             seed=self.seed,
-        ):
-            texts[order[index]] = decode_answer(self.policy.tokenizer, sampled.branches[0])
+        )
+        results = {
+            index: Lists(
+                requests[index].shown,
+                tuple(read_list(spelling, tokens) for tokens in one.branches),
+                one.logps,
+                one.weights() if sampling.method == "distinct" else (),
+            )
+            for index, one in found
+        }
+        return [results[index] for index in range(len(requests))]
+
+    def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
+        """Answer each question greedily from its chosen passages; equal requests run once.
+
+        Label questions are answered with one of the configured labels, where there are any.
+        """
+        keys = [(q.id, chosen) for q, chosen in asked]
+        distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
+        by_kind: dict[str, list[tuple[str, Chosen]]] = {}
+        for key, question in distinct.items():
+            closed = question.task == "label" and self.prompts.labels
+            by_kind.setdefault("labels" if closed else "answers", []).append(key)
+        texts: dict[tuple[str, Chosen], str] = {}
+        for kind, order in by_kind.items():
+            requests = [
+                Request(
+                    f"{qid}/{chosen}",
+                    self.maker.answer_prompt(distinct[qid, chosen], chosen).tokens,
+                )
+                for qid, chosen in order
+            ]
+            for index, sampled in run(
+                self._sampler(kind, 1, Sampling(temperature=0.0)),
+                self.policy.params,
+                self.policy.mesh,
+                requests,
+                batch=self.batch,
+                lengths=buckets(self.prompts.answer_prompt_tokens),
+                seed=self.seed,
+            ):
+                texts[order[index]] = decode_answer(self.policy.tokenizer, sampled.branches[0])
         return [texts[key] for key in keys]
 
     def logps(

@@ -114,16 +114,19 @@ def make_words():
 
 
 def _pad(grammar, states: int, arcs: int):
-    s, a = grammar.arc_token.shape
-    assert s <= states
-    assert a <= arcs
-    grown = {
-        name: np.pad(getattr(grammar, name), [(0, states - s), (0, arcs - a)], constant_values=-1)
-        for name in ("arc_token", "arc_state", "arc_id")
-    }
-    grown["arc_purpose"] = np.pad(grammar.arc_purpose, [(0, states - s), (0, arcs - a)])
-    grown["reach"] = np.pad(grammar.reach, [(0, states - s), (0, 0)])
-    return dataclasses.replace(grammar, **grown, id_position=0)
+    count, rows = len(grammar.first_arc), 4 * states + arcs
+    assert count <= states
+    assert grammar.width <= arcs
+    assert len(grammar.arcs) <= rows
+    nothing = np.broadcast_to(grammar.arcs[-1:], (rows - len(grammar.arcs), 5))
+    return dataclasses.replace(
+        grammar,
+        arcs=np.concatenate([grammar.arcs, nothing]),
+        first_arc=np.pad(grammar.first_arc, (0, states - count)),
+        arc_count=np.pad(grammar.arc_count, (0, states - count)),
+        width=arcs,
+        id_position=0,
+    )
 
 
 @pytest.fixture(scope="session")

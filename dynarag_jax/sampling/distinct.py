@@ -1,0 +1,113 @@
+"""Different lists of each question: requests in, found lists out, and what they are worth as draws.
+
+**Expectations from distinct lists.** Lists drawn without replacement are no independent sample: the
+most probable ones are nearly always among them. Let ``kappa`` be the largest perturbed score of any
+list that was not returned. Given it, list x is in the sample with probability
+
+    q(x) = P(Gumbel(log p(x)) > kappa) = 1 - exp(-exp(log p(x) - kappa)),
+
+and  sum over the sample of  pi(x) / q(x) * f(x)  is an unbiased estimate of the expectation of f
+under pi (arXiv 1903.06059, section 4.1: priority sampling's estimator). ``p`` is what was drawn
+from, ``pi`` any distribution on the same lists; here the policy at temperature 1. Divided by the
+sum of the weights it is biased and varies less. Where every list was returned, kappa is -inf, the
+weights are pi itself, and the estimate is the expectation. A nucleus (top_p) excludes lists: then
+the estimate is of the part of the expectation that the nucleus holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.sampling.schedule import Request, batches, request_key
+from dynarag_jax.sampling.search import Found
+from dynarag_jax.sharding import named, require_divisible
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The different branches of one request, best score first; fewer where fewer exist.
+
+    Attributes:
+      branches: tokens without padding, end included.
+      logps: log-probability of each at temperature 1.
+      drawn: log-probability of each under the distribution that was drawn from.
+      scores: what they are ranked by.
+      threshold: the largest score of any branch that is not among them, -inf if there is none.
+    """
+
+    branches: tuple[tuple[int, ...], ...]
+    logps: tuple[float, ...]
+    drawn: tuple[float, ...]
+    scores: tuple[float, ...]
+    threshold: float
+
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each branch in an unbiased estimate of an expectation under the policy."""
+        return tuple(importance_weights(self.logps, self.drawn, self.threshold).tolist())
+
+    def proven(self) -> bool:
+        """Of beam search: whether the first branch is the most probable of all that exist."""
+        return bool(self.scores) and self.scores[0] >= self.threshold
+
+
+def importance_weights(target: Any, drawn: Any, threshold: Any) -> np.ndarray:
+    """``exp(target) / q`` for each drawn list; see the module's docstring.
+
+    Args:
+      target: [..., N], log-probabilities under the distribution whose expectation is wanted.
+      drawn: [..., N], log-probabilities under the one that was drawn from.
+      threshold: [...].
+    """
+    excess = np.asarray(drawn, np.float64) - np.asarray(threshold, np.float64)[..., None]
+    with np.errstate(over="ignore"):
+        included = -np.expm1(-np.exp(excess))
+    return np.exp(np.asarray(target, np.float64)) / included
+
+
+def find(
+    search: Callable[..., Found],
+    params: Any,
+    mesh: Mesh,
+    requests: Sequence[Request],
+    *,
+    batch: int,
+    lengths: Sequence[int],
+    seed: int,
+) -> Iterator[tuple[int, Distinct]]:
+    """Search for the different lists of every request; yields (index, result) batch by batch.
+
+    Args:
+      search: of ``make_search``.
+      batch: prompts a call; rows that are missing in the last batch are padding.
+      lengths: padded prompt lengths to choose from.
+      seed: with a request's id, decides its random numbers: not its place in a batch.
+    """
+    require_divisible(batch, mesh, "sampling batch")
+    rows = named(mesh, ("batch",))
+    for length, indices in batches(requests, batch, lengths):
+        trunk: Any = np.zeros((batch, length), np.int32)
+        sizes, shown = np.ones(batch, np.int32), np.zeros(batch, np.int32)
+        seeds = np.zeros(batch, np.uint32)
+        for row, index in enumerate(indices):
+            request = requests[index]
+            trunk[row, : len(request.prompt)] = request.prompt
+            sizes[row], shown[row] = len(request.prompt), request.shown
+            seeds[row] = request_key(seed, request.id)
+        keys = jax.vmap(jax.random.key)(jax.device_put(seeds, rows))
+        out = search(params, *jax.device_put((trunk, sizes), rows), keys, shown)
+        found = {name: np.asarray(x) for name, x in out._asdict().items()}
+        for row, index in enumerate(indices):
+            kept = found["valid"][row]
+            tokens, counts = found["tokens"][row][kept], found["lengths"][row][kept]
+            logps, drawn, scores = (
+                tuple(found[name][row][kept].tolist()) for name in ("logps", "drawn", "scores")
+            )
+            branches = (tuple(t[:n].tolist()) for t, n in zip(tokens, counts, strict=True))
+            threshold = float(found["threshold"][row])
+            yield index, Distinct(tuple(branches), logps, drawn, scores, threshold)

@@ -1,0 +1,67 @@
+"""A policy's list for each question, whatever the number of its candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynarag_jax.records import Question
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.windows import Positions, Seen, Windows, run_plans
+from dynarag_jax.sampling.writer import Chosen, Writer
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What came of one question.
+
+    Attributes:
+      list: 1-based positions in the question's candidates, best first.
+      calls: prompts the reranker read for it.
+      shown: candidates it saw; without windows those beyond the prompt's limits are left out.
+    """
+
+    list: Chosen
+    calls: int
+    shown: int
+
+
+def rerank(
+    writer: Writer, questions: Sequence[Question], sampling: Sampling, windows: Windows
+) -> list[Reranked]:
+    """Rerank every question: in one prompt where its candidates fit the ids, by windows otherwise.
+
+    Raises:
+      InputError: a question has no passages, or one that is longer than a prompt.
+    """
+    results: dict[int, Reranked] = {}
+    many = [i for i, q in enumerate(questions) if len(q.passages) > writer.prompts.ids]
+    few = sorted(set(range(len(questions))).difference(many))
+    whole = writer.lists([questions[i] for i in few], sampling) if few else []
+    for i, found in zip(few, whole, strict=True):
+        results[i] = Reranked(found.lists[0], 1, found.shown)
+    calls = [0] * len(many)
+
+    def read(views: list[tuple[int, Positions]]) -> list[Seen]:
+        asked = []
+        for which, view in views:
+            calls[which] += 1
+            asked.append(_part(questions[many[which]], view, calls[which]))
+        lists = writer.lists(asked, sampling)
+        return [Seen(found.lists[0], found.shown) for found in lists]
+
+    lists = run_plans([len(questions[i].passages) for i in many], windows, read)
+    for which, i in enumerate(many):
+        results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))
+    return [results[i] for i in range(len(questions))]
+
+
+def _part(question: Question, view: Positions, call: int) -> Question:
+    """The question over some of its candidates, by a name of its own for its random numbers."""
+    return dataclasses.replace(
+        question,
+        id=f"{question.id}#{call}",
+        passages=tuple(question.passages[p - 1] for p in view),
+        expert=None,
+    )

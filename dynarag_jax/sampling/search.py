@@ -1,0 +1,257 @@
+"""Many different lists of one prompt at once: stochastic and deterministic beam search.
+
+Both walk the tree of lists from its root and keep, after every token, the ``width`` best prefixes.
+They differ in what best means:
+
+- *Beam search* ranks prefixes by their log-probability, to find the most probable list.
+- *Stochastic beam search* (Kool, van Hoof and Welling 2019, arXiv 1903.06059) ranks them by a
+  log-probability perturbed by Gumbel noise, drawn so that a prefix scores as much as the best list
+  that goes on from it. The lists that remain are then exactly the ``width`` lists of the largest
+  perturbed log-probability over *all* lists: a sample without replacement (the Gumbel top-k trick).
+
+The trunk is computed once; prefixes that are kept take their own cache from the prefix they
+extend. Random numbers depend on a request's own key, the position and the rank among its prefixes
+alone, not on what the request was batched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import Cache, DecoderConfig, Params
+from dynarag_jax.policy import grammar as grammars
+from dynarag_jax.policy.grammar import Grammar, GrammarState
+from dynarag_jax.sampling.sampler import Sampling, shape_scores
+from dynarag_jax.sharding import named
+
+
+class Found(NamedTuple):
+    """Different branches of every prompt, best score first.
+
+    Attributes:
+      tokens: [B, N, R], zero beyond each branch's length.
+      lengths: [B, N], tokens written, the end included; 0 where ``valid`` is false.
+      valid: [B, N] bool; false where fewer branches exist than were asked for.
+      logps: [B, N], log-probability of the branch at temperature 1, under the grammar.
+      drawn: [B, N], its log-probability under the distribution that was drawn from.
+      scores: [B, N], what branches are ranked by: perturbed ``drawn``, or ``logps`` (beam search).
+      threshold: [B], the largest score of any branch not returned, -inf if there is none. Of beam
+        search an upper bound: a first branch that scores above it is the most probable of all.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    valid: jax.Array
+    logps: jax.Array
+    drawn: jax.Array
+    scores: jax.Array
+    threshold: jax.Array
+
+
+class _Loop(NamedTuple):
+    place: jax.Array
+    hidden: jax.Array
+    own: Cache
+    at: GrammarState
+    finished: jax.Array
+    out: Found
+
+
+def _log1mexp(x: jax.Array) -> jax.Array:
+    """log(1 - exp(x)) for x <= 0."""
+    near = x > -0.693
+    return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -1.0))), jnp.log1p(-jnp.exp(x)))
+
+
+def gumbel_children(parent: jax.Array, logps: jax.Array, noise: jax.Array) -> jax.Array:
+    """Perturbed log-probabilities of children, the largest of which is their parent's.
+
+    Args:
+      parent: [...], perturbed log-probabilities of parents.
+      logps: [..., A], log-probabilities of whole prefixes; -inf where there is no child.
+      noise: [..., A], standard Gumbel.
+
+    Returns:
+      [..., A], Gumbel noise with locations ``logps``, conditioned on its maximum (arXiv 1903.06059,
+      section 3.3 and the stable form of appendix B.3).
+    """
+    perturbed = logps + noise
+    top = perturbed.max(-1, keepdims=True)
+    below = jnp.where(jnp.isfinite(perturbed), perturbed - top, -jnp.inf)
+    v = parent[..., None] - perturbed + _log1mexp(below)
+    children = parent[..., None] - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
+    return jnp.where(jnp.isfinite(perturbed), children, -jnp.inf)
+
+
+def _of(parent: jax.Array, tree: Any) -> Any:
+    """Rows [B, W, ...] of a tree of arrays at each row's ``parent`` [B, W]."""
+    return jax.tree.map(lambda x: jax.vmap(lambda y, rows: y[rows])(x, parent), tree)
+
+
+def search(
+    cfg: DecoderConfig,
+    params: Params,
+    trunk: jax.Array,
+    lengths: jax.Array,
+    keys: jax.Array,
+    n_passages: jax.Array,
+    *,
+    branches: int,
+    max_tokens: int,
+    end: int,
+    sampling: Sampling,
+    grammar: Grammar,
+) -> Found:
+    """Find ``branches`` different continuations of every trunk, by the sampling's method.
+
+    ``distinct`` draws them without replacement from the policy at the sampling's temperature and
+    nucleus; ``beam`` searches for the most probable ones with the sampling's width.
+
+    Args:
+      trunk: tokens [B, P], right-padded; lengths: [B].
+      keys: [B] random keys, one a request; beam search has no use for them.
+      n_passages: [B], how many ids the grammar may use.
+      max_tokens: R, the most tokens written, the end included: what the longest list takes.
+      end: the token that ends a branch.
+    """
+    beam = sampling.method == "beam"
+    width = max(branches, sampling.width) if beam else branches
+    b, arcs = trunk.shape[0], grammar.width
+    hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
+    first = decoder.last_hidden(hidden, lengths)
+    pairs = jax.vmap(jax.random.split)(keys)
+    root_keys, step_keys = pairs[:, 0], pairs[:, 1]
+
+    def gumbel(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.gumbel(key, shape, jnp.float32, mode="high")
+
+    def step(loop: _Loop) -> _Loop:
+        out = loop.out
+        choices, mask = grammars.allowed(grammar, loop.at, n_passages[:, None])
+        mask &= (out.valid & ~loop.finished)[..., None]
+        candidates = jnp.take_along_axis(
+            decoder.logits(cfg, params, loop.hidden), jnp.maximum(choices, 0), axis=-1
+        )
+        # A prefix without candidates gets finite scores, so that its softmax is finite.
+        some = mask.any(-1, keepdims=True)
+        candidates = jnp.where(mask, candidates, jnp.where(some, -jnp.inf, 0.0))
+        logps = out.logps[..., None] + jax.nn.log_softmax(candidates, axis=-1)
+        if beam:
+            drawn = scores = logps
+        else:
+            shaped = jax.nn.log_softmax(shape_scores(candidates, sampling), axis=-1)
+            drawn = jnp.where(mask, out.drawn[..., None] + shaped, -jnp.inf)
+            now = jax.vmap(lambda key: jax.random.fold_in(key, loop.place))(step_keys)
+            noise = jax.vmap(lambda key: gumbel(key, (width, arcs)))(now)
+            scores = gumbel_children(out.scores, drawn, noise)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        # A finished branch stays as it is: its one child is itself.
+        itself = loop.finished[..., None] & (jnp.arange(arcs) == 0)
+        scores = jnp.where(itself, out.scores[..., None], scores)
+        flat = jnp.pad(scores.reshape(b, -1), [(0, 0), (0, 1)], constant_values=-jnp.inf)
+        best, index = jax.lax.top_k(flat, width + 1)
+        # A prefix that is left out scores as much as the best branch below it.
+        threshold = jnp.maximum(out.threshold, best[:, width])
+        best, index = best[:, :width], jnp.minimum(index[:, :width], width * arcs - 1)
+        parent = index // arcs
+
+        def chosen(children: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(children.reshape(b, -1), index, axis=-1)
+
+        was, at, out_of = _of(parent, (loop.finished, loop.at, out._replace(threshold=None)))
+        token = jnp.where(was, 0, chosen(choices))
+        out = Found(
+            jax.lax.dynamic_update_slice_in_dim(
+                out_of.tokens, token[..., None], loop.place, axis=2
+            ),
+            out_of.lengths + ~was,
+            best > -jnp.inf,
+            jnp.where(was, out_of.logps, chosen(logps)),
+            jnp.where(was, out_of.drawn, chosen(drawn)),
+            best,
+            threshold,
+        )
+        own = jax.tree.map(lambda x: jax.vmap(lambda y: _of(parent, y))(x), loop.own)
+        following, own = decoder.extend(
+            cfg, params, token[..., None], cache, lengths, own, loop.place
+        )
+        at = grammars.advance(grammar, at, token)
+        return _Loop(
+            loop.place + 1, following[:, :, 0], own, at, was | (token == end) & out.valid, out
+        )
+
+    zeros = jnp.zeros((b, width))
+    alone = jnp.where(jnp.arange(width) == 0, zeros, -jnp.inf)
+    # All lists together have probability 1: the best of them scores like one Gumbel variable.
+    top = zeros[:, :1] if beam else jax.vmap(lambda key: gumbel(key, (1,)))(root_keys)
+    loop = _Loop(
+        jnp.zeros((), jnp.int32),
+        jnp.broadcast_to(first[:, None], (b, width, first.shape[-1])),
+        decoder.empty_cache(cfg, b, width, max_tokens),
+        grammars.start(grammar, (b, width)),
+        zeros > 0,
+        Found(
+            jnp.zeros((b, width, max_tokens), jnp.int32),
+            jnp.zeros((b, width), jnp.int32),
+            alone == 0,
+            alone,
+            alone,
+            alone + top,
+            jnp.full(b, -jnp.inf),
+        ),
+    )
+
+    def going(loop: _Loop) -> jax.Array:
+        # Scores only fall: once the best are finished, nothing behind them overtakes.
+        open_ = loop.out.valid & ~loop.finished
+        return (loop.place < max_tokens) & open_[:, :branches].any()
+
+    loop = jax.lax.while_loop(going, step, loop)
+    out, rest = loop.out, loop.out.scores[:, branches:]
+    kept: Found = jax.tree.map(lambda x: x[:, :branches] if x.ndim > 1 else x, out)
+    valid = kept.valid & loop.finished[:, :branches]
+    return kept._replace(
+        valid=valid,
+        lengths=jnp.where(valid, kept.lengths, 0),
+        tokens=jnp.where(valid[..., None], kept.tokens, 0),
+        threshold=jnp.maximum(out.threshold, rest.max(-1, initial=-jnp.inf)),
+    )
+
+
+def make_search(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    *,
+    branches: int,
+    max_tokens: int,
+    end: int,
+    sampling: Sampling,
+    grammar: Grammar,
+) -> Callable[..., Found]:
+    """A jitted ``search(params, trunk, lengths, keys, n_passages) -> Found`` on ``mesh``.
+
+    It runs with the trainer's own sharded parameters, the questions spread over the batch axes.
+    """
+
+    def run(
+        params: Params, grammar: Grammar, trunk: Any, lengths: Any, keys: Any, n_passages: Any
+    ) -> Found:
+        return search(
+            cfg, params, trunk, lengths, keys, n_passages,
+            branches=branches, max_tokens=max_tokens, end=end, sampling=sampling, grammar=grammar,
+        )  # fmt: skip
+
+    rows = named(mesh, ("batch",))
+    jitted = jax.jit(run, in_shardings=(None, None, rows, rows, rows, rows), out_shardings=rows)
+
+    def found(params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any) -> Found:
+        with jax.set_mesh(mesh):
+            return jitted(params, grammar, trunk, lengths, keys, n_passages)
+
+    return found

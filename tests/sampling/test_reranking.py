@@ -1,0 +1,184 @@
+"""A real, small policy on questions: distinct lists, labels, windows, and the program over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import save_decoder
+from dynarag_jax.exchange.tokenizers import load_tokenizer, train_word_level
+from dynarag_jax.files import read_jsonl
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
+from dynarag_jax.records import Passage, Question, valid_list, write_questions
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.reranking import rerank
+from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.windows import Seen, Windows, run_plans
+from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.stages import Rerank
+from eval import rerank as program
+from train.program import Context, run_stage
+
+IDS = 6
+LABELS = ("supports", "refutes", "not enough info")
+PROMPTS = PromptConfig(
+    style="compact", ids=IDS, max_list=3, rerank_tokens=64, answer_prompt_tokens=64,
+    answer_tokens=6, labels=LABELS,
+)  # fmt: skip
+WORDS = "ada arlo lives in bern rome oslo kyiv works where who founded what".split()
+
+
+def question(number: int, passages: int, task: Any = "short") -> Question:
+    rng = np.random.default_rng(number)
+    shown = tuple(
+        Passage(f"q{number}p{i}", " ".join(rng.choice(WORDS, 3))) for i in range(1, passages + 1)
+    )
+    text = " ".join(rng.choice(WORDS, 3))
+    return Question(f"q{number}", text, answers=("bern",), task=task, passages=shown)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A model directory with random weights, larger than at the start of training."""
+    place = tmp_path_factory.mktemp("model")
+    train_word_level([*WORDS, *COMPACT_WORDS, *LABELS], place / "tokenizer", IDS)
+    tokenizer = load_tokenizer(place / "tokenizer")
+    cfg = DecoderConfig(
+        vocab=len(tokenizer), width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24,
+        positions=128,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: 3 * x, decoder.init_params(cfg, jax.random.key(1)))
+    save_decoder(place / "model", cfg, params, tokenizer)
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def writer(directory):
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    return Writer(load_policy(directory, mesh, PROMPTS), PROMPTS, 8, seed=0)
+
+
+def test_rollouts_of_distinct_lists_carry_weights(writer):
+    questions = [question(i, passages) for i, passages in enumerate([6, 3, 2, 1, 5])]
+    rollouts = sample_rollouts(
+        writer, writer, questions, Sampling(method="distinct"), 8, RewardWeights()
+    )
+    exist = [1 + 6 + 30 + 120, 1 + 3 + 6 + 6, 1 + 2 + 2, 2, 1 + 5 + 20 + 60]
+    for rollout, count in zip(rollouts, exist, strict=True):
+        found = [t.list for t in rollout.trajectories]
+        assert len(set(found)) == len(found) == min(8, count)
+        assert all(t.count == 1 for t in rollout.trajectories)
+        weights: Any = [t.weight for t in rollout.trajectories]
+        if count <= 8:  # all there are: the weights are the probabilities of the training forward
+            expected = np.exp([t.logp for t in rollout.trajectories])
+            np.testing.assert_allclose(weights, expected, rtol=1e-3)
+            assert sum(weights) == pytest.approx(1, abs=1e-4)
+    again = writer.lists(questions, Sampling(method="distinct"), 8)
+    for rollout, found in zip(rollouts, again, strict=True):
+        logps = [t.logp for t in rollout.trajectories]
+        np.testing.assert_allclose(found.logps, logps, atol=1e-4)
+
+
+def test_the_beams_best_list_is_at_least_as_probable_as_the_greedy_one(writer):
+    questions = [question(i, 6) for i in range(12)]
+    greedy = writer.lists(questions, Sampling(temperature=0.0))
+    beam = writer.lists(questions, Sampling(method="beam", width=160))
+    for one, other in zip(greedy, beam, strict=True):
+        assert other.logps[0] >= one.logps[0] - 1e-4
+    assert any(b.logps[0] > g.logps[0] + 1e-3 for g, b in zip(greedy, beam, strict=True))
+
+
+def test_label_questions_get_a_label_and_others_what_the_generator_writes(writer):
+    asked: Any = [question(i, 4, "label" if i % 2 else "short") for i in range(12)]
+    answers = writer.answers([(q, (1, 2)) for q in asked])
+    assert all(answer in LABELS for answer in answers[1::2])
+    assert any(answer not in LABELS for answer in answers[::2])
+    # Without a closed set, the same questions are answered in other words.
+    free = Writer(writer.policy, dataclasses.replace(PROMPTS, labels=()), 8, seed=0)
+    assert any(a not in LABELS for a in free.answers([(q, (1, 2)) for q in asked[1::2]]))
+
+
+def test_windows_over_a_policy_are_its_lists_by_passage(writer):
+    """As one window after another by hand; positions are those of the whole candidate list."""
+    questions = [question(0, 4), question(1, 20), question(2, 6), question(3, 33)]
+    windows = Windows(window=5, stride=3, budget=3)
+    found = rerank(writer, questions, Sampling(temperature=0.0), windows)
+    by_hand = []
+
+    def one(views):
+        seen = []
+        for _, view in views:
+            shown = tuple(asked.passages[p - 1] for p in view)
+            part = writer.lists(
+                [dataclasses.replace(asked, passages=shown)], Sampling(temperature=0.0)
+            )[0]
+            seen.append(Seen(part.lists[0], part.shown))
+        return seen
+
+    for asked in questions:
+        if len(asked.passages) <= IDS:
+            by_hand.append(writer.lists([asked], Sampling(temperature=0.0))[0].lists[0])
+        else:
+            by_hand += run_plans([len(asked.passages)], windows, one)
+    assert [r.list for r in found] == by_hand
+    assert [r.calls == 1 for r in found] == [True, False, True, False]
+    assert [r.shown for r in found] == [4, 20, 6, 33]
+
+
+def test_the_program_writes_lists_continues_and_sets_aside(directory, tmp_path):
+    questions = [question(i, passages) for i, passages in enumerate([3, 25, 6, 14, 2])]
+    long = dataclasses.replace(question(7, 2), passages=(Passage("long", "ada " * 100),))
+    bare = dataclasses.replace(question(8, 2), passages=())
+    path = tmp_path / "asked.jsonl"
+    write_questions(path, [*questions, long, bare])
+    stage = Rerank(
+        model=str(directory), questions=(str(path),), prompts=PROMPTS,
+        windows=Windows(window=6, budget=3), batch=4,
+    )  # fmt: skip
+
+    def ran(name):
+        context = Context(Run(directory=str(tmp_path / name)), {"rerank": stage}, "rerank")
+        assert run_stage(context, program.run)
+        return tmp_path / name / "rerank"
+
+    whole = ran("a")
+    rows = {line["id"]: line for _, line in read_jsonl(whole / "asked.jsonl")}
+    assert set(rows) == {q.id for q in questions}
+    for q in questions:
+        row = rows[q.id]
+        assert valid_list(row["list"], len(q.passages)) is None
+        assert row["chosen"] == [q.passages[i - 1].id for i in row["list"]]
+        assert row["shown"] == len(q.passages) == len(row["ctxs"])
+        assert (row["calls"] > 1) == (len(q.passages) > IDS)
+    rejects = {line["id"]: line["reason"] for _, line in read_jsonl(whole / "rejects-asked.jsonl")}
+    assert "longer than the limit" in rejects["q7"]
+    assert "has no passages" in rejects["q8"]
+    # Cut off in the middle of a line and run again: the same records.
+    (whole / "done.json").unlink()
+    lines = (whole / "asked.jsonl").read_text().splitlines(keepends=True)
+    (whole / "asked.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    ran("a")
+    assert {line["id"]: line for _, line in read_jsonl(whole / "asked.jsonl")} == rows
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        (Windows(window=7, budget=2), "window = 7 shows more passages than a prompt's ids = 6"),
+        (Windows(window=6, budget=4), "budget = 4 is more than a list holds, max_list = 3"),
+    ],
+)
+def test_windows_beyond_the_prompt_are_refused(windows, message):
+    with pytest.raises(InputError, match=message):
+        Rerank(prompts=PROMPTS, windows=windows)

@@ -14,6 +14,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models import kernels
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
@@ -60,7 +61,9 @@ def begin(
     if tokenizer is None and init is None:
         raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
     loaded = load_tokenizer(str(tokenizer or init))
-    settings = {name: getattr(stage.model, name) for name in ("dtype", "remat", "unroll")}
+    settings = {
+        name: getattr(stage.model, name) for name in ("dtype", "remat", "attention", "unroll")
+    }
     adapting = stage.lora.rank > 0 or adapters is not None
     if init is not None and (weights or adapting):
         cfg, params = load_decoder(
@@ -274,9 +277,10 @@ def train(
     best = Best(stage.best, stage.best_is == "highest", stage.keep_best) if stage.best else None
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep, best)
     lora = start.lora
-    layout = state_shardings(start.cfg, mesh, optimizer, lora)
+    offload = stage.optimizer.offload
+    layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
     trained = start.params if lora is None else start.adapters
-    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora)
+    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora, offload)
     state = checkpoints.restore(layout, fresh, log) or fresh
     del fresh
     if lora:
@@ -293,8 +297,10 @@ def train(
         stage.accumulate,
         Adapting(lora, start.params) if lora and start.params else None,
         seed,
+        offload,
         skip_nonfinite=stage.nonfinite == "skip",
     )
+    log(kernels.choose(start.cfg).reason)
     data = Input(stage, sources, mesh, seed, steps)
     if stage.lengths > 1:
         chosen = ((n, ", ".join(map(str, of))) for n, of in data.grouping.lengths.items())

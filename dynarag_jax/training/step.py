@@ -229,6 +229,18 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
+def _kept_where_finite(
+    figures: dict[str, jax.Array], new: Any, old: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """``new``, or ``old`` where any figure is not finite; the figure ``skipped`` is then 1.
+
+    It is decided inside jit from figures that every device has, so that all processes do the same.
+    """
+    good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
+    kept = jax.tree.map(partial(jnp.where, good), new, old)
+    return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
+
+
 @dataclass(frozen=True)
 class Step:
     """The jitted update with what it closes over; call it, or ``lower`` it to be looked at."""
@@ -250,18 +262,6 @@ class Step:
         with jax.set_mesh(self.mesh):
             rows = {name: batches[name] for name in self.streams}
             return self.jitted.lower(state, rows, self.rest)
-
-
-def _kept_where_finite(
-    figures: dict[str, jax.Array], new: Any, old: Any
-) -> tuple[Any, dict[str, jax.Array]]:
-    """``new``, or ``old`` where any figure is not finite; the figure ``skipped`` is then 1.
-
-    It is decided inside jit from figures that every device has, so that all processes do the same.
-    """
-    good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
-    kept = jax.tree.map(partial(jnp.where, good), new, old)
-    return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
 
 
 def make_step(

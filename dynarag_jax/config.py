@@ -20,8 +20,13 @@ class Mesh:
     """devices that share each copy's weights and its part of the batch"""
     tensor: int = 1
     """devices that share heads, MLP width and vocabulary"""
+    slices: int = 0
+    """groups of devices joined by a slower network, which only ``data`` is spread over; 0 takes the
+    slices of TPUs, and one group elsewhere"""
 
     def __post_init__(self) -> None:
+        if self.slices < 0:
+            raise InputError(f"mesh.slices = {self.slices} must not be negative")
         sizes = (self.data, self.fsdp, self.tensor)
         if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
             raise InputError(f"mesh {sizes}: sizes are positive, at most one of them is -1")

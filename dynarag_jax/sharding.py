@@ -6,14 +6,19 @@ names a mesh axis, so that changing the layout is changing this table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynarag_jax.errors import InputError
+
+HOST = "pinned_host"
+"""The memory kind of the host, where devices read and write it directly."""
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -28,28 +33,78 @@ RULES: Mapping[str, tuple[str, ...]] = {
 """Logical axes that are not named here are replicated."""
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """Make the mesh (data, fsdp, tensor); one size may be -1 and takes what is left.
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """Sizes of the mesh over so many devices; one of them may be -1 and takes what is left.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise InputError(f"mesh {tuple(sizes)}: sizes are positive, at most one is -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
         raise InputError(
             f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not cover the "
-            f"{len(devices)} device(s) here; choose sizes whose product is {len(devices)}"
+            f"{devices} device(s) here; choose sizes whose product is {devices}"
         )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    slices: int = 0,
+) -> Mesh:
+    """Make the mesh (data, fsdp, tensor); one size may be -1 and takes what is left.
+
+    Inside a slice, devices are arranged so that the axes that talk most, ``tensor`` first, lie on
+    neighbors. Between slices only gradients travel: the data axis runs over them, outermost.
+
+    Args:
+      slices: groups of devices joined by a slower network; 0 takes the TPUs' own.
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices, or the data axis does not
+        divide over the slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    groups = _slices(devices, slices)
+    if sizes[0] % len(groups):
+        raise InputError(
+            f"mesh data x fsdp x tensor = {' x '.join(map(str, sizes))} over {len(groups)} slices: "
+            f"only data runs between slices, so that its size must be a multiple of {len(groups)}"
+        )
+    inside = (sizes[0] // len(groups), *sizes[1:])
+    arranged = [
+        mesh_utils.create_device_mesh(inside, group, allow_split_physical_axes=True)
+        for group in groups
+    ]
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    return Mesh(np.concatenate(arranged), MESH_AXES, axis_types=axis_types)
+
+
+def _slices(devices: list[Any], slices: int) -> list[list[Any]]:
+    """The devices by slice: their own, or so many equal groups in the order of processes."""
+    own: dict[int, list[Any]] = {}
+    for device in devices:
+        number = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+        own.setdefault(number or 0, []).append(device)
+    found = [own[number] for number in sorted(own)]
+    if slices in (0, len(found)):
+        return found
+    if len(found) > 1:
+        raise InputError(f"mesh.slices = {slices}, but these TPUs are {len(found)} slices")
+    if len(devices) % slices:
+        raise InputError(f"mesh.slices = {slices} does not divide the {len(devices)} devices here")
+    size = len(devices) // slices
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -87,6 +142,26 @@ def require_divisible(size: int, mesh: Mesh, what: str) -> None:
         )
 
 
+def require_host_memory(mesh: Mesh, what: str) -> None:
+    """Raise InputError if the mesh's devices have no host memory that programs can address."""
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise InputError(
+            f"{what} needs host memory of kind '{HOST}', which {device.device_kind} devices do not "
+            f"offer (they have {', '.join(kinds)}); turn it off"
+        )
+
+
+def on_host(shardings: Any, arrays: Any) -> Any:
+    """The same layouts in host memory; numbers (counts) stay on the device.
+
+    Args:
+      shardings: a tree of NamedSharding; arrays: the tree of shapes they are for.
+    """
+    return jax.tree.map(lambda s, x: s.with_memory_kind(HOST) if x.ndim else s, shardings, arrays)
+
+
 def check_shapes(mesh: Mesh, shapes: Mapping[str, tuple[tuple[int, ...], tuple[Any, ...]]]) -> None:
     """Raise InputError naming every array ``{name: (shape, axes)}`` that the mesh cannot divide."""
     wrong = []
@@ -99,9 +174,19 @@ def check_shapes(mesh: Mesh, shapes: Mapping[str, tuple[tuple[int, ...], tuple[A
         raise InputError("the mesh does not divide these arrays: " + "; ".join(wrong))
 
 
+def context_mesh() -> Any:
+    """The mesh that a traced function runs under, or None where none of ours is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names) else mesh
+
+
+def local_size(size: int, axis: str) -> int:
+    """A device's part of an axis under the mesh that is set; all of it where none is."""
+    mesh = context_mesh()
+    parts = 1 if mesh is None else math.prod(mesh.shape[name] for name in RULES[axis])
+    return -(-size // parts)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin the layout of an activation inside jit; the identity where no mesh is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    return x if context_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))

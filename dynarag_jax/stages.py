@@ -146,7 +146,7 @@ class Train:
     """questions with passages, answers and expert lists"""
     prompts: PromptConfig = PromptConfig()
     model: DecoderConfig = DecoderConfig()
-    """shape of a new model; with ``init``, only types, remat and unroll are taken from it"""
+    """shape of a new model; with ``init``, only types, remat, attention and unroll count"""
     lora: LoraConfig = LoraConfig(rank=0)
     """with a rank above 0, train low-rank adapters beside the frozen weights of ``init``"""
     adapters: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,6 +52,60 @@ def test_mesh_sizes(eight, sizes, shape):
 def test_impossible_meshes_are_refused(eight, sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(*sizes, devices=eight)
+
+
+class Tpu(SimpleNamespace):
+    """A TPU as a mesh sees it: a v5p chip at its place in its slice. There is none here."""
+
+    platform, device_kind = "tpu", "TPU v5p"
+
+    def __hash__(self):
+        return self.id
+
+
+def tpus(slices):
+    """Slices of eight chips, 2 x 2 x 2."""
+    return [
+        Tpu(
+            id=8 * number + i, process_index=2 * number + i // 4, slice_index=number,
+            coords=(i % 2, i // 2 % 2, i // 4), core_on_chip=0,
+        )
+        for number in range(slices)
+        for i in range(8)
+    ]  # fmt: skip
+
+
+def test_between_slices_runs_data_alone():
+    mesh = make_mesh(4, 2, 2, devices=tpus(2)[::-1])
+    assert mesh.devices.shape == (4, 2, 2)
+    by_slice = [{d.slice_index for d in mesh.devices[i].flat} for i in range(4)]
+    assert by_slice == [{0}, {0}, {1}, {1}]
+    # The axis that talks most lies on neighbors.
+    for pair in mesh.devices.reshape(-1, 2):
+        assert sum(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
+
+
+def test_groups_can_be_named_where_devices_name_none(eight):
+    mesh = make_mesh(2, 2, 2, devices=eight, slices=2)
+    assert [d.id for d in mesh.devices[0].flat] == [d.id for d in eight[:4]]
+    assert make_mesh(8, devices=eight, slices=1).devices.shape == (8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "message"),
+    [
+        ((1, 4, 4), 0, "over 2 slices: only data runs between .* a multiple of 2"),
+        ((4, 2, 2), 4, "mesh.slices = 4, but these TPUs are 2 slices"),
+    ],
+)
+def test_slices_that_the_mesh_does_not_fit_are_refused(sizes, slices, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(*sizes, devices=tpus(2), slices=slices)
+
+
+def test_groups_that_do_not_divide_the_devices_are_refused(eight):
+    with pytest.raises(InputError, match="slices = 3 does not divide the 8 devices"):
+        make_mesh(devices=eight, slices=3)
 
 
 def test_logical_axes_become_mesh_axes():

@@ -95,7 +95,7 @@ class Context:
     def mesh(self) -> jax.sharding.Mesh:
         """The run's mesh over all devices."""
         sizes = self.run.mesh
-        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, slices=sizes.slices)
 
     @functools.cached_property
     def primary(self) -> bool:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import logging
 import os
 import signal
@@ -32,8 +31,11 @@ import jax
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.stages import Train
+from train import processes
 from train.context import Context, StageDone
 from train.options import load_config, load_stage, print_help, program_name
+from train.plan import print_plan, take_plan
 
 __all__ = ["Context", "guard", "load_config", "main", "main_pipeline", "run_stage", "start_jax"]
 
@@ -50,7 +52,8 @@ def main(
     """Run one stage of a config file, ``python -m train.NAME CONFIG.py [--field value ...]``.
 
     Args:
-      name: the stage to run; ``--stage`` picks another of the same ``config_type``.
+      name: the stage to run; ``--stage`` picks another of the same ``config_type``; ``--plan``
+        prints what a training stage will need instead of running it.
       config_type: the class of the stage's configuration.
       body: does the stage's work; the first thing it does is to call ``Context.manifest``.
       argv: the arguments; the process's own by default.
@@ -60,7 +63,11 @@ def main(
     def work() -> None:
         path, rest = _config_path(arguments, config_type)
         chosen = _take_stage(rest)
+        planned = take_plan(rest) if issubclass(config_type, Train) else None
         run, stages, stage = load_stage(path, name, config_type, rest, chosen)
+        if planned is not None:
+            print_plan(run, stages, stages[stage], planned)
+            return
         start_jax(run)
         run_stage(Context(run, stages, stage), body)
 
@@ -208,38 +215,11 @@ def start_jax(run: Run) -> None:
         jax.config.update("jax_compilation_cache_dir", str(directory.expanduser().absolute()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if _several_processes():
-        _join()
+    if processes.several(os.environ):
+        processes.join(os.environ)
 
 
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _several_processes() -> bool:
-    """Whether the environment says that this process is one of several."""
-    env = os.environ
-    counts = (env.get("SLURM_NTASKS"), env.get("OMPI_COMM_WORLD_SIZE"))
-    if any(count and count.isdigit() and int(count) > 1 for count in counts):
-        return True
-    named = "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS"
-    if any(env.get(name) for name in named) or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
-    # A TPU virtual machine may be one of a slice without saying so; JAX asks its metadata server.
-    tpu = Path("/dev/accel0").exists() or any(Path("/dev/vfio").glob("[0-9]*"))
-    return tpu and importlib.util.find_spec("libtpu") is not None
-
-
-def _join() -> None:
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    try:
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
-    except ValueError as error:
-        raise InputError(
-            f"this process cannot join the others ({error}); set JAX_COORDINATOR_ADDRESS, "
-            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start it by SLURM or on a TPU slice"
-        ) from None

@@ -22,6 +22,10 @@ Params = Mapping[str, Any]
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
 
+Kernel = Literal["plain", "cudnn", "splash"]
+
+Remat = Literal["none", "full", "dots", "offload", "dots_offload"]
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -88,8 +92,12 @@ class DecoderConfig:
     """type of activations; norms, softmax and logits are float32 always"""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the stored weights"""
-    remat: Literal["none", "full", "dots"] = "none"
-    """what a training step recomputes: nothing, whole layers, or all but matrix products"""
+    remat: Remat = "none"
+    """what a training step recomputes: nothing, whole layers, or all but matrix products; with
+    ``offload`` what is kept (the layers' inputs, or the products) waits in host memory"""
+    attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
+    """who computes the trunk's attention: cuDNN's flash kernel, splash attention, or XLA in blocks
+    of queries; ``auto`` takes the platform's kernel where it can compute this model"""
     unroll: int = 1
     """layers per iteration of the layer scan; ``layers`` writes them all out: slower to compile,
     faster for small models on CPU"""

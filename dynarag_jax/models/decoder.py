@@ -20,8 +20,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from dynarag_jax.models.attention import branch_attention, soft_cap, trunk_attention
+from dynarag_jax.models import kernels
+from dynarag_jax.models.attention import branch_attention, soft_cap
 from dynarag_jax.models.config import (
     DecoderConfig,
     Family,
@@ -36,7 +38,8 @@ from dynarag_jax.models.config import (
     rope_frequencies,
     sights,
 )
-from dynarag_jax.models.lora import LowRank
+from dynarag_jax.models.lora import MATRICES, LowRank
+from dynarag_jax.models.products import matmul
 from dynarag_jax.sharding import constrain
 
 __all__ = [
@@ -114,7 +117,10 @@ def _layers(cfg: DecoderConfig, params: Params) -> Layer:
 
 def _ready(cfg: DecoderConfig, layer: Layer) -> Layer:
     """The layer in the type of the activations, its sight completed by what all layers share."""
-    weights = {name: p.astype(cfg.dtype) for name, p in layer.weights.items()}
+    # Matrices stay as they are stored: their products cast them, and keep gradients in float32.
+    weights = {
+        name: p if name in MATRICES else p.astype(cfg.dtype) for name, p in layer.weights.items()
+    }
     shared = sights(cfg)[0]
     sight = Sight(
         *(mine if all_ is None else all_ for all_, mine in zip(shared, layer.sight, strict=True))
@@ -134,7 +140,7 @@ def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     w = layer.weights[name]
     lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
     flat = x.reshape(-1, inner)
-    y = flat @ w.reshape(inner, -1)
+    y = matmul(flat, w.reshape(inner, -1))
     if name in layer.adapters:
         y += layer.adapters[name].apply(flat, stream=x.ndim)
     y = y.reshape(*lead, *w.shape[axes:])
@@ -154,6 +160,15 @@ def _qkv(
     return rotate(q, positions, freq) * scale, rotate(k, positions, freq), v
 
 
+def _trunk_attention(
+    cfg: DecoderConfig, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    kernel = kernels.choose(cfg).kernel
+    return kernels.attend(
+        q, k, v, lengths, layer.sight.window, cfg.score_cap, kernel, cfg.window
+    )  # fmt: skip
+
+
 def _after_attention(
     cfg: DecoderConfig, layer: Layer, x: jax.Array, attended: jax.Array
 ) -> jax.Array:
@@ -169,6 +184,10 @@ def _after_attention(
 # ---------------------------------------------------------------------------- whole passes
 
 
+LAYER_INPUT = "layer_input"
+"""The name under which rematerialization knows what enters a layer."""
+
+
 class Cache(NamedTuple):
     """Keys and values of all layers: [L, B, P, G, K] of trunks, [L, B, N, R, G, K] of branches."""
 
@@ -177,10 +196,22 @@ class Cache(NamedTuple):
 
 
 def _remat(cfg: DecoderConfig, body: Any) -> Any:
+    """A layer's body under the rematerialization that the configuration names."""
     if cfg.remat == "none":
         return body
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(body, policy=policy if cfg.remat == "dots" else None)
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+        "dots_offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    }[cfg.remat]
+    return jax.checkpoint(body, policy=policy)
 
 
 def _over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -215,10 +246,10 @@ def prefill(
     positions = jnp.arange(trunk.shape[1])
 
     def layer(x: jax.Array, w: Layer) -> tuple[jax.Array, Cache]:
+        x = checkpoint_name(x, LAYER_INPUT)
         w = _ready(cfg, w)
         q, k, v = _qkv(cfg, w, x, positions)
-        attended = trunk_attention(q, k, v, lengths, w.sight.window, cfg.score_cap)
-        x = _after_attention(cfg, w, x, attended)
+        x = _after_attention(cfg, w, x, _trunk_attention(cfg, w, q, k, v, lengths))
         return constrain(x, "batch", None, None), Cache(k, v)
 
     x = constrain(embed(cfg, params, trunk), "batch", None, None)
@@ -297,11 +328,11 @@ def trunk_and_branches(
     branch_positions = lengths[:, None, None] + jnp.arange(inputs.shape[2])
 
     def layer(carry: tuple[jax.Array, jax.Array], w: Layer) -> tuple[Any, None]:
-        x, y = carry
+        x, y = checkpoint_name(carry, LAYER_INPUT)
         w = _ready(cfg, w)
         window, cap = w.sight.window, cfg.score_cap
         q, k, v = _qkv(cfg, w, x, trunk_positions)
-        x = _after_attention(cfg, w, x, trunk_attention(q, k, v, lengths, window, cap))
+        x = _after_attention(cfg, w, x, _trunk_attention(cfg, w, q, k, v, lengths))
         q, own_k, own_v = _qkv(cfg, w, y, branch_positions)
         attended = branch_attention(q, k, v, lengths, own_k, own_v, 0, window, cap)
         y = _after_attention(cfg, w, y, attended)
@@ -335,9 +366,8 @@ def logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
 
 def score_rows(cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array) -> jax.Array:
     """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V]."""
-    scores = jnp.einsum(
-        "...d,vd->...v", hidden, rows.astype(cfg.dtype), preferred_element_type=jnp.float32
-    )
+    *lead, width = hidden.shape
+    scores = matmul(hidden.reshape(-1, width), rows.T, jnp.float32).reshape(*lead, -1)
     return soft_cap(scores, cfg.logit_cap)
 
 

@@ -27,6 +27,7 @@ from dynarag_jax.models.config import (
     parameter_table,
     stacked,
 )
+from dynarag_jax.models.products import matmul
 
 # How many leading axes of each matrix are its input.
 MATRICES: Mapping[str, int] = {
@@ -107,8 +108,8 @@ class LowRank:
                 jax.random.fold_in(self.key, stream), 1 - self.dropout, x.shape
             )
             x = jnp.where(kept, x / (1 - self.dropout), 0)
-        low = x @ self.a.reshape(-1, rank).astype(x.dtype)
-        return (low @ self.b.reshape(rank, -1).astype(x.dtype)) * self.scale
+        low = matmul(x, self.a.reshape(-1, rank))
+        return matmul(low, self.b.reshape(rank, -1)) * self.scale
 
 
 def adapter_table(cfg: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:

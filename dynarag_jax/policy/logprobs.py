@@ -15,12 +15,14 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar
-
-CHUNK = 2048
-"""Tokens projected at once where their scores are more than ``WHOLE``."""
+from dynarag_jax.sharding import constrain, local_size
 
 WHOLE = 1 << 23
-"""Scores, tokens times vocabulary, that are held whole: 32 MB; recomputing them would cost more."""
+"""Scores, tokens times vocabulary, that a device holds whole: 32 MB; recomputing them would cost
+more."""
+
+CHUNK = 1 << 26
+"""Scores that a device holds at once where they are more than ``WHOLE``: 256 MB."""
 
 
 class TokenLogps(NamedTuple):
@@ -41,9 +43,9 @@ def _score(
     choices: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """[T, D], [T] -> free and policy log-probabilities [T]."""
-    scores = decoder.logits(cfg, params, hidden)
-    target = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    """[B, T, D], [B, T] -> free and policy log-probabilities [B, T]."""
+    scores = constrain(decoder.logits(cfg, params, hidden), "batch", None, "vocab")
+    target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     free = target - jax.nn.logsumexp(scores, axis=-1)
     if choices is None or mask is None:
         return free, free
@@ -51,10 +53,21 @@ def _score(
     picked = jnp.where(mask, picked, -jnp.inf)
     constrained = mask.any(-1)
     # Rows that nothing constrains must not put NaN into the gradient of those that are.
-    picked = jnp.where(constrained[:, None], picked, 0.0)
+    picked = jnp.where(constrained[..., None], picked, 0.0)
     policy = target - jax.nn.logsumexp(picked, axis=-1)
-    legal = (mask & (choices == targets[:, None])).any(-1)
+    legal = (mask & (choices == targets[..., None])).any(-1)
     return free, jnp.where(constrained, jnp.where(legal, policy, -jnp.inf), free)
+
+
+def chunk_positions(rows: int, positions: int, vocab: int) -> int:
+    """How many positions of every row are projected at once, from a device's own shapes.
+
+    Args:
+      rows, positions: of the batch on one device; vocab: its part of the vocabulary.
+    """
+    if rows * positions * vocab <= WHOLE:
+        return positions
+    return min(positions, max(1, CHUNK // (rows * vocab)))
 
 
 def token_logps(
@@ -79,30 +92,33 @@ def token_logps(
       Log-probabilities per token; what stands at positions of padding means nothing, not even
       that it is finite: select with a mask, do not multiply by one.
     """
-    shape = branches.shape
-    count = branches.size
-    flat_hidden = hidden.reshape(count, hidden.shape[-1])
-    arrays = [flat_hidden, branches.reshape(count)]
+    b, n, r = branches.shape
+    arrays = [hidden.reshape(b, n * r, -1), branches.reshape(b, n * r)]
     if grammar is not None and is_list is not None and n_passages is not None:
         choices, mask = grammars.along(grammar, branches, n_passages)
         mask &= is_list[:, None, None, None]
-        arrays += [choices.reshape(count, -1), mask.reshape(count, -1)]
+        arrays += [choices.reshape(b, n * r, -1), mask.reshape(b, n * r, -1)]
 
     def score(chunk: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest = chunk[2:] or (None, None)
         return _score(cfg, params, chunk[0], chunk[1], *rest)
 
-    if count <= CHUNK or count * cfg.vocab <= WHOLE:
+    # Chunks are cut along positions: rows lie on different devices, and every chunk is theirs all.
+    rows, vocab = local_size(b, "batch"), local_size(cfg.vocab, "vocab")
+    size = chunk_positions(rows, n * r, vocab)
+    if size == n * r:
         free, policy = score(arrays)
     else:
-        padded = -count % CHUNK
+        padded = -(n * r) % size
         chunks = [
-            jnp.pad(a, [(0, padded)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, CHUNK, *a.shape[1:])
+            jnp.pad(a, [(0, 0), (0, padded)] + [(0, 0)] * (a.ndim - 2))
+            .reshape(b, -1, size, *a.shape[2:])
+            .swapaxes(0, 1)
             for a in arrays
         ]
         free, policy = jax.lax.map(jax.checkpoint(score), chunks)
-        free, policy = free.reshape(-1)[:count], policy.reshape(-1)[:count]
-    return TokenLogps(free.reshape(shape), policy.reshape(shape))
+        free, policy = (x.swapaxes(0, 1).reshape(b, -1)[:, : n * r] for x in (free, policy))
+    return TokenLogps(free.reshape(b, n, r), policy.reshape(b, n, r))
 
 
 def prompt_logps(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
@@ -18,7 +19,7 @@ from dynarag_jax.errors import InputError
 class OptimizerConfig:
     """AdamW unless told otherwise, after clipping the global gradient norm."""
 
-    name: Literal["adamw", "muon", "lion", "adafactor", "sgd"] = "adamw"
+    name: Literal["adamw", "muon", "lion", "adafactor", "sgd", "nadamw", "lamb"] = "adamw"
     """muon: orthogonalized momentum (arXiv 2502.16982) for the layers' matrices, its updates scaled
     to the size of AdamW's, and AdamW for all else"""
     learning_rate: float = 1e-5
@@ -39,6 +40,8 @@ class OptimizerConfig:
     spared"""
     clip: float = 1.0
     """largest global gradient norm; 0 does not clip"""
+    offload: bool = False
+    """moments wait in host memory and come to the device for the update only"""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -123,6 +126,9 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
         )
         # Not Muon's own rule for other arrays, which is Nesterov's Adam and decays norms, too.
         rule = optax.partition({"muon": muon, "adamw": adamw}, _rules)
+    elif cfg.name in ("nadamw", "lamb"):
+        make = {"nadamw": optax.nadamw, "lamb": optax.lamb}[cfg.name]
+        rule = make(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed)
     elif cfg.name == "lion":
         rule = optax.lion(rate, cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed)
     else:
@@ -132,4 +138,19 @@ def make_optimizer(cfg: OptimizerConfig, steps: int) -> optax.GradientTransforma
             decay = optax.add_decayed_weights(lambda step: -cfg.weight_decay * rate(step), decayed)
             rule = optax.chain(rule, decay)
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    return optax.chain(*clip, rule)
+    return _in_float32(optax.chain(*clip, rule))
+
+
+def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule on float32 copies: moments of bfloat16 weights are float32, and so is the sum."""
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params: Any) -> Any:
+        return rule.init(wide(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return rule.update(wide(updates), state, wide(params))
+
+    return optax.GradientTransformation(init, update)

@@ -15,6 +15,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.models import kernels
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
@@ -76,7 +77,9 @@ def begin(
     if tokenizer is None and init is None:
         raise InputError("a new model needs a tokenizer: set 'tokenizer' (or 'init' to a model)")
     loaded = load_tokenizer(str(tokenizer or init))
-    settings = {name: getattr(stage.model, name) for name in ("dtype", "remat", "unroll")}
+    settings = {
+        name: getattr(stage.model, name) for name in ("dtype", "remat", "attention", "unroll")
+    }
     adapting = stage.lora.rank > 0 or adapters is not None
     if init is not None and (weights or adapting):
         cfg, params = load_decoder(
@@ -264,9 +267,10 @@ def train(
     rate = learning_rate(stage.optimizer, steps)
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep)
     lora = start.lora
-    layout = state_shardings(start.cfg, mesh, optimizer, lora)
+    offload = stage.optimizer.offload
+    layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
     trained = start.params if lora is None else start.adapters
-    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora)
+    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora, offload)
     state = checkpoints.restore(layout, fresh, log) or fresh
     del fresh
     if lora:
@@ -283,7 +287,9 @@ def train(
         stage.accumulate,
         Adapting(lora, start.params) if lora and start.params else None,
         seed,
+        offload,
     )
+    log(kernels.choose(start.cfg).reason)
     orders = {s.name: Order(s.size, seed, s.name) for s in sources}
 
     def make(number: int) -> tuple[Mapping[str, Batch], list[str]]:

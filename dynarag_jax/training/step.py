@@ -24,7 +24,7 @@ from dynarag_jax.models.lora import LoraConfig, adapter_table, attach, init_adap
 from dynarag_jax.objectives.terms import Objectives, Scores
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
-from dynarag_jax.sharding import check_shapes, named
+from dynarag_jax.sharding import check_shapes, named, on_host, require_host_memory
 from dynarag_jax.training.batches import Batch
 
 
@@ -147,8 +147,15 @@ def state_shardings(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     lora: LoraConfig | None = None,
+    offload: bool = False,
 ) -> State:
-    """NamedSharding of the whole state: moments lie where their parameters lie."""
+    """NamedSharding of the whole state: moments lie where their parameters lie.
+
+    With ``offload`` they lie so in host memory.
+
+    Raises:
+      InputError: the mesh does not divide an array, or its devices cannot address host memory.
+    """
     params = param_shardings(cfg, mesh, lora)
     dtype = jnp.dtype(cfg.param_dtype if lora is None else jnp.float32)
     shapes = jax.tree.map(
@@ -172,7 +179,11 @@ def state_shardings(
                 return sharding
         return everywhere
 
-    moments = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, shapes))
+    arrays = jax.eval_shape(optimizer.init, shapes)
+    moments = jax.tree_util.tree_map_with_path(place, arrays)
+    if offload:
+        require_host_memory(mesh, "optimizer.offload")
+        moments = on_host(moments, arrays)
     return State(everywhere, params, moments)
 
 
@@ -183,9 +194,10 @@ def init_state(
     params: Params | None = None,
     seed: int = 0,
     lora: LoraConfig | None = None,
+    offload: bool = False,
 ) -> State:
     """A fresh state on the mesh, from ``params`` or at random; with ``lora``, of adapters alone."""
-    layout = state_shardings(cfg, mesh, optimizer, lora)
+    layout = state_shardings(cfg, mesh, optimizer, lora, offload)
     fresh = (
         (lambda key: decoder.init_params(cfg, key))
         if lora is None
@@ -213,6 +225,29 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Step:
+    """The jitted update with what it closes over; call it, or ``lower`` it to be looked at."""
+
+    jitted: Any
+    mesh: Mesh
+    streams: tuple[str, ...]
+    rest: tuple[Params, Grammar]
+
+    def __call__(
+        self, state: State, batches: Mapping[str, Batch]
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One update; ``state`` is given away."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted(state, {name: batches[name] for name in self.streams}, self.rest)
+
+    def lower(self, state: State, batches: Mapping[str, Batch]) -> jax.stages.Lowered:
+        """The update as a program, from arrays or from their shapes; nothing is computed."""
+        with jax.set_mesh(self.mesh):
+            rows = {name: batches[name] for name in self.streams}
+            return self.jitted.lower(state, rows, self.rest)
+
+
 def make_step(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -222,7 +257,8 @@ def make_step(
     accumulate: int = 1,
     adapting: Adapting | None = None,
     seed: int = 0,
-) -> Callable[[State, Mapping[str, Batch]], tuple[State, dict[str, jax.Array]]]:
+    offload: bool = False,
+) -> Step:
     """The jitted update ``step(state, batches) -> (state, figures)``; the state is donated.
 
     Args:
@@ -230,9 +266,11 @@ def make_step(
       accumulate: microbatches an update is made of.
       adapting: train adapters, which the state then holds, beside these frozen parameters.
       seed: of the adapters' dropout; the key of a step follows from it and the step's number.
+      offload: the state's moments lie in host memory, as ``init_state`` puts them there.
 
     Raises:
-      InputError: the mesh does not divide the model, or listwise supervision is asked for with a
+      InputError: the mesh does not divide the model, its devices cannot address host memory where
+        the configuration offloads, or listwise supervision is asked for with a
         tokenizer in which ids begin with the same token.
     """
     parts = {name: part for name, part in parts.items() if part.objectives.active()}
@@ -240,7 +278,10 @@ def make_step(
         if part.objectives.reads("ids"):
             _require_distinct(grammar, name)
     lora, base = (adapting.lora, adapting.base) if adapting else (None, {})
-    layout = state_shardings(cfg, mesh, optimizer, lora)
+    if cfg.remat in ("offload", "dots_offload"):
+        require_host_memory(mesh, f"model.remat {cfg.remat}")
+    layout = state_shardings(cfg, mesh, optimizer, lora, offload)
+    on_device = state_shardings(cfg, mesh, optimizer, lora).optimizer
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def loss_of(trained: Params, key: Any, micro: Any, whole: Any, rest: Any) -> Any:
@@ -262,7 +303,8 @@ def make_step(
 
             def add(total: Any, one: tuple[Any, Any]) -> tuple[Any, None]:
                 more = gradient(state.params, *one, batches, rest)
-                return jax.tree.map(jnp.add, total, more), None
+                values, grads = jax.tree.map(jnp.add, total, more)
+                return (values, jax.lax.with_sharding_constraint(grads, layout.params)), None
 
             each = (jax.random.split(key, accumulate), micro)
 
@@ -274,8 +316,10 @@ def make_step(
                 ),
             )
             ((loss, figures), grads), _ = jax.lax.scan(add, zero, each)
-            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-        changes, moments = optimizer.update(grads, state.optimizer, state.params)
+        # Reduced onto the shards that the parameters lie on, not to copies everywhere.
+        grads = jax.lax.with_sharding_constraint(grads, layout.params)
+        before = jax.device_put(state.optimizer, on_device) if offload else state.optimizer
+        changes, moments = optimizer.update(grads, before, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
         return State(state.step + 1, params, moments), figures
@@ -288,11 +332,7 @@ def make_step(
         donate_argnums=0,
     )
 
-    def step(state: State, batches: Mapping[str, Batch]) -> tuple[State, dict[str, jax.Array]]:
-        with jax.set_mesh(mesh):
-            return jitted(state, {name: batches[name] for name in parts}, (base, grammar))
-
-    return step
+    return Step(jitted, mesh, tuple(parts), (base, grammar))
 
 
 def make_scorer(

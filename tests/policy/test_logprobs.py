@@ -169,7 +169,7 @@ def test_projection_in_chunks_equals_the_whole_with_gradients(params, monkeypatc
 
     whole = jax.jit(jax.value_and_grad(lambda h: total(h), has_aux=True))(hidden)
     monkeypatch.setattr(logprobs, "WHOLE", 0)
-    monkeypatch.setattr(logprobs, "CHUNK", 50)  # 176 tokens: three chunks and a rest
+    monkeypatch.setattr(logprobs, "CHUNK", 50 * CFG.vocab)  # 176 tokens: three chunks and a rest
     chunks = jax.jit(jax.value_and_grad(lambda h: total(h), has_aux=True))(hidden)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, chunks)
 

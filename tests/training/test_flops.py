@@ -40,6 +40,7 @@ def compiled_operations(cfg, rows, gradient):
     )
     run = jax.grad(loss) if gradient else loss
     analysis = jax.jit(run).lower(shapes, *integers).compile().cost_analysis()
+    assert analysis is not None
     return analysis["flops"]
 
 

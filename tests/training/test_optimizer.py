@@ -101,7 +101,7 @@ def test_adamw_equals_its_formulas_with_clipping_and_norms_spared():
         np.testing.assert_allclose(value, weights[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor", "sgd", "nadamw"])
 def test_decay_is_decoupled_and_spares_norms(name):
     """One step at rate 0.01 with decay 0.5 takes half a percent of every matrix, by any rule."""
     settings = {"name": name, "schedule": "constant", "warmup": 0.0, "learning_rate": 0.01}

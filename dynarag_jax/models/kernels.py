@@ -1,0 +1,220 @@
+"""The trunk's attention by the platform's flash kernel, where there is one that can compute it.
+
+- NVIDIA: cuDNN's, through ``jax.nn.dot_product_attention``: bfloat16, heads of up to 256 numbers
+  (128 before Hopper), sliding windows, no soft cap.
+- TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
+- Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
+
+No kernel ever holds the [P, P] scores. The branches' attention is the exact joint softmax of
+``attention.branch_attention`` on every platform: its queries are few, and a kernel's own softmax
+cannot be joined with another's without a gradient of its log-sum-exp, which cuDNN does not give.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.models.attention import Window, trunk_attention
+from dynarag_jax.models.config import DecoderConfig, Kernel
+from dynarag_jax.sharding import context_mesh, spec
+
+LANES = 128
+"""Positions are padded to a multiple of this for splash attention."""
+
+
+class Choice(NamedTuple):
+    """A kernel, and why it was chosen, in words for the log."""
+
+    kernel: Kernel
+    reason: str
+
+
+class Platform(NamedTuple):
+    """What a choice depends on beside the model."""
+
+    name: str
+    """cuda, rocm, tpu or cpu"""
+    hopper: bool = False
+    """an NVIDIA GPU of compute capability 9 or later"""
+
+    @classmethod
+    def here(cls) -> Platform:
+        """The platform of the default backend."""
+        device = jax.devices()[0]
+        if device.platform != "gpu":
+            return cls(device.platform)
+        if "cuda" not in getattr(device.client, "platform_version", ""):
+            return cls("rocm")
+        return cls("cuda", float(device.compute_capability) >= 9)
+
+
+def choose(cfg: DecoderConfig, platform: Platform | None = None) -> Choice:
+    """The kernel for a model's trunk attention: as configured, or the platform's where it can.
+
+    Raises:
+      InputError: the configured kernel cannot compute this model, or does not exist here.
+    """
+    platform = platform or Platform.here()
+    own: dict[str, Kernel] = {"cuda": "cudnn", "tpu": "splash"}
+    asked = own.get(platform.name, "plain") if cfg.attention == "auto" else cfg.attention
+    why = ""
+    if asked == "cudnn":
+        why = _against_cudnn(cfg, platform)
+    elif asked == "splash":
+        # On other platforms a configured splash attention runs interpreted: slow, for tests.
+        why = "" if cfg.head_size % 64 == 0 or platform.name != "tpu" else _odd_heads(cfg, 64)
+    if why and cfg.attention != "auto":
+        raise InputError(f"attention '{asked}' cannot be used: {why}; 'auto' takes what can")
+    if why:
+        return Choice("plain", f"attention by XLA in blocks of queries, not by {asked}: {why}")
+    names = {
+        "cudnn": "attention of the trunk by cuDNN's flash kernel",
+        "splash": "attention of the trunk by splash attention",
+        "plain": "attention by XLA in blocks of queries",
+    }
+    return Choice(asked, f"{names[asked]}, branches by XLA" if asked != "plain" else names[asked])
+
+
+def _odd_heads(cfg: DecoderConfig, multiple: int) -> str:
+    return f"heads of {cfg.head_size} numbers are no multiple of {multiple}"
+
+
+def _against_cudnn(cfg: DecoderConfig, platform: Platform) -> str:
+    if platform.name != "cuda":
+        return f"it needs an NVIDIA GPU, and this is {platform.name}"
+    if cfg.dtype != "bfloat16":
+        return f"it computes bfloat16, and the model's dtype is {cfg.dtype}"
+    if cfg.score_cap is not None:
+        return f"it has no soft cap, and the model caps its scores at {cfg.score_cap}"
+    if cfg.head_size % 8:
+        return _odd_heads(cfg, 8)
+    most = 256 if platform.hopper else 128
+    if cfg.head_size > most:
+        return f"heads of {cfg.head_size} numbers are larger than {most}"
+    return ""
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: Window,
+    cap: float | None,
+    kernel: Kernel,
+    reach: int | None = None,
+) -> jax.Array:
+    """Causal attention of the trunk over itself, as ``attention.trunk_attention``, by a kernel.
+
+    Args:
+      q: [B, P, H, K], already scaled; k, v: [B, P, G, K]; lengths: [B].
+      window: a number, None, or, where layers of a scan differ, an array that is ``reach`` or
+        larger than any position.
+      kernel: of ``choose``.
+      reach: the window of windowed layers.
+
+    Returns:
+      [B, P, H, K]; positions at or beyond ``lengths`` hold finite values of no meaning.
+    """
+    if kernel == "plain":
+        return trunk_attention(q, k, v, lengths, window, cap)
+    run: Any = _cudnn if kernel == "cudnn" else _splash
+
+    def here(q: Any, k: Any, v: Any, lengths: Any, window: Any) -> jax.Array:
+        if window is None or isinstance(window, int | np.integer):
+            return run(q, k, v, lengths, None if window is None else int(window), cap)
+        # A kernel's window is part of its program: both are compiled, and the layer picks.
+        return jax.lax.cond(
+            window > (reach or 0),
+            lambda q, k, v, lengths: run(q, k, v, lengths, None, cap),
+            lambda q, k, v, lengths: run(q, k, v, lengths, reach, cap),
+            q, k, v, lengths,
+        )  # fmt: skip
+
+    if context_mesh() is None:
+        return here(q, k, v, lengths, window)
+    # A kernel is opaque to the partitioner: every device calls it on its own rows and heads.
+    queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
+    static = window is None or isinstance(window, int | np.integer)
+    call = jax.shard_map(
+        functools.partial(here, window=window) if static else here,
+        in_specs=(queries, keys, keys, spec(("batch",)), *([] if static else [spec(())])),
+        out_specs=queries,
+        check_vma=False,
+    )
+    return call(q, k, v, lengths, *([] if static else [window]))
+
+
+def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, window: int | None, cap: Any
+) -> jax.Array:
+    del cap  # refused by ``choose``
+    lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
+    real = (jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None]
+    # What the kernel leaves in rows of padding is unspecified, in gradients, too: keep it out.
+    q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
+        q, k, v,
+        scale=1.0,
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )  # fmt: skip
+    return jnp.where(real, out, 0)
+
+
+def _splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    length = q.shape[1]
+    padding = [(0, 0), (0, -length % LANES), (0, 0), (0, 0)]
+    q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q, k, v))
+    kernel = _splash_kernel(q.shape[1], q.shape[2], window, cap, jax.default_backend() != "tpu")
+    # Padding is a segment of its own: its queries see its keys, and stay finite.
+    real = (jnp.arange(q.shape[2]) < lengths[:, None]).astype(jnp.int32)
+    segment = splash.SegmentIds(real, real)
+    out = jax.vmap(kernel)(q, k, v, segment)
+    return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _splash_kernel(
+    heads: int, length: int, window: int | None, cap: float | None, interpret: bool
+) -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    square = (length, length)
+    mask = masks.CausalMask(square)
+    if window is not None:
+        mask = masks.LocalMask(square, (window - 1, 0), 0)
+    block = next(size for size in (512, 256, LANES) if length % size == 0)
+    # The mask's tables are constants of the program, not values of the trace that asks first.
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mha(
+            masks.MultiHeadMask([mask] * heads),
+            block_sizes=splash.BlockSizes(
+                block_q=block, block_kv=block, block_kv_compute=block,
+                block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+                block_q_dq=block, block_kv_dq=block,
+            ),
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=cap,
+            interpret=interpret,
+        )  # fmt: skip

@@ -1,0 +1,205 @@
+"""What a training step will need, before it runs: from shapes alone, on no device.
+
+Parameters, gradients and moments are counted exactly, array by array, as the mesh lays them out.
+Activations are an estimate from the layers' shapes and the rematerialization; docs/benchmarks.md
+sets it beside the compiler's own figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from dynarag_jax.models import decoder
+from dynarag_jax.models.attention import BLOCK
+from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.policy.logprobs import chunk_positions
+from dynarag_jax.sharding import MESH_AXES, batch_shards
+from dynarag_jax.training.flops import Rows, Work, step_work
+from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dynarag_jax.training.step import state_shardings, trained_table
+
+USABLE = 0.9
+"""Share of a device's memory that a program can count on; the rest is the runtime's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step's needs; bytes are those of one device."""
+
+    parameters: int
+    """numbers in the model"""
+    trained: int
+    """numbers that are trained: all of them, or the adapters'"""
+    weights: int
+    """bytes of the parameters, as stored"""
+    gradients: int
+    moments: int
+    """bytes of the optimizer's state, on the device between updates or on the host"""
+    activations: int
+    """bytes that the forward pass keeps for the backward one"""
+    working: int
+    """bytes of the largest piece at work: a layer computed back, or a chunk of scores"""
+    host: int
+    """bytes in host memory: moments and activations that are offloaded"""
+    cache: int
+    """bytes of keys and values if the same prompts and branches were sampled"""
+    work: Work
+    devices: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device holds at the height of a step."""
+        return self.weights + self.gradients + self.moments + self.activations + self.working
+
+    def seconds(self, peak: float, utilization: float) -> float:
+        """Time of a step on devices of this peak (operations a second) at a model FLOP
+        utilization."""
+        return self.work.model / (self.devices * peak * utilization)
+
+
+def plan(
+    cfg: DecoderConfig,
+    streams: Sequence[Rows],
+    sizes: tuple[int, int, int],
+    optimizer: OptimizerConfig,
+    accumulate: int = 1,
+    lora: LoraConfig | None = None,
+    flash: bool = False,
+) -> Plan:
+    """Plan a step of these streams on a mesh (data, fsdp, tensor).
+
+    Args:
+      flash: the trunk's attention is a flash kernel's (``models.kernels``), which holds no scores.
+
+    Raises:
+      InputError: the mesh does not divide an array of the model.
+    """
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    lora = lora if lora is not None and lora.rank else None
+    stored = jnp.dtype(cfg.param_dtype)
+    rule = make_optimizer(optimizer, 100)
+    base, _ = _laid_out(cfg, mesh, make_optimizer(OptimizerConfig("sgd"), 100), None, stored)
+    moments_of = stored if lora is None else jnp.dtype("float32")
+    adapted, moments = _laid_out(cfg, mesh, rule, lora, moments_of)
+    trained = _numbers(cfg, lora)
+    # Microbatches add to a float32 sum, beside the gradient of the one at work.
+    width = moments_of.itemsize if accumulate == 1 else moments_of.itemsize + 4
+    gradients = adapted // moments_of.itemsize * width
+    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, flash)
+    if optimizer.offload:
+        # They pass through the device one array at a time at best, all at once at worst.
+        offloaded, working = offloaded + moments, max(working, moments)
+        moments = 0
+    return Plan(
+        parameters=decoder.count_parameters(cfg),
+        trained=trained,
+        weights=base + (adapted if lora else 0),
+        gradients=gradients,
+        moments=moments,
+        activations=kept,
+        working=working,
+        host=offloaded,
+        cache=_cache(cfg, streams, mesh, accumulate),
+        work=step_work(cfg, streams, lora),
+        devices=math.prod(sizes),
+    )
+
+
+def _numbers(cfg: DecoderConfig, lora: LoraConfig | None) -> int:
+    leaves = jax.tree.leaves(trained_table(cfg, lora), is_leaf=decoder.is_parameter)
+    return sum(math.prod(p.shape) for p in leaves)
+
+
+def _laid_out(
+    cfg: DecoderConfig, mesh: Any, rule: Any, lora: LoraConfig | None, dtype: Any
+) -> tuple[int, int]:
+    """A device's bytes of parameters and of moments."""
+    layout = state_shardings(cfg, mesh, rule, lora)
+    shapes = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, dtype),
+        trained_table(cfg, lora),
+        is_leaf=decoder.is_parameter,
+    )
+
+    def size(arrays: Any, shardings: Any) -> int:
+        each = jax.tree.map(
+            lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, arrays, shardings
+        )
+        return sum(jax.tree.leaves(each))
+
+    moments = jax.eval_shape(rule.init, shapes)
+    return size(shapes, layout.params), size(moments, layout.optimizer)
+
+
+def _activations(
+    cfg: DecoderConfig,
+    streams: Sequence[Rows],
+    mesh: Any,
+    accumulate: int,
+    lora: Any,
+    flash: bool,
+) -> tuple[int, int, int]:
+    """Bytes kept on the device, kept on the host, and at work."""
+    a, d = jnp.dtype(cfg.dtype).itemsize, cfg.width
+    tensor = mesh.shape["tensor"]
+    q, kv = cfg.heads * cfg.head_size // tensor, cfg.kv_heads * cfg.head_size // tensor
+    f, vocab = cfg.mlp // tensor, -(-cfg.vocab // tensor)
+    products = a * (q + 2 * kv + d + 2 * f + d)
+    # Two residual sums and two norms with their float32 copies, queries, keys and values before and
+    # after rotation, the attended, and four arrays of the MLP.
+    everything = a * (4 * d + 3 * q + 3 * kv + 4 * f) + 8 * d
+    kept = offloaded = 0
+    layer = scores = 0
+    for rows in streams:
+        local = -(-rows.batch // (accumulate * batch_shards(mesh)))
+        tokens = local * (rows.prompt + rows.branches * (rows.branch - 1))
+        # Scores of the branches over trunk and own keys: float32, and rounded for the product.
+        branches = local * rows.branches * (rows.branch - 1) * (rows.prompt + rows.branch)
+        branches *= cfg.heads // tensor * (4 + 4 + a)
+        entering = tokens * d * a
+        device, host = {
+            "none": (tokens * everything + branches, 0),
+            "full": (entering, 0),
+            "dots": (entering + tokens * products, 0),
+            "offload": (0, entering),
+            "dots_offload": (entering, tokens * products),
+        }[cfg.remat]
+        # The hidden states before and after the last norm.
+        kept += cfg.layers * device + 2 * entering
+        offloaded += cfg.layers * host
+        # A block of queries over all keys: scores, weights and their gradients in float32.
+        block = 0 if flash else local * cfg.heads // tensor * min(rows.prompt, BLOCK) * rows.prompt
+        layer = max(layer, 2 * tokens * everything + branches + 4 * 4 * block)
+        positions = rows.branches * rows.branch + (rows.prompt if rows.prompt_loss else 0)
+        chunk = local * chunk_positions(local, positions, vocab)
+        scores = max(scores, 3 * 4 * chunk * vocab)
+    # Weights come together for their product, and their gradients before these are scattered.
+    matrices = sum(
+        math.prod(p.shape[1:])
+        for p in jax.tree.leaves(
+            decoder.parameter_table(cfg)["layers"], is_leaf=decoder.is_parameter
+        )
+    )
+    apart = mesh.shape["fsdp"] > 1 or cfg.dtype != cfg.param_dtype
+    gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor if apart else 0
+    head = (a + (4 if lora is None else 0)) * vocab * d if apart else 0
+    return kept, offloaded, max(layer + gathered, scores + head)
+
+
+def _cache(cfg: DecoderConfig, streams: Sequence[Rows], mesh: Any, accumulate: int) -> int:
+    token = 2 * cfg.layers * cfg.kv_heads * cfg.head_size * jnp.dtype(cfg.dtype).itemsize
+    per_token = token // mesh.shape["tensor"]
+    return max(
+        -(-rows.batch // (accumulate * batch_shards(mesh)))
+        * (rows.prompt + rows.branches * rows.branch)
+        * per_token
+        for rows in streams
+    )

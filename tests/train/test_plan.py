@@ -1,0 +1,123 @@
+"""``--plan``: counted against a state that is really laid out, and printed without a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import jax
+import pytest
+
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.flops import Rows
+from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dynarag_jax.training.plan import plan
+from dynarag_jax.training.step import init_state
+from train import sft
+from train.plan import Options, take_plan
+from train.program import main
+
+CFG = DecoderConfig(
+    vocab=64, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
+)
+ROWS = [Rows(batch=16, prompt=40, branches=2, branch=8)]
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+    "hidden_size": 4096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192,
+    "tie_word_embeddings": False, "hidden_act": "silu",
+}  # fmt: skip
+
+
+def bytes_of(tree):
+    """What one device holds of a tree of arrays."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "adapters"])
+def test_weights_and_moments_are_those_of_a_state_on_the_mesh(lora):
+    sizes, optimizer = (2, 2, 2), OptimizerConfig()
+    planned = plan(CFG, ROWS, sizes, optimizer, lora=lora)
+    rule = make_optimizer(optimizer, 100)
+    mesh = make_mesh(*sizes, devices=jax.devices()[: planned.devices])
+    whole = init_state(CFG, mesh, rule)
+    state = init_state(CFG, mesh, rule, lora=lora) if lora else whole
+    adapters = bytes_of(state.params) if lora else 0
+    assert planned.weights == bytes_of(whole.params) + adapters
+    assert planned.gradients == bytes_of(state.params)
+    assert planned.moments == bytes_of(state.optimizer)
+    assert planned.trained == sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_what_is_offloaded_leaves_the_device():
+    here = plan(CFG, ROWS, (2, 1, 1), OptimizerConfig())
+    there = plan(CFG, ROWS, (2, 1, 1), OptimizerConfig(offload=True))
+    assert (there.moments, there.host) == (0, here.moments)
+    full, offload = (
+        plan(dataclasses.replace(CFG, remat=remat), ROWS, (2, 1, 1), OptimizerConfig())
+        for remat in ("full", "offload")
+    )
+    assert full.activations - offload.activations == offload.host
+    assert here.activations > full.activations
+
+
+def test_time_is_the_work_over_the_rate():
+    planned = plan(CFG, ROWS, (2, 2, 1), OptimizerConfig())
+    assert planned.seconds(1e12, 0.25) == pytest.approx(planned.work.model / 1e12)
+
+
+def planned(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main("sft", sft.Sft, sft.run, ["configs/llama3_8b.py", *arguments])
+    said = capsys.readouterr()
+    return ended.value.code, said.out + said.err
+
+
+def test_an_8b_model_is_planned_from_its_config_alone(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    asked = ["--init", str(tmp_path), "--plan", "--plan.device", "h100", "--plan.devices"]
+    code, said = planned(capsys, *asked, "8")
+    assert code == 0
+    assert "8,030,261,248 parameters" in said  # as Meta counts them
+    assert "8 x h100, mesh data x fsdp x tensor = 1 x 8 x 1" in said
+    assert re.search(r"weights +3\.74 GiB", said)  # a float32 eighth of them
+    assert "\nfits: " in said
+    assert " s a step at 40% of 989 TFLOP/s each" in said
+    code, said = planned(capsys, *asked, "1")
+    assert (code, "\nDOES NOT FIT: " in said) == (0, True)
+    # Nothing of the run was begun.
+    assert not any(path.name != "config.json" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "--plan.device", "h1000"], "accelerator 'h1000' is not known"),
+        (["--plan", "--plan.devices", "many"], "--plan.devices: 'many' is no int"),
+        (["--plan", "--plan.mfu", "40"], "--plan.mfu = 40.0 must lie in (0, 1]"),
+        (["--plan.memory", "3"], "unknown option '--plan.memory'"),
+        (
+            "--plan --plan.devices 3 --reranker.batch 6 --generator.batch 6".split(),
+            "the mesh does not divide these arrays",
+        ),
+        (["--plan", "--plan.devices", "16", "--accumulate", "4"], "nearest sizes are 64"),
+        (["--init", "nowhere/", "--plan"], "nowhere/: no such model directory"),
+    ],
+)  # fmt: skip
+def test_plans_that_cannot_be_made_say_why(tmp_path, capsys, arguments, message):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    code, said = planned(capsys, "--init", str(tmp_path), "--plan.device", "h100", *arguments)
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_plans_options_are_taken_from_the_others():
+    rest = ["--optimizer.learning_rate", "1e-5", "--plan", "--plan.device=v5p", "--seed", "1"]
+    assert take_plan(rest) == Options(device="v5p")
+    assert rest == ["--optimizer.learning_rate", "1e-5", "--seed", "1"]
+    assert take_plan(rest) is None

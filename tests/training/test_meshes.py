@@ -1,0 +1,156 @@
+"""One training, on any mesh: the same losses for 20 steps, in two processes, too.
+
+Run as a program (``test_meshes.py DATA FSDP TENSOR DIRECTORY FIRST LAST``) it is one process of
+several: it trains on the mesh over all of them and prints the losses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.policy.grammar import Spelling, build_grammar
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.batches import Example, Order, Shape, collate, place, process_rows
+from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dynarag_jax.training.step import Part, init_state, make_step, state_shardings
+
+CFG = DecoderConfig(
+    vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
+)
+SPELLING = Spelling((10,), tuple((i,) for i in range(1, 7)), (20, 10), (20,), (30,), 31)
+PART = Part(Objectives(nll=TokenNll(weight=1.0), dpo=Dpo(weight=0.5, beta=0.7)))
+ROWS, STEPS = 8, 20
+
+
+def examples():
+    """Experts' lists and pairs of very unequal lengths."""
+    rng = np.random.default_rng(0)
+
+    def a_list():
+        return SPELLING.spell((rng.permutation(6) + 1)[: rng.integers(0, 7)].tolist())
+
+    made = []
+    for i in range(40):
+        prompt = rng.integers(0, 30, rng.integers(2, 17)).tolist()
+        if i % 2:
+            pair = (a_list(), a_list())
+            there = [[-0.4] * len(branch) for branch in pair]
+            made.append(
+                Example(str(i), prompt, pair, 6, (0.0, 0.0), reference=there, preferred=True)
+            )
+        else:
+            made.append(Example(str(i), prompt, [a_list()], 6))
+    return made
+
+
+def train(mesh, first=0, last=STEPS, directory=None):
+    """Losses of the steps first..last-1; from and to a checkpoint where there is a directory."""
+    rule = make_optimizer(OptimizerConfig(learning_rate=0.01, weight_decay=0.1), STEPS)
+    state = init_state(CFG, mesh, rule, seed=1)
+    checkpoints = Checkpoints(directory) if directory else None
+    if checkpoints and first:
+        state = checkpoints.restore(state_shardings(CFG, mesh, rule), state)
+        assert state is not None
+    assert int(state.step) == first
+    step = make_step(CFG, mesh, rule, build_grammar(SPELLING), {"x": PART})
+    data, shape = examples(), Shape(16, 2, SPELLING.longest(6), 6)
+    order, losses = Order(len(data), 0, "x"), []
+    for number in range(first, last):
+        chosen = [data[order.at(number * ROWS + row)[1]] for row in process_rows(ROWS)]
+        state, figures = step(state, {"x": place(mesh, collate(chosen, shape))})
+        losses.append(float(figures["loss"]))
+    if checkpoints:
+        checkpoints.save(state)
+        checkpoints.close()
+    return losses
+
+
+def mesh_of(*sizes):
+    return make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    losses = train(mesh_of(1, 1, 1))
+    assert losses[-1] < losses[0] - 0.5  # it learns, or equality would prove little
+    return losses
+
+
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (1, 8, 1), (2, 2, 2)], ids=str
+)
+def test_losses_of_twenty_steps_are_the_same_on_every_mesh(on_one, sizes):
+    np.testing.assert_allclose(train(mesh_of(*sizes)), on_one, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_mesh_continues_on_another(on_one, tmp_path):
+    losses = train(mesh_of(1, 8, 1), 0, 8, tmp_path)
+    losses += train(mesh_of(2, 2, 2), 8, 14, tmp_path)
+    losses += train(mesh_of(1, 1, 1), 14, STEPS, tmp_path)
+    np.testing.assert_allclose(losses, on_one, atol=1e-5)
+
+
+def in_two_processes(*arguments):
+    """The losses that two processes of two devices each print."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, *map(str, arguments)],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "JAX_NUM_CPU_DEVICES": "2",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=1200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    assert first == second
+    return first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 1, 2), (1, 4, 1)], ids=str)
+def test_two_processes_train_as_one(on_one, sizes):
+    """Gradients, and for the last mesh weights, cross from process to process."""
+    np.testing.assert_allclose(in_two_processes(*sizes), on_one, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_continues_in_one(on_one, tmp_path):
+    losses = in_two_processes(2, 2, 1, tmp_path, 0, 12)
+    losses += train(mesh_of(2, 2, 2), 12, STEPS, tmp_path)
+    np.testing.assert_allclose(losses, on_one, atol=1e-5)
+
+
+if __name__ == "__main__":
+    from train.processes import join
+
+    join()
+    data, fsdp, tensor, *rest = sys.argv[1:]
+    span = (Path(rest[0]), int(rest[1]), int(rest[2])) if rest else (None, 0, STEPS)
+    mesh = make_mesh(int(data), int(fsdp), int(tensor))
+    print(json.dumps(train(mesh, span[1], span[2], span[0])), flush=True)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from dynarag_jax.exchange.encoders import _to_params, config_from_hf
+from dynarag_jax.exchange.encoder_weights import read_params
+from dynarag_jax.exchange.encoders import config_from_hf
 from dynarag_jax.models import encoder
 from dynarag_jax.models.encoder import (
     Encoder,
@@ -25,7 +26,7 @@ SMALL = EncoderConfig(vocab=50, width=24, layers=3, heads=4, mlp=40, positions=3
 
 
 @pytest.fixture(scope="module")
-def pair():
+def pair(tmp_path_factory):
     """A random torch model, our configuration of it and its weights as our parameters."""
     torch.manual_seed(0)
     hf = BertConfig(
@@ -43,7 +44,9 @@ def pair():
             if "LayerNorm" in name or name.endswith("bias"):
                 p.add_(0.3 * torch.randn_like(p))
     cfg = config_from_hf(hf.to_dict())
-    return model, cfg, _to_params(cfg, {k: v.numpy() for k, v in model.state_dict().items()})
+    directory = tmp_path_factory.mktemp("bert")
+    model.save_pretrained(directory)
+    return model, cfg, read_params(directory, cfg)
 
 
 def encode(cfg, params, tokens, lengths):

@@ -176,6 +176,7 @@ def test_greedy_equals_generate(name, sizes, directories):
         np.testing.assert_array_equal(ours[b, 0], out[0, n:].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
 def test_gradients_are_finite_beyond_the_lengths(name, directories):
     """Windows leave rows of padding no key of their own; they must not poison the gradient."""

@@ -82,6 +82,7 @@ def assert_same(job: Job, straight: Job) -> None:
     assert job.checkpoints() == straight.checkpoints() == [str(job.steps - 4), str(job.steps)]
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_then_killed_the_run_ends_as_if_nothing_was(sft_place):
     straight = Job(sft_place, "straight", 40)
     straight.finish()

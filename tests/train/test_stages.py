@@ -133,6 +133,7 @@ def adapted(ran: Stages, directory: Path, *more: str) -> Stages:
     return Stages(directory, *places, *rates, *more)
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_adapters_train_alone_continue_exactly_and_load_in_peft(
     ran: Stages, tmp_path: Path

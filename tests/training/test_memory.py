@@ -55,7 +55,9 @@ def arrays_of(text):
     return {(kind, tuple(map(int, shape.split(",")))) for kind, shape in found}
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), pytest.param((2, 1, 2), marks=pytest.mark.slow)], ids=str
+)
 def test_no_array_of_tokens_by_vocabulary_is_whole_forward_or_backward(monkeypatch, sizes):
     """A device's own scores are those of a chunk; the projection is inside the gradient."""
     monkeypatch.setattr(logprobs, "WHOLE", 0)
@@ -78,6 +80,7 @@ def test_no_array_of_tokens_by_vocabulary_is_whole_forward_or_backward(monkeypat
     assert rows * (PROMPT - 1) > max(chunk, CFG.width)
 
 
+@pytest.mark.slow
 def test_chunks_train_as_the_whole_on_a_mesh(monkeypatch):
     def gradient(mesh):
         params = decoder.init_params(CFG, jax.random.key(0))
@@ -148,6 +151,7 @@ def trained(cfg=CFG, sizes=(2, 2, 1), **settings):
     return state, figures
 
 
+@pytest.mark.slow
 def test_moments_in_host_memory_train_the_same():
     there, figures = trained(offload=True)
     here, expected = trained()

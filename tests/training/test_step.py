@@ -124,7 +124,15 @@ def assert_equal_runs(run, other, atol=1e-5):
         assert value == pytest.approx(other[1][name], abs=1e-4, rel=1e-4), name
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        (2, 2, 2),
+    ],
+    ids=str,
+)
 def test_eight_devices_train_as_one(weights, on_one, sizes):
     mesh = mesh_of(*sizes)
     state, _ = run = trained(mesh, weights)

@@ -25,6 +25,8 @@ CORE = [
 # ScaNN has wheels for Linux and up to Python 3.13; exact search in JAX stands in elsewhere.
 RETRIEVAL = ["scann>=1.4.2,<1.5; sys_platform == 'linux' and python_version < '3.14'"]
 LISTWISE = ["rax>=0.4,<0.5"]
+# Where metrics are watched beside metrics.jsonl.
+WATCH = ["tensorboard>=2.19,<3", "wandb>=0.19"]
 DATA = [
     "tensorflow-datasets>=4.9.10,<4.10",
     "array-record>=0.8,<0.9; sys_platform == 'linux'",
@@ -63,6 +65,7 @@ setup(
         "retrieval": RETRIEVAL,
         "listwise": LISTWISE,
         "data": DATA,
+        "watch": WATCH,
         "all": RETRIEVAL + LISTWISE + DATA,
         "test": TEST,
     },

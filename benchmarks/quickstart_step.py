@@ -28,8 +28,9 @@ def measure(run: Path, steps: int) -> float:
     from configs.quickstart import stages
     from dynarag_jax.records import read_questions
     from dynarag_jax.sharding import make_mesh
-    from dynarag_jax.training.batches import Order, collate, place
+    from dynarag_jax.training.batches import collate, place
     from dynarag_jax.training.optimizer import make_optimizer
+    from dynarag_jax.training.order import Order
     from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
     from dynarag_jax.training.step import Part, init_state, make_step
 

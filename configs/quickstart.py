@@ -86,6 +86,7 @@ stages = {
             b2=0.98,
         ),
         steps=1700,
+        lengths=1,
     ),
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="noisy"),
     "sft": Sft(
@@ -101,6 +102,7 @@ stages = {
             learning_rate=1e-3, schedule="plateau", warmup=0.03, tail=0.4, b2=0.98
         ),
         steps=150,
+        lengths=1,
     ),
     "rollout": Rollout(
         questions="{run}/label/train.jsonl",
@@ -128,6 +130,7 @@ stages = {
             learning_rate=5e-4, schedule="plateau", warmup=0.03, tail=0.4, b2=0.98
         ),
         epochs=3.0,
+        lengths=1,
     ),
     "evaluate": Evaluate(
         models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},

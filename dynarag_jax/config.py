@@ -45,11 +45,22 @@ class Run:
     """devices simulated where JAX runs on the CPU; 0 takes one per core, two at most"""
     compilation_cache: str = ""
     """directory of compiled programs; empty is the user's cache directory, 'off' keeps none"""
+    token_cache: str = ""
+    """directory of tokenized prompts, shared by stages; empty is the run's, 'off' keeps none"""
+    tensorboard: bool = False
+    """also write metrics for TensorBoard, into the stages' directories"""
+    wandb: str = ""
+    """Weights & Biases project that metrics are sent to as well; empty sends none"""
+    peak_flops: float = 0.0
+    """operations a second of one device, for the utilization; 0 takes the maker's figure for
+    accelerators that are known, and reports none for others"""
 
     def __post_init__(self) -> None:
         if not self.directory:
             raise InputError("run.directory is empty; name the directory the run writes to")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"run.seed = {self.seed} must lie in [0, 2**32)")
+        if self.peak_flops < 0:
+            raise InputError(f"run.peak_flops = {self.peak_flops} must not be negative")
         if self.cpu_devices < 0:
             raise InputError(f"run.cpu_devices = {self.cpu_devices} must not be negative")

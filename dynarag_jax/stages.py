@@ -164,15 +164,42 @@ class Train:
     checkpoint_every: int = 200
     """steps between checkpoints; 0 saves at the end only"""
     keep: int = 2
-    """checkpoints kept"""
+    """latest checkpoints kept"""
+    best: str = ""
+    """figure by which the best checkpoints are kept beside the latest, such as 'loss': its mean
+    over the steps since the checkpoint before; empty keeps none as the best"""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    keep_best: int = 1
+    """best checkpoints kept"""
+    final: Literal["last", "best"] = "last"
+    """which checkpoint becomes the stage's model"""
     log_every: int = 10
     """steps between lines of metrics"""
+    lengths: int = 4
+    """padded prompt lengths of a stream, chosen from its data; each is compiled once, and one more
+    where something exceeds them. 1 pads every prompt to the limit and sorts nothing by length"""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """where loss or gradient are not finite: stop the run, or leave that update out"""
+    profile: tuple[int, int] = (0, 0)
+    """first and last step of a profiler trace, written to the stage's directory; 0 0 is none"""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "keep_best", "log_every", "lengths", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.final == "best" and not self.best:
+            raise InputError("final 'best' needs a figure to be best by: set 'best', say to 'loss'")
+        first, last = self.profile
+        if (first, last) != (0, 0) and not 1 <= first <= last:
+            raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")
 
 
 @dataclass(frozen=True)
 class Sft(Train):
     """Behavior cloning of the expert's lists and generator SFT, jointly in every step."""
 
+    mixture: dict[str, float] = field(default_factory=dict)
+    """further question files -> how many of their examples are drawn for one of ``questions``"""
     shuffled: float = 0.0
     """share of the lists learned over candidates in random order, so that the reranker reads them
     and does not trust the retriever's ranks alone (as RankVicuna, arXiv 2309.15088)"""
@@ -184,6 +211,7 @@ class Sft(Train):
     """longest reply, end of text included; longer ones are left out and counted"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.shuffled <= 1:
             raise InputError(f"shuffled = {self.shuffled} must be a share from 0 to 1")
         if bool(self.instructions.batch) != bool(self.instruction_file):

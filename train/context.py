@@ -40,7 +40,9 @@ from dynarag_jax.files import (
     write_json,
     write_jsonl,
 )
+from dynarag_jax.hardware import of_kind
 from dynarag_jax.sharding import make_mesh
+from dynarag_jax.training.tokens import TokenCache
 from train.progress import Progress, clock, say
 from train.record import (
     Hashes,
@@ -52,6 +54,7 @@ from train.record import (
     plain,
     versions,
 )
+from train.watch import Watcher, watchers
 
 RECORDS = ("run.json", "done.json", "metrics.jsonl")
 """The context's own files in a stage directory."""
@@ -83,6 +86,7 @@ class Context:
         self._record: dict[str, Any] = {}
         self._earlier, self._began = 0.0, time.monotonic()
         self._metrics: JsonlAppender | None = None
+        self._watchers: list[Watcher] | None = None
         self._lock: Any = None
         self._hashes = Hashes(self.directory / ".hashes.json")
 
@@ -96,6 +100,21 @@ class Context:
         """The run's mesh over all devices."""
         sizes = self.run.mesh
         return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, slices=sizes.slices)
+
+    @functools.cached_property
+    def token_cache(self) -> TokenCache | None:
+        """The run's tokenized prompts on disk; None where it keeps none."""
+        place = self.run.token_cache
+        if place == "off":
+            return None
+        return TokenCache(Path(place) if place else self.directory / ".prompts")
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations a second of all devices together; None where nobody has stated them."""
+        known = of_kind(jax.devices()[0].device_kind)
+        each = self.run.peak_flops or (known.peak if known else 0)
+        return each * jax.device_count() or None
 
     @functools.cached_property
     def primary(self) -> bool:
@@ -173,6 +192,15 @@ class Context:
         if self._metrics is None:
             self._metrics = JsonlAppender(self._metrics_path, key=lambda r: str(r.get("step")))
         self._metrics.append(line)
+        for watcher in self._watching(0):
+            numbers = {k: v for k, v in line.items() if k in figures and _is_number(v)}
+            watcher.write(line["step"], numbers)
+
+    def _watching(self, first: int) -> list[Watcher]:
+        if self._watchers is None:
+            config = plain(self.config)
+            self._watchers = watchers(self.run, self.stage_directory, config, first)
+        return self._watchers
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was reported after ``step``: a stage that continues reports it again."""
@@ -185,6 +213,7 @@ class Context:
         kept = [line for line in lines if line.get("step", 0) <= step]
         if len(kept) < len(lines):
             write_jsonl(self._metrics_path, kept)
+        self._watching(step)
 
     @property
     def _metrics_path(self) -> Path:
@@ -194,6 +223,9 @@ class Context:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        for watcher in self._watchers or ():
+            watcher.close()
+        self._watchers = None
 
     def made_by(self) -> dict[str, Any]:
         """The run's manifest for model cards: what each stage that has run stands for."""
@@ -380,6 +412,10 @@ class Context:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _agree(value: bool) -> bool:

@@ -66,7 +66,7 @@ def run(context: Context, stage: Dpo) -> None:
         reference = where = ""
     start = start_stage(context, stage)
     expected = Expected(rollouts_path, reference, where, tokenizer_fingerprint(start.tokenizer))
-    maker = example_maker(stage, start)
+    maker = example_maker(stage, start, context.token_cache)
 
     def examples(kind: str) -> tuple[list[Judged], Callable[[int, int], Example]]:
         stream, answers = streams[kind], kind == "answer"

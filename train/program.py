@@ -10,7 +10,8 @@ A program is a module with a body and one line:
         main("sft", Sft, run)
 
 Exit codes: 0 done, 2 a mistake in files, options or configuration (one line says which), 130 and
-143 stopped by Ctrl-C or SIGTERM, 1 with a traceback for a bug.
+143 stopped by Ctrl-C or SIGTERM (training finishes its step and saves first; the same command
+continues), 1 with a traceback for a bug.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from train import processes
 from train.context import Context, StageDone
 from train.options import load_config, load_stage, print_help, program_name
 from train.plan import print_plan, take_plan
+from train.stopping import Terminated
 
 __all__ = ["Context", "guard", "load_config", "main", "main_pipeline", "run_stage", "start_jax"]
 
@@ -131,15 +133,11 @@ def _take_stage(arguments: list[str]) -> str:
 # ---------------------------------------------------------------------------- errors
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as an exception: what is open gets closed."""
-
-
 def guard(work: Callable[[], object]) -> int:
     """Call ``work`` and return the exit code; a mistake of the user's becomes one line."""
 
     def terminate(*_: object) -> None:
-        raise _Terminated
+        raise Terminated
 
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
@@ -149,7 +147,7 @@ def guard(work: Callable[[], object]) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to continue", 130, prefix="")
-    except _Terminated:
+    except Terminated:
         return _complain("stopped; run the same command again to continue", 143, prefix="")
     except BrokenPipeError:
         # Who read our output has left; leave too, without Python's complaint at exit.

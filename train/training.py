@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.stages import Train
 from dynarag_jax.training.examples import ExampleMaker
-from dynarag_jax.training.loop import Figures
+from dynarag_jax.training.loop import Figures, Stopped
 from dynarag_jax.training.run import Source, Start, begin, train
 from train.program import Context
+from train.stopping import Stopping
 
 TITLE = "A dynamic reranker and generator"
 ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered
@@ -41,41 +43,62 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
 def train_stage(
     context: Context, stage: Train, start: Start, sources: Sequence[Source], maker: ExampleMaker
 ) -> None:
-    """Run ``training.run.train`` with a progress bar and metrics."""
+    """Run ``training.run.train`` with a progress bar, metrics, and an ear for signals."""
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
     shown: dict[str, str] = {}
+    cut: Counter[str] = Counter()
+    reported = 0
 
-    with context.progress(None, context.stage) as bar:
+    with context.progress(None, context.stage) as bar, Stopping() as stopping:
 
         def on_begin(first: int, steps: int) -> None:
+            nonlocal reported
             context.truncate_metrics(first)
-            bar.total = steps
-            bar.update(first)
+            bar.start_at(first, steps)
+            reported = first
 
         def on_figures(step: int, figures: Figures) -> None:
+            nonlocal reported
             context.metrics(step, **figures)
-            shown.update(loss=f"{figures['loss']:.3f}")
+            if "loss" in figures:
+                shown.update(loss=f"{figures['loss']:.3f}")
+            if "mfu" in figures:
+                shown.update(mfu=f"{100 * figures['mfu']:.0f} %")
             bar.set_postfix(shown)
+            for name, value in figures.items():
+                if "/dropped_" in name:
+                    cut[name] += round(value * (step - reported))
+            reported = step
 
-        train(
-            stage,
-            start,
-            sources,
-            context.mesh,
-            context.run.seed,
-            context.stage_directory,
-            log=context.log,
-            on_figures=on_figures,
-            on_begin=on_begin,
-            on_step=lambda: bar.update(1),
-            card=model_card(
-                TITLE,
-                ABOUT,
-                start.cfg.param_dtype,
-                {"seed": context.run.seed, "stages": context.made_by()},
-                stage.init,
-            ),
-        )
-    cut = {name: value for name, value in vars(maker.counts).items() if value}
-    if cut:
-        context.log("cut while making examples: " + ", ".join(f"{k} {v}" for k, v in cut.items()))
+        try:
+            train(
+                stage,
+                start,
+                sources,
+                context.mesh,
+                context.run.seed,
+                context.stage_directory,
+                log=context.log,
+                on_figures=on_figures,
+                on_begin=on_begin,
+                on_step=lambda: bar.update(1),
+                stop=stopping,
+                peak=context.peak_flops,
+                card=model_card(
+                    TITLE,
+                    ABOUT,
+                    start.cfg.param_dtype,
+                    {"seed": context.run.seed, "stages": context.made_by()},
+                    stage.init,
+                ),
+            )
+        except Stopped as stopped:
+            context.log(str(stopped))
+            stopping.interrupt()
+        finally:
+            if maker.cache is not None:
+                maker.cache.flush()
+    reads = maker.reads
+    context.log(f"prompts: {reads.tokenized} tokenized, {reads.read} read from the cache")
+    if cut := +cut:
+        context.log("cut to fit: " + ", ".join(f"{name} {n}" for name, n in cut.items()))

@@ -1,8 +1,7 @@
-"""From examples to arrays: the trunk-and-branches batch, and an order that needs no state."""
+"""From examples to arrays: the trunk-and-branches batch, and input made ahead by a thread."""
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,8 @@ class Example:
       counts: samples that each branch stands for in a group; empty where it is none.
       preferred: whether branch 0 is preferred to branch 1.
       ranking: the expert's 1-based ids, best first, for listwise supervision.
+      dropped: passages that did not fit the prompt, from the end of the list.
+      dropped_ids: ids of the expert's list that cannot be imitated: not shown, or one too many.
     """
 
     id: str
@@ -48,6 +49,8 @@ class Example:
     counts: Sequence[float] = ()
     preferred: bool = False
     ranking: Sequence[int] = ()
+    dropped: int = 0
+    dropped_ids: int = 0
 
 
 class Batch(NamedTuple):
@@ -77,6 +80,10 @@ class Batch(NamedTuple):
     """[B] bool"""
     relevance: Any
     """[B, I] float32: k for the expert's first id down to 1, 0 for the others"""
+    dropped: Any
+    """[B] passages that did not fit the prompt"""
+    dropped_ids: Any
+    """[B] ids of the expert's list that cannot be imitated"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
         np.zeros((b, n), np.float32),
         np.zeros(b, bool),
         np.zeros((b, shape.ids), np.float32),
+        np.zeros(b, np.int32),
+        np.zeros(b, np.int32),
     )
     for row, example in enumerate(examples):
         longest = max(map(len, example.branches), default=0)
@@ -158,37 +167,11 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
                     getattr(batch, name)[row, i, : len(values)] = values
         batch.shown[row] = example.shown
         batch.preferred[row] = example.preferred
+        batch.dropped[row] = example.dropped
+        batch.dropped_ids[row] = example.dropped_ids
         for place, i in enumerate(example.ranking):
             batch.relevance[row, i - 1] = len(example.ranking) - place
     return batch
-
-
-class Order:
-    """An endless shuffled order of ``size`` items, a pure function of (seed, name, position).
-
-    Position p belongs to epoch ``p // size``; every epoch is a permutation of its own. The
-    position is all the state there is, so that a step number restores the input exactly.
-    """
-
-    def __init__(self, size: int, seed: int, name: str):
-        if size < 1:
-            raise InputError(f"the stream '{name}' has no examples to train on")
-        self.size = size
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        self._key = int.from_bytes(digest[:16], "little")
-        self._epochs: dict[int, np.ndarray] = {}
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            bits = np.random.Philox(key=self._key, counter=epoch << 128)
-            self._epochs[epoch] = np.random.Generator(bits).permutation(self.size)
-        return self._epochs[epoch]
-
-    def at(self, position: int) -> tuple[int, int]:
-        """(epoch, index) of a position."""
-        epoch, place = divmod(position, self.size)
-        return epoch, int(self._permutation(epoch)[place])
 
 
 def process_rows(batch: int) -> range:

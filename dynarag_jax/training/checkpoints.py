@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.files import read_json, write_json
 from dynarag_jax.models.config import Params
 from dynarag_jax.training.step import State
 
@@ -24,40 +26,147 @@ def _describe(tree: Any) -> dict[str, str]:
     }
 
 
-class Checkpoints:
-    """The checkpoints of one run directory; saving does not hold the training up."""
+class _Keep(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserve what ``choose`` names among the steps that stand."""
 
-    def __init__(self, directory: Path, keep: int = 2, read_only: bool = False):
+    def __init__(self, choose: Callable[[Sequence[int]], list[int]]):
+        self._choose = choose
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> Sequence[bool]:
+        chosen = self._choose([info.step for info in checkpoints])
+        return [info.step in chosen for info in checkpoints]
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which checkpoints are kept as the best, beside the latest."""
+
+    figure: str
+    """name of the figure that decides: its mean over the steps since the checkpoint before"""
+    highest: bool = False
+    """whether more is better"""
+    keep: int = 1
+    """checkpoints kept as the best"""
+
+
+class Mean(NamedTuple):
+    """A running mean."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def value(self) -> float | None:
+        """The mean; None of nothing."""
+        return self.total / self.count if self.count else None
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; saving does not hold the training up.
+
+    The latest ``keep`` are kept, and the best ones by a figure if ``best`` names it. The values of
+    that figure lie beside the directory, in a file of its name and ``.json``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        best: Best | None = None,
+        read_only: bool = False,
+    ):
         self.directory = directory.absolute()
         if read_only and not self.directory.is_dir():
             raise InputError(f"{self.directory}: no such directory of checkpoints; train first")
+        self.best = best
+        self._values_path = self.directory.with_suffix(".json")
+        self._values = self._read_values() if best else {}
+        policies = ocp.checkpoint_managers
+        latest = policies.LatestN(keep)
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Without its handler, a manager that has not saved yet knows nothing of what is there.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
+                preservation_policy=None
+                if read_only
+                else policies.AnyPreservationPolicy([latest, _Keep(self.best_steps)])
+                if best
+                else latest,
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=not read_only,
+                # What a kill left half written.
+                cleanup_tmp_directories=not read_only,
             ),
         )
 
-    def save(self, state: State) -> None:
-        """Start saving ``state`` under its step; a step that stands is not saved twice."""
+    def save(self, state: State, mean: Mean = Mean(), scheduled: bool = True) -> None:
+        """Start saving ``state`` under its step; a step that stands is not saved twice.
+
+        Args:
+          mean: of the best checkpoints' figure, over the steps since the last scheduled save.
+          scheduled: False for a save because the run is stopped: it does not compete to be best,
+            and ``mean`` goes on from it.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if self.best:
+            self._values[step] = (mean, scheduled)
+            self._write_values()
         self._manager.save(step, args=ocp.args.StandardSave(vars(state)))
+
+    def best_steps(self, steps: Sequence[int] | None = None) -> list[int]:
+        """The best of ``steps`` (or of those that stand) by the figure, the best first."""
+        if self.best is None:
+            return []
+        steps = self._manager.all_steps() if steps is None else steps
+        sign = -1 if self.best.highest else 1
+        ranked = []
+        for step in steps:
+            mean, scheduled = self._values.get(step, (Mean(), False))
+            value = mean.value()
+            if scheduled and value is not None:
+                ranked.append((sign * value, step))
+        return [step for _, step in sorted(ranked)][: self.best.keep]
+
+    def mean_at(self, step: int) -> Mean:
+        """The mean that goes on from the checkpoint of ``step``."""
+        mean, scheduled = self._values.get(step, (Mean(), True))
+        return Mean() if scheduled else mean
+
+    def _read_values(self) -> dict[int, tuple[Mean, bool]]:
+        try:
+            record = read_json(self._values_path)
+            if record["figure"] != vars(self.best)["figure"]:
+                return {}
+            return {
+                int(step): (Mean(float(total), int(count)), bool(scheduled))
+                for step, (total, count, scheduled) in record["steps"].items()
+            }
+        except (InputError, KeyError, TypeError, ValueError, AttributeError):
+            # Absent, or cut off with the machine: its checkpoints then do not count as the best.
+            return {}
+
+    def _write_values(self) -> None:
+        if jax.process_index() == 0 and self.best:
+            steps = {str(k): [*mean, scheduled] for k, (mean, scheduled) in self._values.items()}
+            write_json(self._values_path, {"figure": self.best.figure, "steps": steps})
 
     def latest(self) -> int | None:
         """The newest step saved, if any."""
         return self._manager.latest_step()
 
     def restore(
-        self, layout: State, shapes: State, log: Callable[[str], None] = lambda _: None
+        self,
+        layout: State,
+        shapes: State,
+        log: Callable[[str], None] = lambda _: None,
+        only: int | None = None,
     ) -> State | None:
         """The newest checkpoint that can be read, placed by ``layout``; None where there is none.
+
+        With ``only``, the checkpoint of that step or nothing.
 
         A damaged newest checkpoint falls back to the one before, saying so through ``log``; it is
         then removed, so that training can save that step again.
@@ -71,6 +180,8 @@ class Checkpoints:
             vars(layout),
         )
         steps = sorted(self._manager.all_steps(), reverse=True)
+        if only is not None:
+            steps = [step for step in steps if step == only]
         failures: dict[int, str] = {}
         for step in steps:
             self._check(step, target)

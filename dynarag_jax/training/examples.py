@@ -6,39 +6,44 @@ prompt with its branches.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.policy.grammar import Spelling
 from dynarag_jax.prompts import (
     Prompt,
     PromptConfig,
+    answer_messages,
     answer_prompt,
     answer_tokens,
+    rerank_messages,
     rerank_prompt,
 )
 from dynarag_jax.records import Question
 from dynarag_jax.training.batches import Example
+from dynarag_jax.training.tokens import TokenCache, prompt_key
 
 
 @dataclass
-class Counts:
-    """What was cut or left out while examples were made; logged, never silent."""
+class Reads:
+    """Where prompts came from; what was tokenized is read the next time."""
 
-    dropped_passages: int = 0
-    """passages that did not fit a reranker's prompt"""
-    dropped_context: int = 0
-    """chosen passages that did not fit a generator's prompt"""
-    dropped_ids: int = 0
-    """ids of expert lists whose passages are not shown, or beyond the longest list"""
+    tokenized: int = 0
+    read: int = 0
+    """from the cache on disk"""
 
 
 @dataclass
 class ExampleMaker:
-    """Turns records into examples with one tokenizer and one set of prompts."""
+    """Turns records into examples with one tokenizer and one set of prompts; safe for threads."""
 
     tokenizer: Any
     spelling: Spelling
@@ -47,53 +52,72 @@ class ExampleMaker:
     """longest reranker's prompt; 0 is the configuration's"""
     answer_length: int = 0
     """longest generator's prompt; 0 is the configuration's"""
-    counts: Counts = field(default_factory=Counts)
-    cache_size: int = 50_000
-    """rendered prompts kept in memory"""
-    _cache: dict[Any, Prompt] = field(default_factory=dict, repr=False)
+    cache: TokenCache | None = None
+    """tokenized prompts on disk"""
+    reads: Reads = field(default_factory=Reads)
+    memory: int = 50_000_000
+    """tokens of prompts kept in memory, four bytes each"""
+    _kept: dict[bytes, tuple[np.ndarray, int]] = field(default_factory=dict, repr=False)
+    _held: int = field(default=0, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def _cached(self, question: Question, chosen: Any, make: Any) -> Prompt:
+    @functools.cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def _cached(self, messages: Any, limit: int, make: Callable[[], Prompt]) -> Prompt:
         # By content: the same question may come with other candidates, or with the same in another
         # order.
-        texts = tuple((p.title, p.text) for p in question.passages)
-        key = (question.id, question.text, question.task, texts, chosen)
-        prompt = self._cache.get(key)
-        if prompt is None:
-            prompt = make()
-            if len(self._cache) >= self.cache_size:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = prompt
-        return prompt
+        key = prompt_key(self._tokenizer_fingerprint, messages, limit)
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is None:
+            kept = self.cache.get(key) if self.cache is not None else None
+            tokenized = kept is None
+            if kept is None:
+                prompt = make()
+                kept = (np.asarray(prompt.tokens, "<u4"), prompt.shown)
+                if self.cache is not None:
+                    self.cache.put(key, prompt)
+            with self._lock:
+                self.reads.tokenized += tokenized
+                self.reads.read += not tokenized
+                if key not in self._kept:
+                    self._kept[key] = kept
+                    self._held += len(kept[0])
+                while self._held > self.memory and len(self._kept) > 1:
+                    self._held -= len(self._kept.pop(next(iter(self._kept)))[0])
+        return Prompt(kept[0].tolist(), kept[1])
 
     def rerank_prompt(self, question: Question) -> Prompt:
         """The reranker's prompt of a question."""
         p = self.prompts
         limit = self.rerank_length or p.rerank_tokens
-
-        def make() -> Prompt:
-            prompt = rerank_prompt(self.tokenizer, question, p.style, limit, p.ids)
-            self.counts.dropped_passages += min(len(question.passages), p.ids) - prompt.shown
-            return prompt
-
-        return self._cached(question, None, make)
+        return self._cached(
+            rerank_messages(question, question.passages[: p.ids], p.style),
+            limit,
+            lambda: rerank_prompt(self.tokenizer, question, p.style, limit, p.ids),
+        )
 
     def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
         """The generator's prompt of a question over the chosen passages."""
-        p, chosen = self.prompts, tuple(chosen)
+        p = self.prompts
         limit = self.answer_length or p.answer_prompt_tokens
+        # Wrong lists are for ``answer_prompt`` to refuse; here they are only part of the key.
+        passages = [question.passages[i - 1] for i in chosen if 0 < i <= len(question.passages)]
+        return self._cached(
+            ["answer", list(chosen), answer_messages(question, passages, p.style)],
+            limit,
+            lambda: answer_prompt(self.tokenizer, question, chosen, p.style, limit),
+        )
 
-        def make() -> Prompt:
-            prompt = answer_prompt(self.tokenizer, question, chosen, p.style, limit)
-            self.counts.dropped_context += len(chosen) - prompt.shown
-            return prompt
-
-        return self._cached(question, chosen, make)
+    def dropped(self, question: Question, prompt: Prompt) -> int:
+        """Passages that a question's reranker prompt lost, from the end of the list."""
+        return min(len(question.passages), self.prompts.ids) - prompt.shown
 
     def visible(self, ids: Sequence[int], shown: int) -> tuple[int, ...]:
         """The ids of an expert's list that can be imitated: shown, and within the longest list."""
-        kept = tuple(i for i in ids if i <= shown)[: self.prompts.max_list]
-        self.counts.dropped_ids += len(ids) - len(kept)
-        return kept
+        return tuple(i for i in ids if i <= shown)[: self.prompts.max_list]
 
     def behavior(self, question: Question) -> Example:
         """Behavior cloning: the expert's list.
@@ -111,6 +135,8 @@ class ExampleMaker:
             branches=(self.spelling.spell(ids),),
             shown=prompt.shown,
             ranking=ids,
+            dropped=self.dropped(question, prompt),
+            dropped_ids=len(question.expert) - len(ids),
         )
 
     def answer(self, question: Question, chosen: Sequence[int]) -> Example:
@@ -123,7 +149,12 @@ class ExampleMaker:
             raise InputError(f"question '{question.id}' has no answer to train the generator on")
         prompt = self.answer_prompt(question, chosen)
         target = answer_tokens(self.tokenizer, question.answers[0], self.prompts.answer_tokens)
-        return Example(id=question.id, prompt=prompt.tokens, branches=(target,))
+        return Example(
+            id=question.id,
+            prompt=prompt.tokens,
+            branches=(target,),
+            dropped=len(chosen) - prompt.shown,
+        )
 
 
 def mix(seed: int, name: str, epoch: int, index: int) -> float:

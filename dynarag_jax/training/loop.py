@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
-from dynarag_jax.errors import InputError
+from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.training.batches import Batch, prefetch
-from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.checkpoints import Checkpoints, Mean
+from dynarag_jax.training.meter import Figures, Meter, means
 from dynarag_jax.training.step import State
 
-Figures = dict[str, float]
+SHOWN = 16
+"""record ids named in a message at most"""
 
 
 class NotFinite(InputError):
     """The loss or a gradient became NaN or infinite."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; ``step`` is saved, and the same command continues from it."""
+
+    def __init__(self, step: int):
+        where = f"after step {step}, which is saved" if step else "before the first step"
+        super().__init__(f"stopped {where}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Steps to look into with JAX's profiler; ``first`` and ``last`` are traced, too."""
+
+    first: int
+    last: int
+    directory: Path
 
 
 def fit(
@@ -30,6 +52,10 @@ def fit(
     checkpoints: Checkpoints | None = None,
     every: int = 0,
     log_every: int = 10,
+    meter: Meter | None = None,
+    trace: Trace | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
+    log: Callable[[str], None] = lambda text: None,
     on_figures: Callable[[int, Figures], None] = lambda step, figures: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> State:
@@ -41,51 +67,121 @@ def fit(
         with the very input it would have seen.
       every: steps between checkpoints; 0 saves only at the end.
       log_every: steps between calls of ``on_figures(step, means since the last call)``, which also
-        get ``seconds`` per step and ``waiting``, the share of it spent waiting for input.
+        get ``seconds`` per step, ``waiting``, the share of it spent waiting for input, and what
+        ``meter`` adds.
+      trace: steps that the profiler records.
+      stop: asked after every step, with the number of steps made; True saves and stops. Of several
+        processes, all must get the same answer.
 
     Raises:
       NotFinite: names the step, the batch's record ids and the last checkpoint.
+      Stopped: ``stop`` said so.
+      InputError: no figure has the name by which the best checkpoint is chosen.
     """
-    pending: list[dict[str, jax.Array]] = []
     first = int(state.step)
-    began, waited, clock = time.perf_counter(), 0.0, time.perf_counter()
+    if first < steps and stop(first):
+        raise Stopped(first)
+    meter = meter or Meter()
+    tracer = _Tracer(trace)
+    pending: list[dict[str, jax.Array]] = []
     ids: list[list[str]] = []
-    for number, (batches, names) in prefetch(make, first, steps):
-        waited += time.perf_counter() - clock
-        state, figures = step(state, batches)
-        pending.append(figures)
-        ids.append(names)
-        done = number + 1
-        on_step()
-        save = checkpoints is not None and every > 0 and done % every == 0 and done < steps
-        if done % log_every == 0 or done == steps or save:
-            values = [{k: float(v) for k, v in f.items()} for f in jax.device_get(pending)]
-            _require_finite(values, done - len(values), ids, checkpoints)
-            now = time.perf_counter()
-            means = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
-            means["seconds"] = (now - began) / len(values)
-            means["waiting"] = waited / max(now - began, 1e-9)
-            on_figures(done, means)
-            pending, ids, began, waited = [], [], now, 0.0
-        if save and checkpoints is not None:
-            checkpoints.save(state)
-        clock = time.perf_counter()
-    if checkpoints is not None and steps > first:
-        checkpoints.save(state)
-        checkpoints.wait()
+    mean = checkpoints.mean_at(first) if checkpoints else Mean()
+    began, waited, clock = time.perf_counter(), 0.0, time.perf_counter()
+    try:
+        for number, (batches, names) in prefetch(make, first, steps):
+            waited += time.perf_counter() - clock
+            done = number + 1
+            tracer.before(done)
+            state, figures = step(state, batches)
+            meter.add(batches)
+            pending.append(figures)
+            ids.append(names)
+            tracer.after(done, state)
+            on_step()
+            stopping = done < steps and stop(done)
+            scheduled = every > 0 and done % every == 0
+            save = checkpoints is not None and (scheduled or stopping or done == steps)
+            if done % log_every == 0 or done == steps or save or stopping:
+                values = [{k: float(v) for k, v in f.items()} for f in jax.device_get(pending)]
+                kept = _finite(values, done - len(values), ids, checkpoints, log)
+                now = time.perf_counter()
+                if checkpoints is not None and checkpoints.best and kept:
+                    mean = _add(mean, kept, checkpoints.best.figure)
+                line = means(kept)
+                if "skipped" in values[0]:
+                    line["skipped"] = sum(v["skipped"] for v in values)
+                line["seconds"] = (now - began) / len(values)
+                line["waiting"] = waited / max(now - began, 1e-9)
+                on_figures(done, meter.read(line, len(values), now - began))
+                pending, ids, began, waited = [], [], now, 0.0
+            if save and checkpoints is not None:
+                complete = scheduled or done == steps
+                checkpoints.save(state, mean, complete)
+                mean = Mean() if complete else mean
+            if stopping:
+                raise Stopped(done)
+            clock = time.perf_counter()
+    finally:
+        tracer.close()
+        if checkpoints is not None:
+            checkpoints.wait()
     return state
 
 
-def _require_finite(
-    values: list[Figures], before: int, ids: list[list[str]], checkpoints: Checkpoints | None
-) -> None:
+def _add(mean: Mean, values: Sequence[Figures], name: str) -> Mean:
+    if name not in values[0]:
+        raise InputError(
+            f"best = '{name}' is no figure of this run{nearest(name, values[0])}: "
+            f"{', '.join(values[0])}"
+        )
+    return Mean(mean.total + sum(v[name] for v in values), mean.count + len(values))
+
+
+def _finite(
+    values: list[Figures],
+    before: int,
+    ids: list[list[str]],
+    checkpoints: Checkpoints | None,
+    log: Callable[[str], None],
+) -> list[Figures]:
+    """The figures of the steps that were made; those skipped are named in the log."""
+    kept = []
     for offset, figures in enumerate(values):
+        number = before + offset + 1
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if bad:
+        records = ", ".join(ids[offset][:SHOWN]) + (", ..." if len(ids[offset]) > SHOWN else "")
+        if figures.get("skipped"):
+            what = f"{bad[0]} is {figures[bad[0]]}" if bad else "an update is not finite"
+            log(f"step {number} is skipped: {what}; records {records}")
+        elif bad:
             saved = checkpoints.latest() if checkpoints else None
             last = f"the last good checkpoint is step {saved}" if saved else "nothing was saved yet"
             raise NotFinite(
-                f"step {before + offset + 1}: {bad[0]} is {figures[bad[0]]}; records "
-                f"{', '.join(ids[offset][:8])}{', ...' if len(ids[offset]) > 8 else ''}; {last}; "
-                f"lower the learning rate or look at these records"
+                f"step {number}: {bad[0]} is {figures[bad[0]]}; records {records}; {last}; "
+                f"lower the learning rate, look at these records, or set nonfinite to 'skip'"
             )
+        else:
+            kept.append(figures)
+    return kept
+
+
+class _Tracer:
+    """Starts and stops the profiler around the steps of a ``Trace``."""
+
+    def __init__(self, trace: Trace | None):
+        self._trace, self._on = trace, False
+
+    def before(self, step: int) -> None:
+        if self._trace and self._trace.first <= step <= self._trace.last and not self._on:
+            jax.profiler.start_trace(str(self._trace.directory))
+            self._on = True
+
+    def after(self, step: int, state: Any) -> None:
+        if self._trace and self._on and step == self._trace.last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False

@@ -195,6 +195,7 @@ def list_example(
         rewards=tuple(t.reward for t in chosen),
         counts=tuple(float(t.count) for t in chosen),
         preferred=True,
+        dropped=maker.dropped(question, prompt),
     )
 
 
@@ -223,4 +224,5 @@ def answer_example(
         rewards=tuple(answers.rewards[i] for i in judged.order),
         counts=(1.0,) * len(texts),
         preferred=True,
+        dropped=len(answers.list) - prompt.shown,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,40 +19,25 @@ from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
 from dynarag_jax.stages import Dpo, Sft, Stream, Train
-from dynarag_jax.training.batches import (
-    Batch,
-    Example,
-    Order,
-    Shape,
-    collate,
-    place,
-    process_rows,
-)
-from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.batches import Example, Shape
+from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.examples import ExampleMaker, mix
 from dynarag_jax.training.exports import Start, save_trained
 from dynarag_jax.training.instructions import Instruction, instruction_examples
-from dynarag_jax.training.loop import Figures, fit
+from dynarag_jax.training.loop import Trace, fit
+from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.sources import Input, Source, step_operations, total_steps
 from dynarag_jax.training.step import (
     Adapting,
     Part,
+    State,
     init_state,
     make_step,
     param_shardings,
     state_shardings,
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """An endless stream of examples: how many there are, and the one at (epoch, index)."""
-
-    name: str
-    stream: Stream
-    size: int
-    make: Callable[[int, int], Example]
-    shape: Shape
+from dynarag_jax.training.tokens import TokenCache
 
 
 def begin(
@@ -111,14 +95,15 @@ def begin(
     return replace(start, lora=replace(lora, dropout=stage.lora.dropout), adapters=begun)
 
 
-def example_maker(stage: Train, start: Start) -> ExampleMaker:
-    """The maker of a stage's examples."""
+def example_maker(stage: Train, start: Start, cache: TokenCache | None = None) -> ExampleMaker:
+    """The maker of a stage's examples, with tokenized prompts from ``cache``."""
     return ExampleMaker(
         start.tokenizer,
         start.spelling,
         stage.prompts,
         rerank_length=stage.reranker.length,
         answer_length=stage.generator.length,
+        cache=cache,
     )
 
 
@@ -221,12 +206,26 @@ def generator_source(
     return Source("generator", stream, len(answerable), make, shape)
 
 
-def total_steps(stage: Train, sources: Sequence[Source]) -> int:
-    """Updates of a stage: as configured, or what ``epochs`` over the first source takes."""
-    if stage.steps:
-        return stage.steps
-    lead = next(s for s in sources if s.stream.batch)
-    return max(1, math.ceil(stage.epochs * lead.size / lead.stream.batch))
+def mixed(
+    sources: Sequence[Source], more: Mapping[str, Sequence[Source]], weights: Mapping[str, float]
+) -> list[Source]:
+    """Mix sources of further files into those of the same name, by the weights of the files.
+
+    What a file has no examples for, such as answers, is left out of that stream.
+    """
+    return [
+        replace(
+            source,
+            others=source.others
+            + tuple(
+                (other, weights[path])
+                for path, others in more.items()
+                for other in others
+                if other.name == source.name and other.size
+            ),
+        )
+        for source in sources
+    ]
 
 
 def train(
@@ -241,13 +240,23 @@ def train(
     on_figures: Callable[[int, Figures], None],
     on_begin: Callable[[int, int], None] = lambda first, steps: None,
     on_step: Callable[[], None] = lambda: None,
+    stop: Callable[[int], bool] = lambda step: False,
+    peak: float | None = None,
     card: str | None = None,
 ) -> None:
     """Train, with checkpoints under ``directory``, and write the model to ``directory/model``.
 
     A directory that holds checkpoints of the same stage continues where they end. Adapters are
     written to ``directory/adapters``, as PEFT does, and ``directory/model`` has them merged in.
-    ``card`` is the model's README.md.
+
+    Args:
+      card: the model's README.md.
+      stop: asked after every step, with the number of steps made; True saves and stops.
+      peak: operations a second of all devices together, for the utilization.
+
+    Raises:
+      Stopped: ``stop`` said so.
+      InputError: the batches do not divide, or what the figures say cannot be trained on.
     """
     sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
     if not sources:
@@ -265,7 +274,8 @@ def train(
     steps = total_steps(stage, sources)
     optimizer = make_optimizer(stage.optimizer, steps)
     rate = learning_rate(stage.optimizer, steps)
-    checkpoints = Checkpoints(directory / "checkpoints", stage.keep)
+    best = Best(stage.best, stage.best_is == "highest", stage.keep_best) if stage.best else None
+    checkpoints = Checkpoints(directory / "checkpoints", stage.keep, best)
     lora = start.lora
     offload = stage.optimizer.offload
     layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
@@ -288,34 +298,50 @@ def train(
         Adapting(lora, start.params) if lora and start.params else None,
         seed,
         offload,
+        skip_nonfinite=stage.nonfinite == "skip",
     )
     log(kernels.choose(start.cfg).reason)
-    orders = {s.name: Order(s.size, seed, s.name) for s in sources}
-
-    def make(number: int) -> tuple[Mapping[str, Batch], list[str]]:
-        batches, ids = {}, []
-        for source in sources:
-            size, order = source.stream.batch, orders[source.name]
-            examples = [source.make(*order.at(number * size + row)) for row in process_rows(size)]
-            batches[source.name] = place(mesh, collate(examples, source.shape))
-            ids += [e.id for e in examples]
-        return batches, ids
+    data = Input(stage, sources, mesh, seed, steps)
+    if stage.lengths > 1:
+        chosen = ((n, ", ".join(map(str, of))) for n, of in data.grouping.lengths.items())
+        log("prompts padded to " + "; ".join(f"{n}: {of}" for n, of in chosen))
 
     def figures(number: int, values: Figures) -> None:
         on_figures(number, values | {"learning_rate": float(rate(number - 1))})
 
     on_begin(int(state.step), steps)
-    state = fit(
-        state,
-        step,
-        make,
-        steps,
-        checkpoints=checkpoints,
-        every=stage.checkpoint_every,
-        log_every=stage.log_every,
-        on_figures=figures,
-        on_step=on_step,
-    )
+    trace = Trace(*stage.profile, directory / "profile") if any(stage.profile) else None
+    try:
+        state = fit(
+            state,
+            step,
+            data,
+            steps,
+            checkpoints=checkpoints,
+            every=stage.checkpoint_every,
+            log_every=stage.log_every,
+            meter=Meter(step_operations(start.cfg, sources, lora), peak),
+            trace=trace,
+            stop=stop,
+            log=log,
+            on_figures=figures,
+            on_step=on_step,
+        )
+    finally:
+        data.grouping.close()
+    if stage.final == "best":
+        state = _best(checkpoints, layout, state, log)
     save_trained(directory, start, state.params, mesh, card=card)
     checkpoints.close()
     jax.block_until_ready(state)
+
+
+def _best(
+    checkpoints: Checkpoints, layout: State, state: State, log: Callable[[str], None]
+) -> State:
+    """The state of the best checkpoint; the last one where none competes."""
+    chosen = checkpoints.best_steps()
+    if not chosen or chosen[0] == int(state.step):
+        return state
+    log(f"the model is that of step {chosen[0]}, the best by {vars(checkpoints.best)['figure']}")
+    return checkpoints.restore(layout, state, log, only=chosen[0]) or state

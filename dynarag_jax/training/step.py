@@ -26,6 +26,7 @@ from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
 from dynarag_jax.sharding import check_shapes, named, on_host, require_host_memory
 from dynarag_jax.training.batches import Batch
+from dynarag_jax.training.meter import batch_figures, reference_kl
 
 
 @partial(
@@ -113,6 +114,9 @@ def loss_and_figures(
             loss += part.weight * term.weight * value.total / count
             figures[f"{name}/{key}"] = value.total / count
             figures |= {f"{name}/{key}/{k}": v / count for k, v in value.figures.items()}
+        if part.objectives.reads("reference"):
+            count = jnp.maximum(reference_kl(_masks(whole[name]))[1], 1)
+            figures[f"{name}/kl"] = reference_kl(scores)[0] / count
     return loss, figures
 
 
@@ -225,6 +229,18 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
+def _kept_where_finite(
+    figures: dict[str, jax.Array], new: Any, old: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """``new``, or ``old`` where any figure is not finite; the figure ``skipped`` is then 1.
+
+    It is decided inside jit from figures that every device has, so that all processes do the same.
+    """
+    good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
+    kept = jax.tree.map(partial(jnp.where, good), new, old)
+    return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
+
+
 @dataclass(frozen=True)
 class Step:
     """The jitted update with what it closes over; call it, or ``lower`` it to be looked at."""
@@ -258,6 +274,7 @@ def make_step(
     adapting: Adapting | None = None,
     seed: int = 0,
     offload: bool = False,
+    skip_nonfinite: bool = False,
 ) -> Step:
     """The jitted update ``step(state, batches) -> (state, figures)``; the state is donated.
 
@@ -267,6 +284,8 @@ def make_step(
       adapting: train adapters, which the state then holds, beside these frozen parameters.
       seed: of the adapters' dropout; the key of a step follows from it and the step's number.
       offload: the state's moments lie in host memory, as ``init_state`` puts them there.
+      skip_nonfinite: where a figure is not finite, leave parameters and moments as they are; the
+        step number advances all the same.
 
     Raises:
       InputError: the mesh does not divide the model, its devices cannot address host memory where
@@ -322,7 +341,11 @@ def make_step(
         changes, moments = optimizer.update(grads, before, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
-        return State(state.step + 1, params, moments), figures
+        if skip_nonfinite:
+            (params, moments), figures = _kept_where_finite(
+                figures, (params, moments), (state.params, before)
+            )
+        return State(state.step + 1, params, moments), figures | batch_figures(batches)
 
     rows = named(mesh, ("batch",))
     jitted = jax.jit(

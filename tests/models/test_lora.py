@@ -63,6 +63,8 @@ def arrays(batch: int = 4) -> Batch:
         reference=np.zeros((batch, 2), np.float32),
         preferred=np.ones(batch, bool),
         relevance=np.zeros((batch, 4), np.float32),
+        dropped=np.zeros(batch, np.int32),
+        dropped_ids=np.zeros(batch, np.int32),
     )
 
 

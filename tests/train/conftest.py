@@ -111,3 +111,68 @@ def place(tmp_path, monkeypatch):
 def counting(place):
     """The module of the stages' classes."""
     return importlib.import_module("counting")
+
+
+SFT = """
+from dynarag_jax.config import Run
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.stages import Contexts, Sft, Stream
+from dynarag_jax.training.optimizer import OptimizerConfig
+
+run = Run(directory="runs/a", cpu_devices=1)
+stages = {
+    "sft": Sft(
+        tokenizer="tokenizer",
+        questions="train.jsonl",
+        prompts=PromptConfig(
+            style="compact", ids=4, max_list=4, rerank_tokens=120, answer_prompt_tokens=120,
+            answer_tokens=4,
+        ),
+        model=DecoderConfig(
+            width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp=16, positions=256
+        ),
+        reranker=Stream(batch=4),
+        generator=Stream(batch=4),
+        contexts=Contexts(random=0.5),
+        optimizer=OptimizerConfig(learning_rate=0.01),
+        shuffled=0.5,
+        lengths=2,
+        steps=60,
+        checkpoint_every=4,
+        log_every=1,
+    )
+}
+"""
+
+
+@pytest.fixture
+def sft_place(tmp_path, monkeypatch):
+    """A directory with a small SFT stage: questions of every length, a tokenizer, a config file."""
+    import random
+
+    from dynarag_jax.exchange.tokenizers import train_word_level
+    from dynarag_jax.prompts import COMPACT_WORDS
+    from dynarag_jax.records import Passage, Question, write_questions
+
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(40)]
+
+    def text(least: int, most: int) -> str:
+        return " ".join(rng.choices(words, k=rng.randint(least, most)))
+
+    questions = [
+        Question(
+            f"q{i}",
+            text(2, 5),
+            answers=(text(1, 2),),
+            passages=tuple(Passage(f"q{i}p{j}", text(1, 20)) for j in range(rng.randint(1, 4))),
+            expert=(1,) if i % 3 else (),
+        )
+        for i in range(40)
+    ]
+    write_questions(tmp_path / "train.jsonl", questions)
+    train_word_level([*words, *COMPACT_WORDS], tmp_path / "tokenizer", 4)
+    (tmp_path / "small.py").write_text(SFT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -17,13 +17,13 @@ from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.batches import (
     Batch,
     Example,
-    Order,
     Shape,
     collate,
     place,
     prefetch,
     process_rows,
 )
+from dynarag_jax.training.order import Order
 
 SHAPE = Shape(prompt=5, branches=2, branch=4, ids=3)
 

@@ -25,10 +25,11 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Order, Shape, collate, place
+from dynarag_jax.training.batches import Example, Shape, collate, place
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.loop import fit
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dynarag_jax.training.order import Order
 from dynarag_jax.training.step import Part, State, init_state, make_step, state_shardings
 
 # Orbax leaves coroutines behind when it cannot read a checkpoint.

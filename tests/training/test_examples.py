@@ -12,7 +12,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.policy.grammar import find_spelling, read_list
 from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Passage, Question
-from dynarag_jax.training.examples import ExampleMaker, mix
+from dynarag_jax.training.examples import ExampleMaker, Reads, mix
 
 WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
 
@@ -71,14 +71,15 @@ def test_prompts_show_the_passages_that_are_given_whatever_was_shown_before(make
 
 def test_experts_ids_that_cannot_be_imitated_are_dropped_and_counted(maker, tokenizer):
     long = dataclasses.replace(QUESTION, id="long", expert=(6, 2, 8, 1, 3))
-    assert maker.behavior(long).ranking == (6, 2, 8)  # the longest list has 3
-    assert maker.counts.dropped_ids == 2
+    example = maker.behavior(long)
+    assert example.ranking == (6, 2, 8)  # the longest list has 3
+    assert (example.dropped, example.dropped_ids) == (0, 2)
     seven = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
-    tight = dataclasses.replace(maker, rerank_length=seven, _cache={})
+    tight = dataclasses.replace(maker, rerank_length=seven)
     example = tight.behavior(QUESTION)
     assert example.shown == 7
     assert example.ranking == (6, 2)
-    assert tight.counts.dropped_passages == 1
+    assert (example.dropped, example.dropped_ids) == (1, 1)
 
 
 def test_the_generator_learns_the_first_answer_from_the_chosen_passages(maker, tokenizer):
@@ -91,12 +92,16 @@ def test_the_generator_learns_the_first_answer_from_the_chosen_passages(maker, t
         maker.answer(dataclasses.replace(QUESTION, answers=()), ())
 
 
-def test_prompts_are_rendered_once(maker):
-    assert maker.behavior(QUESTION).prompt is maker.behavior(QUESTION).prompt
-    small = dataclasses.replace(maker, cache_size=1, _cache={})
+def test_prompts_are_tokenized_once_and_memory_is_bounded(maker):
+    first = maker.behavior(QUESTION)
+    assert maker.behavior(QUESTION) == first
+    assert (maker.reads.tokenized, maker.reads.read) == (1, 0)
+    # Room for one prompt only: each pushes the other out.
+    small = dataclasses.replace(maker, memory=1, _kept={}, _held=0, reads=Reads())
     for chosen in ((1,), (2,), (1,)):
         small.answer(QUESTION, chosen)
-        assert len(small._cache) == 1
+        assert len(small._kept) == 1
+    assert small.reads.tokenized == 3
 
 
 def test_mixing_numbers_are_uniform_and_of_their_arguments_alone():

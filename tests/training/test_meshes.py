@@ -21,9 +21,10 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Order, Shape, collate, place, process_rows
+from dynarag_jax.training.batches import Example, Shape, collate, place, process_rows
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dynarag_jax.training.order import Order
 from dynarag_jax.training.step import Part, init_state, make_step, state_shardings
 
 CFG = DecoderConfig(

@@ -24,9 +24,11 @@ from dynarag_jax.objectives.terms import (
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.batches import Example, Shape, collate
+from dynarag_jax.training.meter import batch_figures, reference_kl
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import (
     Part,
+    _masks,
     init_state,
     loss_and_figures,
     make_scorer,
@@ -260,3 +262,55 @@ def test_listwise_supervision_needs_ids_of_distinct_first_tokens():
     digits = Spelling((10,), ((1,), (2,), (1, 0)), (20, 10), (20,), (30,), 31)
     with pytest.raises(InputError, match=r"lists: .* begins \[1\] and \[3\] with the same"):
         make_step(CFG, mesh_of(1, 1, 1), OPTIMIZER, build_grammar(digits), {"lists": PART})
+
+
+def test_an_update_that_is_not_finite_is_left_out_on_every_device_and_training_goes_on(weights):
+    mesh = mesh_of(2, 1, 1)
+    part = {"mixed": Part(Objectives(nll=TokenNll(weight=1.0)))}
+    step = make_step(CFG, mesh, OPTIMIZER, GRAMMAR, part, skip_nonfinite=True)
+    good, bad = make_batch(0), make_batch(1)
+    bad.supervised[0, 0] = np.inf
+    state, _ = step(init_state(CFG, mesh, OPTIMIZER, weights), {"mixed": good})
+    before = jax.tree.map(np.asarray, state)
+    state, figures = step(state, {"mixed": bad})
+    assert not np.isfinite(figures["loss"]) and figures["skipped"] == 1
+    after = jax.tree.map(np.asarray, state)
+    assert after.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.optimizer, before.optimizer)
+    # What follows is what would follow had the step not been: the very same weights.
+    state, figures = step(state, {"mixed": make_batch(2)})
+    assert figures["skipped"] == 0 and np.isfinite(figures["loss"])
+    other, _ = step(init_state(CFG, mesh, OPTIMIZER, weights), {"mixed": good})
+    other, _ = step(other, {"mixed": make_batch(2)})
+    jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+
+
+def test_figures_count_tokens_positions_and_what_was_cut():
+    batch = make_batch()
+    batch.dropped[:3] = (4, 0, 1)
+    batch.dropped_ids[5] = 2
+    figures = batch_figures({"mixed": batch})
+    tokens = batch.trunk_lengths.sum() + batch.branch_lengths.sum()
+    assert figures["mixed/tokens"] == tokens
+    assert figures["mixed/positions"] == 8 * 10 + 8 * 2 * SHAPE.branch
+    assert figures["mixed/dropped_passages"] == 5 and figures["mixed/dropped_ids"] == 2
+
+
+def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
+    rng = np.random.default_rng(0)
+    policy, reference = -rng.exponential(size=(2, 3, 2, 4)).astype(np.float32)
+    mask = np.arange(4) < np.array([[4, 2], [3, 0], [1, 4]])[..., None]
+    batch = make_batch()
+    scores = _masks(batch)._replace(
+        policy_logps=policy, reference=reference, token_mask=mask,
+        preferred=np.array([True, True, False]),
+    )  # fmt: skip
+    # By hand: the first row has two branches, the second one, and the third was not sampled.
+    drift = [
+        (reference[b, n, :length] - policy[b, n, :length]).sum()
+        for b, n, length in ((0, 0, 4), (0, 1, 2), (1, 0, 3))
+    ]
+    total, count = reference_kl(scores)
+    assert count == 3 and total == pytest.approx(sum(drift), rel=1e-5)
+    assert reference_kl(scores._replace(reference=policy))[0] == 0

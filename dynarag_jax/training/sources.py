@@ -1,0 +1,104 @@
+"""Streams of examples, mixed from sources by weight, and the input of every step from them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from jax.sharding import Mesh
+
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.stages import Stream, Train
+from dynarag_jax.training.batches import Batch, Example, Shape, collate, place, process_rows
+from dynarag_jax.training.flops import Rows, step_work
+from dynarag_jax.training.order import Draw, Grouping, Lane, Mixture
+
+
+@dataclass(frozen=True)
+class Source:
+    """An endless stream of examples: how many there are, and the one at (epoch, index)."""
+
+    name: str
+    stream: Stream
+    size: int
+    make: Callable[[int, int], Example]
+    shape: Shape
+    others: tuple[tuple[Source, float], ...] = ()
+    """sources mixed in, each with its number of examples for one of this source's own"""
+
+    def mixture(self, seed: int) -> Mixture:
+        """The order of the examples, of all parts."""
+        sizes = [self.size, *(other.size for other, _ in self.others)]
+        return Mixture(sizes, [1.0, *(weight for _, weight in self.others)], seed, self.name)
+
+    def example(self, draw: Draw) -> Example:
+        """The example that a mixture names."""
+        part = self.others[draw.part - 1][0] if draw.part else self
+        return part.make(draw.epoch, draw.index)
+
+
+def total_steps(stage: Train, sources: Sequence[Source]) -> int:
+    """Updates of a stage: as configured, or what ``epochs`` over the first source takes."""
+    if stage.steps:
+        return stage.steps
+    lead = next(s for s in sources if s.stream.batch)
+    return max(1, math.ceil(stage.epochs * lead.mixture(0).size / lead.stream.batch))
+
+
+class Input:
+    """The input of every step of a run: this process's rows, on the mesh."""
+
+    def __init__(self, stage: Train, sources: Sequence[Source], mesh: Mesh, seed: int, steps: int):
+        self._sources, self._mesh = sources, mesh
+        self._mixtures = {s.name: s.mixture(seed) for s in sources}
+        lanes = {
+            s.name: Lane(
+                self._mixtures[s.name].size,
+                s.stream.batch,
+                s.shape.prompt,
+                partial(self._length, s),
+            )
+            for s in sources
+        }
+        self.grouping = Grouping(lanes, stage.lengths, seed, steps)
+
+    def _length(self, source: Source, position: int) -> int:
+        return len(source.example(self._mixtures[source.name].at(position)).prompt)
+
+    def __call__(self, step: int) -> tuple[Mapping[str, Batch], list[str]]:
+        """A step's batches, and the ids of this process's records in them."""
+        batches, ids, level = {}, [], self.grouping.level(step)
+        for source in self._sources:
+            name = source.name
+            positions = self.grouping.positions(name, step)
+            examples = [
+                source.example(self._mixtures[name].at(int(positions[row])))
+                for row in process_rows(source.stream.batch)
+            ]
+            shape = replace(source.shape, prompt=self.grouping.lengths[name][level])
+            batches[name] = place(self._mesh, collate(examples, shape))
+            ids += [e.id for e in examples]
+        return batches, ids
+
+
+def step_operations(
+    cfg: DecoderConfig, sources: Sequence[Source], lora: LoraConfig | None
+) -> Callable[[Mapping[str, Batch]], float]:
+    """A function from a step's batches to its model operations, by their padded shapes."""
+    whole = {s.name: bool(s.stream.objectives.reads("prompt")) for s in sources}
+
+    @functools.cache
+    def work(shapes: tuple[tuple[str, tuple[int, ...], int], ...]) -> float:
+        rows = [
+            Rows(batch, prompt, branches, branch, prompt_loss=whole[name])
+            for name, (batch, branches, branch), prompt in shapes
+        ]
+        return step_work(cfg, rows, lora).model
+
+    return lambda batches: work(
+        tuple((name, b.branches.shape, b.trunk.shape[1]) for name, b in batches.items())
+    )

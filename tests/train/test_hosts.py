@@ -1,0 +1,80 @@
+"""Training on two processes: each reads its rows, both are one run, and both stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(name: str, count: int, *more: str) -> list[subprocess.Popen[str]]:
+    """The small SFT stage on ``count`` processes, two devices in all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_NUM", "XLA_"))}
+    keep |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "train.sft", "small.py", "--run.directory", f"runs/{name}"]
+    command += ["--run.cpu_devices", str(2 // count), *more]
+    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    return [
+        subprocess.Popen(
+            command,
+            env=keep | (joined | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
+    try:
+        said = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code] * len(processes), said
+    return said
+
+
+def metrics(place: Path, name: str) -> list[dict]:
+    path = place / "runs" / name / "sft" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_stop_together(sft_place):
+    finish(start("one", 1, "--steps", "40"))
+    one = metrics(sft_place, "one")
+
+    processes = start("two", 2, "--steps", "40")
+    until = time.monotonic() + 300
+    while len(metrics(sft_place, "two")) < 7 and time.monotonic() < until:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.002)
+    # A notice to one of them stops both, after the same step.
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes, 143)
+    (step,) = {int(n) for n in re.findall(r"stopped after step (\d+), which is saved", said[0])}
+    assert len(metrics(sft_place, "two")) == step < 40
+    said = finish(start("two", 2, "--steps", "40"))
+    assert f"continuing at step {step} of 40" in said[0]
+
+    two = metrics(sft_place, "two")
+    assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, 41))
+    for ours, theirs in zip(two, one, strict=True):
+        for name in ("loss", "reranker/nll", "generator/nll", "gradient_norm"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4), (ours["step"], name)
+        for name in ("reranker/padding", "generator/padding", "reranker/dropped_passages"):
+            assert ours[name] == theirs[name]

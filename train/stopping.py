@@ -1,0 +1,62 @@
+"""Stopping on request: the step at hand is finished and saved before the program ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import jax
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what is open gets closed."""
+
+
+class Stopping:
+    """While it is entered, the first SIGTERM or Ctrl-C asks to stop; a second one insists.
+
+    Called with the number of steps made, it says whether to stop now. Of several processes, all
+    stop after the same step: a notice to any of them reaches the others through JAX's coordination
+    service, which takes SIGTERM to itself there.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            kinds = [signal.SIGINT]
+            if not jax.distributed.is_initialized():
+                kinds.append(signal.SIGTERM)
+            self._before = {kind: signal.signal(kind, self._note) for kind in kinds}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)  # type: ignore[arg-type]
+
+    def _note(self, kind: int, _: FrameType | None) -> None:
+        if self._signal is not None:
+            self.interrupt()
+        self._signal = kind
+
+    def __call__(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._signal is not None
+        from jax.experimental import multihost_utils
+
+        reached = multihost_utils.reached_preemption_sync_point(step)
+        if reached:
+            self._signal = signal.SIGTERM
+        # Ctrl-C in one of several processes cannot be agreed upon: it is left to that process.
+        elif self._signal == signal.SIGINT:
+            self.interrupt()
+        return reached
+
+    def interrupt(self) -> None:
+        """Raise what the signal means: KeyboardInterrupt, or Terminated."""
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated

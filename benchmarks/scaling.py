@@ -32,8 +32,8 @@ from dynarag_jax.training.plan import USABLE, plan
 from dynarag_jax.training.step import Part, State, make_step
 
 MODEL = DecoderConfig(
-    vocab=4096, width=512, layers=4, heads=8, kv_heads=8, head_size=64, mlp=1408, remat="full",
-    unroll=4,
+    vocab=4096, width=512, layers=2, heads=8, kv_heads=8, head_size=64, mlp=1408, remat="full",
+    unroll=2,
 )  # fmt: skip
 # The layers are written out: of a loop the compiler counts one turn.
 BATCH = Rows(batch=8, prompt=512, branches=2, branch=40)

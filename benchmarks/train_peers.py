@@ -113,7 +113,6 @@ def trl_dpo(
             {"prompt": text(p), "chosen": " " + text(b[0]), "rejected": " " + text(b[1])}
             for p, b in zip(prompts, branches, strict=True)
         ]
-    longest = prompts.shape[1] + branches.shape[2] + 1
     times: list[float] = []
 
     class Clock(transformers.TrainerCallback):
@@ -140,7 +139,7 @@ def trl_dpo(
                 max_steps=steps,
                 learning_rate=learning_rate,
                 precompute_ref_log_probs=precomputed,
-                max_length=longest,
+                max_length=None,
                 bf16=torch.cuda.is_available(),
                 gradient_checkpointing=False,
                 report_to=[],

@@ -195,7 +195,7 @@ def transformers_generate(
 
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=options.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=options.dtype)
     model = model.to(device).eval()
 
     def run(p: int, n: int) -> None:

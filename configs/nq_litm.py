@@ -6,7 +6,7 @@ The source is a file of questions with their passages, as Lost in the Middle and
 them ({question, answers, ctxs: [{title, text, score, isgold}]}). Its passages become the corpus;
 the candidates are retrieved anew from it. The model is small and starts at random, so that it
 answers nothing: this shows that the data flows, what retrieval finds, and what the records hold.
-Expect ten minutes on two CPU cores, most of them embedding, and scores near 0.
+Expect a quarter of an hour or more on two CPU cores, most of it embedding, and scores near 0.
 """
 
 from dynarag_jax.config import Run
@@ -66,10 +66,11 @@ stages = {
         generator=answers,
         contexts=Contexts(gold=0.5),
         optimizer=optimizer,
-        steps=80,
+        steps=30,
+        lengths=2,
     ),
     "rollout": Rollout(
-        limit=48, sampling=Sampling(temperature=1.0), reward=reward, prompts=prompts, batch=8
+        limit=32, sampling=Sampling(temperature=1.0), reward=reward, prompts=prompts, batch=8
     ),
     "dpo": Dpo(
         init="{run}/sft/model",
@@ -85,6 +86,7 @@ stages = {
         contexts=Contexts(gold=0.5),
         optimizer=optimizer,
         epochs=1.0,
+        lengths=2,
     ),
     "evaluate": Evaluate(
         models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},

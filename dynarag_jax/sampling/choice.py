@@ -115,12 +115,22 @@ def choose(
       settings: [S].
       random: whether any row has a temperature; filters: whether any row leaves candidates out.
     """
-    best = jnp.argmax(scores, axis=-1)
     if not random:
-        return best
+        return best(scores)
     temperature, top_p, top_k, min_p = (jnp.asarray(x)[:, None, None] for x in settings)
-    scores = scores / jnp.where(temperature == 0, 1, temperature)
-    if filters:
+    greedy = temperature == 0
+    scores = scores / jnp.where(greedy, 1, temperature)
+    if filters:  # none of them leaves the best one out
         scores = keep_min_p(keep_top_p(keep_top_k(scores, top_k), top_p), min_p)
-    drawn = jax.vmap(jax.vmap(jax.random.categorical))(keys, scores)
-    return jnp.where(temperature[..., 0] == 0, best, drawn)
+    draw = jax.vmap(jax.vmap(lambda key, x: jax.random.gumbel(key, x.shape, x.dtype)))
+    return best(scores + jnp.where(greedy, 0, draw(keys, scores)))
+
+
+def best(scores: jax.Array) -> jax.Array:
+    """Index [...] of the largest of scores [..., A], the first among equals.
+
+    As ``argmax``, which takes three times as long on a CPU where noise is added on the way.
+    """
+    size = scores.shape[-1]
+    top = scores.max(axis=-1, keepdims=True)
+    return jnp.where(scores == top, jnp.arange(size), size - 1).min(axis=-1)

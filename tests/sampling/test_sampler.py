@@ -13,7 +13,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.grammar import Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
-from dynarag_jax.sampling.choice import keep_top_p
+from dynarag_jax.sampling.choice import Settings, best, choose, keep_top_p
 from dynarag_jax.sampling.sampler import Sampling, make_sampler
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.step import param_shardings
@@ -143,6 +143,30 @@ def test_greedy_lists_take_the_best_allowed_token(params):
 
 
 # ---------------------------------------------------------------------------- the choice of a token
+
+
+def test_the_best_is_argmaxs_also_among_equals_and_where_nothing_is_left():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (50, 3, 9)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.3] = -np.inf
+    scores[0] = -np.inf
+    np.testing.assert_array_equal(best(jnp.asarray(scores)), scores.argmax(-1))
+    # Broken scores give an index all the same; the engine refuses them by their log-probability.
+    assert 0 <= int(best(jnp.full(9, jnp.nan))) < 9
+
+
+def test_draws_are_jaxs_categorical_and_rows_without_temperature_greedy():
+    scores = 3 * jax.random.normal(jax.random.key(0), (4, 8, 50))
+    keys = jax.random.split(jax.random.key(1), (4, 8))
+    zeros = jnp.zeros(4)
+    temperature = jnp.array([0.0, 0.5, 1.0, 2.0])
+    settings = Settings(temperature, zeros + 1, zeros.astype(jnp.int32), zeros)
+    chosen = choose(scores, keys, settings, random=True, filters=False)
+    np.testing.assert_array_equal(chosen[0], scores[0].argmax(-1))
+    for row in range(1, 4):
+        expected = jax.vmap(jax.random.categorical)(keys[row], scores[row] / temperature[row])
+        np.testing.assert_array_equal(chosen[row], expected)
+    assert len({tuple(row) for row in chosen.tolist()}) > 1
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.3, 0.5, 0.75, 0.9, 0.999])

@@ -52,7 +52,7 @@ model = DecoderConfig(
 # Learning to predict the prompt, too, is what makes copying emerge in so small a model.
 prompt = PromptNll(weight=0.4)
 lists = Stream(batch=32, objectives=Objectives(nll=TokenNll(weight=2.0), prompt_nll=prompt))
-answers = Stream(batch=12, objectives=Objectives(prompt_nll=prompt))
+answers = Stream(batch=16, objectives=Objectives(prompt_nll=prompt))
 reward = RewardWeights(em=1.0, passages=0.5)
 
 stages = {
@@ -73,7 +73,7 @@ stages = {
         prompts=prompts,
         model=model,
         reranker=lists,
-        generator=replace(answers, batch=16),
+        generator=replace(answers, batch=24),
         shuffled=0.5,
         contexts=Contexts(gold=0.5, padded=0.5),
         optimizer=OptimizerConfig(

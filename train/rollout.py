@@ -42,6 +42,12 @@ def run(context: Context, stage: Stage) -> None:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
     questions, rejects = questions_of(paths["questions"], stage, context.run.seed)
+    ids = stage.prompts.ids
+    if beyond := [q for q in questions if len(q.passages) > ids]:
+        context.log(
+            f"{len(beyond)} questions have more passages than prompts.ids = {ids} (the first is "
+            f"'{beyond[0].id}' with {len(beyond[0].passages)}): their first {ids} are shown"
+        )
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
@@ -71,6 +77,7 @@ def run(context: Context, stage: Stage) -> None:
         for kind in (ROLLOUTS, REJECTS)
     }
     account = Account(context, stage, writer, len(done), together.teams)
+    passages = {q.id: len(q.passages) for q in mine}
     if outputs[REJECTS] is not None and context.primary:
         for reject in rejects:
             if reject.id not in done:
@@ -86,7 +93,7 @@ def run(context: Context, stage: Stage) -> None:
                 else:
                     if rows := outputs[ROLLOUTS]:
                         rows.append(rollout_to_json(result))
-                    account.add(result)
+                    account.add(result, passages[result.id] - result.shown)
                 left = bar.n < len(questions)
                 bar.update(min(together.teams, len(questions) - bar.n) if left else 0)
     finally:
@@ -187,6 +194,7 @@ class Account:
         self._done, self._teams = done, teams
         self._rejected = 0
         self._recent: list[Rollout] = []
+        self._dropped = 0
         self._began, self._before = time.monotonic(), (0, 0)
 
     def reject(self, rows: JsonlAppender | None, reject: Reject) -> None:
@@ -197,15 +205,17 @@ class Account:
         if self._rejected <= 5:
             self._context.log(f"set aside: {reject.reason}")
 
-    def add(self, rollout: Rollout) -> None:
-        """Count a rollout; report after some."""
+    def add(self, rollout: Rollout, dropped: int) -> None:
+        """Count a rollout and the passages its prompt did not show; report after some."""
         self._recent.append(rollout)
+        self._dropped += dropped
         if len(self._recent) >= self._every:
             self.report()
 
     def report(self) -> None:
         """Write this process's figures since the last report as metrics and to the log."""
         recent, self._recent = self._recent, []
+        dropped, self._dropped = self._dropped, 0
         if not recent:
             return
         self._done += len(recent) * self._teams
@@ -223,6 +233,7 @@ class Account:
             "prompts_per_second": (prompts - before[0]) / seconds * self._teams,
             "tokens_per_second": (tokens - before[1]) / seconds * self._teams,
             "saved/answers": answers,
+            "dropped_passages": float(dropped),
         }
         if self._own:
             figures["saved/lists"] = lists
@@ -237,6 +248,7 @@ class Account:
             f"{figures['tokens_per_second']:.0f} tokens/s; prompt computation saved: {saved}"
             f"{100 * answers:.0f} % of answers'; {figures['distinct']:.2f} distinct lists a "
             f"question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
+            + (f", {dropped} passages not shown" if dropped else "")
         )
 
 

@@ -16,9 +16,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # Queries per block of the plain implementation: bounds the score matrix at [B, H, BLOCK, P].
-BLOCK = 512
+BLOCK = 128
+# Parts of the queries that each take the keys up to their own end, not all of them: with four,
+# five eighths of the products are computed, and half is the least. Each part is compiled by itself.
+PARTS = 4
+# Kept for the backward pass, since they are small; scores and weights are computed again.
+KEPT = ("top", "total", "value")
 
 Window = jax.Array | int | None
 
@@ -42,7 +48,7 @@ def _causal_block(
     window: Window,
     cap: float | None,
 ) -> jax.Array:
-    """One block of queries, starting at position ``first``, over all keys."""
+    """One block of queries, starting at position ``first``, over the keys from position 0 on."""
     query = jnp.arange(q.shape[1]) + first
     key = jnp.arange(k.shape[1])
     mask = (key <= query[:, None])[None] & (key < lengths[:, None])[:, None]  # [B, T, P]
@@ -57,11 +63,13 @@ def _causal_block(
     scores = soft_cap(scores.reshape(b, g, m, t, -1), cap)
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     # Dividing the values, not the weights, keeps that division's gradient off the [T, P] arrays.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1)[..., None]
+    top = checkpoint_name(jax.lax.stop_gradient(scores.max(-1, keepdims=True)), "top")
+    weights = jnp.exp(scores - top)
+    total = checkpoint_name(weights.sum(-1)[..., None], "total")
     weights = weights.astype(v.dtype).reshape(b, g, m * t, -1)
     value = jnp.matmul(weights, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
-    value = (value.reshape(b, g, m, t, size) / total).astype(v.dtype)
+    value = checkpoint_name(value.reshape(b, g, m, t, size), "value")
+    value = (value / total).astype(v.dtype)
     return value.transpose(0, 3, 1, 2, 4)
 
 
@@ -87,13 +95,25 @@ def trunk_attention(
     grouped = _group(q, k.shape[2])
     # At least one key stays visible, so that an empty row of padding gives no NaN.
     lengths = jnp.maximum(lengths, 1)
-    block = partial(_causal_block, k=k, v=v, lengths=lengths, window=window, cap=cap)
+    attend = partial(_causal_block, lengths=lengths, window=window, cap=cap)
     if p <= BLOCK:
-        return block(grouped, first=0).reshape(b, p, h, size)
+        return attend(grouped, k, v, 0).reshape(b, p, h, size)
     padded = jnp.pad(grouped, [(0, 0), (0, -p % BLOCK)] + [(0, 0)] * 3)
     blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
-    step = jax.checkpoint(lambda args: block(args[0], first=args[1]))
-    out = jax.lax.map(step, (blocks, jnp.arange(0, p, BLOCK)))
+    each = -(-len(blocks) // PARTS)
+    keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
+    parts = []
+    for at in range(0, len(blocks), each):
+        part = blocks[at : at + each]
+        first = jnp.arange(at, at + len(part)) * BLOCK
+        end = (at + len(part)) * BLOCK
+        keys, values = k[:, :end], v[:, :end]
+
+        def block(args: tuple, k: jax.Array = keys, v: jax.Array = values) -> jax.Array:
+            return attend(args[0], k, v, args[1])
+
+        parts.append(jax.lax.map(jax.checkpoint(block, policy=keep), (part, first)))
+    out = jnp.concatenate(parts)
     return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
 
 

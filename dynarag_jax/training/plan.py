@@ -156,6 +156,8 @@ def _activations(
     # Two residual sums and two norms with their float32 copies, queries, keys and values before and
     # after rotation, the attended, and four arrays of the MLP.
     everything = a * (4 * d + 3 * q + 3 * kv + 4 * f) + 8 * d
+    if not flash:  # sums of values in float32 (``attention.KEPT``)
+        everything += 4 * q
     kept = offloaded = 0
     layer = scores = 0
     for rows in streams:

@@ -52,7 +52,7 @@ def test_trunk_equals_written_out_softmax_in_one_block_or_many(monkeypatch, bloc
         np.testing.assert_allclose(out[row, :length], expected, atol=2e-6)
 
 
-def test_blocks_of_queries_equal_plain_beyond_512_with_gradients(monkeypatch):
+def test_blocks_of_queries_equal_plain_with_gradients(monkeypatch):
     rng = np.random.default_rng(1)
     p = 1100
     q, k, v, weight = (normal(rng, 1, p, 1, 4) for _ in range(4))
@@ -73,7 +73,9 @@ def test_score_matrix_is_bounded_when_the_prompt_is_no_multiple_of_a_block():
     shape = jax.ShapeDtypeStruct((1, 4000, 1, 4), jnp.float32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
     text = str(jax.make_jaxpr(trunk_attention)(shape, shape, shape, lengths))
-    assert "512,4000" in text
+    assert f"{attention.BLOCK},4000" in text
+    # The first of the parts takes a quarter of the keys.
+    assert f"{attention.BLOCK},1024" in text
     assert "4000,4000" not in text
 
 

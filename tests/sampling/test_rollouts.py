@@ -68,7 +68,7 @@ def rolled(directory: Path, model: Path, questions: Path, prompts, **more) -> Co
 
 
 def test_bad_records_are_set_aside_and_the_rest_goes_on(
-    tmp_path, tiny_model, tiny_policy, question
+    tmp_path, tiny_model, tiny_policy, question, capsys
 ):
     rows = [question_to_json(question(f"q{i}", passages=1 + i % 5)) for i in range(20)]
     bad = {
@@ -88,6 +88,8 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
     assert [r.id for r in made] == ["q3", *(f"q{i}" for i in range(4, 20)), "q0", "q1", "q2"]
     assert all(sum(t.count for t in r.trajectories) == 4 for r in made)
     assert [r.shown for r in made][:3] == [4, 4, 1]  # of four, five and one: the grammar has four
+    said = capsys.readouterr().err
+    assert "4 questions have more passages than prompts.ids = 4 (the first is 'q4' with 5)" in said
     reasons = {r["id"]: r["reason"] for _, r in read_jsonl(directory / "rejects.jsonl")}
     for name, says in {
         "blank": "field 'question' must not be empty", "bare": "has no passages",
@@ -97,7 +99,9 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
         assert (says in reasons[name] and name in reasons[name]) or name == "blank"
     assert set(reasons) == set(bad) - {"q3"}
     assert not list(directory.glob("*.part-*"))
-    figures = [row for _, row in read_jsonl(directory / "metrics.jsonl")][-1]
+    metrics = [row for _, row in read_jsonl(directory / "metrics.jsonl")]
+    assert sum(row["dropped_passages"] for row in metrics) == 4
+    figures = metrics[-1]
     assert figures["saved/lists"] == pytest.approx(0.75)
     assert 1 <= figures["distinct"] <= 4 and 0 <= figures["mean_k"] <= 3
     assert figures["prompts_per_second"] > 0 and figures["tokens_per_second"] > 0

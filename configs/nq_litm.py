@@ -66,11 +66,11 @@ stages = {
         generator=answers,
         contexts=Contexts(gold=0.5),
         optimizer=optimizer,
-        steps=30,
+        steps=100,
         lengths=2,
     ),
     "rollout": Rollout(
-        limit=32, sampling=Sampling(temperature=1.0), reward=reward, prompts=prompts, batch=8
+        limit=128, sampling=Sampling(temperature=1.0), reward=reward, prompts=prompts, batch=8
     ),
     "dpo": Dpo(
         init="{run}/sft/model",

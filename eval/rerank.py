@@ -85,6 +85,9 @@ def run(context: Context, stage: Rerank) -> None:
                 bar.update(len(good) + len(bad))
         lines = [line for _, line in read_jsonl(output)]
         rejected = len(questions) - len(lines)
+        if questions and not lines:
+            _, first = next(read_jsonl(context.stage_directory / f"rejects-{path.name}"))
+            raise InputError(f"{path}: no question can be reranked ({first['reason']})")
         sizes = [len(line["list"]) for line in lines] or [0]
         calls = [line["calls"] for line in lines] or [0]
         context.log(

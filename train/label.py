@@ -25,8 +25,6 @@ def by_scores(
     context: Context, stage: Label, scorer: Scorer, path: Path, questions: Sequence[Question]
 ) -> list[Question]:
     """Label by a scorer; the scores are kept in scores-NAME.jsonl, appended as they come."""
-    if bare := [q.id for q in questions if not q.passages]:
-        raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve some first")
     output = context.stage_directory / f"scores-{path.name}"
     with (
         JsonlAppender(output) as rows,
@@ -59,6 +57,8 @@ def run(context: Context, stage: Label) -> None:
     scorer = load_scorer(inputs["scorer"], stage.dtype) if stage.source == "scores" else None
     for path in paths:
         questions = read_questions(path)
+        if bare := [q.id for q in questions if not q.passages]:
+            raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve some first")
         if scorer is not None:
             labeled = by_scores(context, stage, scorer, path, questions)
         else:

@@ -1,0 +1,215 @@
+"""Bad input at each program: one clear line, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from dynarag_jax import stages
+from dynarag_jax.exchange.decoders import save_decoder
+from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.records import (
+    Passage,
+    Question,
+    Rollout,
+    Trajectory,
+    question_to_json,
+    rollout_to_json,
+)
+from eval import evaluate, report, rerank
+from train import dpo, export, gather, label, reference, retrieve, rollout, sft, tokenizer
+from train.program import main
+
+PROGRAMS = {
+    "gather": (stages.Gather, gather),
+    "tokenizer": (stages.Tokenizer, tokenizer),
+    "retrieve": (stages.Retrieve, retrieve),
+    "label": (stages.Label, label),
+    "sft": (stages.Sft, sft),
+    "rollout": (stages.Rollout, rollout),
+    "reference": (stages.Reference, reference),
+    "dpo": (stages.Dpo, dpo),
+    "evaluate": (stages.Evaluate, evaluate),
+    "rerank": (stages.Rerank, rerank),
+    "export": (stages.Export, export),
+    "report": (stages.Report, report),
+}
+
+CONFIG = """
+from dynarag_jax.config import Run
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages import *
+
+run = Run(directory="runs/a")
+prompts = PromptConfig(
+    style="compact", ids=4, max_list=3, rerank_tokens=200, answer_prompt_tokens=200, answer_tokens=5
+)
+train = dict(init="model", questions="questions.jsonl", prompts=prompts, steps=1)
+stages = {
+    "gather": Gather(source="questions.jsonl"),
+    "tokenizer": Tokenizer(corpus="corpus.jsonl", questions=("questions.jsonl",), vocabulary=300),
+    "retrieve": Retrieve(corpus="corpus.jsonl", questions=("questions.jsonl",), passages=2),
+    "label": Label(questions=("questions.jsonl",), source="gold"),
+    "sft": Sft(**train),
+    "rollout": Rollout(model="model", questions="questions.jsonl", prompts=prompts, batch=8),
+    "reference": Reference(
+        model="model", rollouts="rollouts.jsonl", questions="questions.jsonl", prompts=prompts
+    ),
+    "dpo": Dpo(rollouts="rollouts.jsonl", **train),
+    "evaluate": Evaluate(
+        models={"policy": "model"}, questions="questions.jsonl", prompts=prompts, top_k=(1,),
+        batch=8,
+    ),
+    "rerank": Rerank(
+        model="model", questions=("questions.jsonl",), prompts=prompts, batch=8,
+        windows=Windows(window=4, budget=3),
+    ),
+    "export": Export(model="model"),
+    "report": Report(),
+}
+"""
+
+TINY = DecoderConfig(vocab=304, width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24)
+
+
+def asked(name: str, passages: int = 3) -> dict:
+    found = tuple(Passage(f"{name}/{i}", f"port {name} lies on river {i}") for i in range(passages))
+    gold = (f"{name}/0",) if passages else ()
+    expert = (1,) if passages else ()
+    return question_to_json(
+        Question(
+            name,
+            f"where is port {name}?",
+            answers=("here",),
+            passages=found,
+            gold=gold,
+            expert=expert,
+        )
+    )
+
+
+def jsonl(path: Path, *rows: object) -> None:
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """A directory with all the inputs, and a config over them."""
+    place = tmp_path_factory.mktemp("good")
+    text = "question : where is port q7? passages : port lies on river 2 [1], [2] None answer :"
+    train_bpe([text] * 3, place / "tokens", 300)
+    params = decoder.init_params(TINY, jax.random.key(0))
+    save_decoder(place / "model", TINY, params, load_tokenizer(str(place / "tokens")))
+    jsonl(place / "questions.jsonl", *(asked(f"q{i}") for i in range(8)))
+    jsonl(place / "corpus.jsonl", *({"id": f"p{i}", "text": f"river {i}"} for i in range(4)))
+    lists = (Trajectory((1,), reward=1.0), Trajectory((2,)))
+    rolled = (Rollout(f"q{i}", 3, lists, policy="a", reference="b") for i in range(8))
+    jsonl(place / "rollouts.jsonl", *map(rollout_to_json, rolled))
+    (place / "config.py").write_text(CONFIG)
+    return place
+
+
+@pytest.fixture
+def place(good, tmp_path, monkeypatch) -> Path:
+    """A copy to spoil, and the working directory."""
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(name: str, capsys, *options: str, config: str = "config.py") -> str:
+    """The one line a program says."""
+    kind, module = PROGRAMS[name]
+    with pytest.raises(SystemExit) as stop:
+        main(name, kind, module.run, [config, *options])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    # A log may come before it, an unfinished output may not stay.
+    assert said.splitlines()[-1].startswith("error: "), said
+    assert "Traceback" not in said
+    left = Path("runs/a") / name
+    # What is appended line by line may have been opened.
+    written = {p.name for p in left.rglob("*") if p.is_file() and p.stat().st_size}
+    assert written <= {"run.json", "rejects-questions.jsonl"}, written
+    return said.splitlines()[-1].removeprefix("error: ")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_missing_config_and_an_unknown_key(name, place, capsys):
+    assert "nowhere.py" in refused(name, capsys, config="nowhere.py")
+    key = dataclasses.fields(PROGRAMS[name][0])[0].name
+    said = refused(name, capsys, f"--{key}x", "3")
+    assert said.startswith(f"unknown option '--{key}x' (did you mean '--{key}"), said
+
+
+READS = {
+    "gather": ["questions.jsonl"],
+    "tokenizer": ["corpus.jsonl", "questions.jsonl"],
+    "retrieve": ["corpus.jsonl", "questions.jsonl"],
+    "label": ["questions.jsonl"],
+    "sft": ["questions.jsonl"],
+    "rollout": ["questions.jsonl"],
+    "reference": ["questions.jsonl", "rollouts.jsonl"],
+    "dpo": ["questions.jsonl", "rollouts.jsonl"],
+    "evaluate": ["questions.jsonl"],
+    "rerank": ["questions.jsonl"],
+}
+EACH = [(name, file) for name, files in READS.items() for file in files]
+
+
+@pytest.mark.parametrize(("name", "file"), EACH)
+def test_a_missing_file_and_a_broken_line(name, file, place, capsys):
+    whole = (place / file).read_text()
+    (place / file).unlink()
+    assert file in refused(name, capsys)
+    lines = whole.splitlines(keepends=True)
+    (place / file).write_text("".join([*lines[:2], lines[2][:20] + "\n", *lines[3:]]))
+    said = refused(name, capsys)
+    assert f"{file}:3" in said or (file in said and "line 3" in said), said
+    if name == "rollout":  # a record that can be read is set aside, and the rest goes on
+        return
+    # A field of the wrong kind: file, line and field.
+    record = json.loads(lines[1])
+    field = next(iter(set(record) & {"question", "text", "trajectories"}))
+    jsonl(place / file, lines[0], record | {field: 7}, *lines[2:])
+    said = refused(name, capsys)
+    assert f"'{field}'" in said and file in said and "2" in said, said
+
+
+@pytest.mark.parametrize("name", ["label", "sft", "rollout", "evaluate", "rerank"])
+def test_questions_without_passages(name, place, capsys):
+    jsonl(place / "questions.jsonl", *(asked(f"q{i}", passages=0) for i in range(3)))
+    said = refused(name, capsys)
+    assert "passages" in said and "q0" in said, said
+
+
+@pytest.mark.parametrize(
+    "name", ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "export"]
+)
+def test_a_checkpoint_of_another_shape(name, place, capsys):
+    config = json.loads((place / "model/config.json").read_text())
+    config["intermediate_size"] = 40
+    (place / "model/config.json").write_text(json.dumps(config))
+    said = refused(name, capsys)
+    assert "model" in said and "40" in said and "24" in said, said
+
+
+@pytest.mark.parametrize(
+    "name", ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "export"]
+)
+def test_a_missing_model(name, place, capsys):
+    shutil.rmtree(place / "model")
+    assert "model" in refused(name, capsys)
+
+
+def test_a_report_before_its_stages(place, capsys):
+    assert "evaluate" in refused("report", capsys)

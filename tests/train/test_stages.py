@@ -303,8 +303,10 @@ def test_the_programs_of_all_kinds_of_stages_are_known() -> None:
 @needs_encoder
 def test_a_scorer_labels_and_continues_where_it_was_cut_off(ran: Stages, tmp_path: Path) -> None:
     """The paper's expert, here a random cross-encoder with the embedding model's tokenizer."""
+    torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     scorer = tmp_path / "scorer"
+    torch.manual_seed(0)  # scores on both sides of the threshold
     transformers.BertForSequenceClassification(
         transformers.BertConfig(
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

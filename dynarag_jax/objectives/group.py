@@ -46,7 +46,9 @@ def relative(
       [..., N]; 0 where the group is a single sample or none.
     """
     size = counts.sum(-1, keepdims=True)
-    kept = jnp.where(counts > 0, rewards, 0.0)
+    # From the lowest on, so that of equal rewards no rounding is left to be divided by epsilon.
+    lowest = jnp.where(counts > 0, rewards, jnp.inf).min(-1, keepdims=True)
+    kept = jnp.where(counts > 0, rewards - lowest, 0.0)
     mean = (kept * counts).sum(-1, keepdims=True) / jnp.maximum(size, 1)
     away = kept - mean
     if scale:

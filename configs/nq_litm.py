@@ -6,7 +6,7 @@ The source is a file of questions with their passages, as Lost in the Middle and
 them ({question, answers, ctxs: [{title, text, score, isgold}]}). Its passages become the corpus;
 the candidates are retrieved anew from it. The model is small and starts at random, so that it
 answers nothing: this shows that the data flows, what retrieval finds, and what the records hold.
-Expect a quarter of an hour or more on two CPU cores, most of it embedding, and scores near 0.
+Expect about eight minutes on two CPU cores, half of them embedding, and scores near 0.
 """
 
 from dynarag_jax.config import Run

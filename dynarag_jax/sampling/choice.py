@@ -129,7 +129,7 @@ def choose(
 def best(scores: jax.Array) -> jax.Array:
     """Index [...] of the largest of scores [..., A], the first among equals.
 
-    As ``argmax``, which takes three times as long on a CPU where noise is added on the way.
+    As ``argmax``, which takes longer on a CPU where noise is added on the way.
     """
     size = scores.shape[-1]
     top = scores.max(axis=-1, keepdims=True)

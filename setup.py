@@ -23,14 +23,23 @@ CORE = [
 ]
 
 # ScaNN has wheels for Linux and up to Python 3.13; exact search in JAX stands in elsewhere.
-RETRIEVAL = ["scann>=1.4.2,<1.5; sys_platform == 'linux' and python_version < '3.14'"]
+# BM25 with its stemmer beside it.
+RETRIEVAL = [
+    "scann>=1.4.2,<1.5; sys_platform == 'linux' and python_version < '3.14'",
+    "bm25s>=0.3.9,<0.4",
+    "PyStemmer>=3,<4",
+]
 LISTWISE = ["rax>=0.4,<0.5"]
 # Where metrics are watched beside metrics.jsonl.
 WATCH = ["tensorboard>=2.19,<3", "wandb>=0.19"]
 DATA = [
     "tensorflow-datasets>=4.9.10,<4.10",
     "array-record>=0.8,<0.9; sys_platform == 'linux'",
+    "pyarrow>=20",  # Parquet
+    "zstandard>=0.23,<1",
 ]
+# Peers that the benchmarks run beside us.
+BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
@@ -42,6 +51,8 @@ TEST = [
     "trl>=1.16,<1.17",
     "torchmetrics>=1.9,<2",
     "pytrec-eval-terrier>=0.5.10,<0.6",
+    "bert-score>=0.3.13,<0.4",
+    "rouge>=1.0.1,<1.1",
     "scipy>=1.14,<2",
 ]
 
@@ -68,6 +79,7 @@ setup(
         "watch": WATCH,
         "all": RETRIEVAL + LISTWISE + DATA,
         "test": TEST,
+        "bench": BENCH,
     },
     classifiers=[
         "Intended Audience :: Science/Research",

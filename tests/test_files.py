@@ -17,7 +17,6 @@ import zstandard
 from hypothesis import given, settings
 
 from dynarag_jax import files
-from dynarag_jax import files
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.files import (
     JsonlAppender,

@@ -94,7 +94,8 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
     reasons = {r["id"]: r["reason"] for _, r in read_jsonl(directory / "rejects.jsonl")}
     for name, says in {
         "blank": "field 'question' must not be empty", "bare": "has no passages",
-        "silent": "has no answers", "wide": "has 5 passages", "huge": "takes more than 200 tokens even without passages",
+        "silent": "has no answers", "wide": "has 5 passages",
+        "huge": "takes more than 200 tokens even without passages",
         "thick": "passage 'thick/0' alone is longer than the limit of 200 tokens",
     }.items():  # fmt: skip
         assert (says in reasons[name] and name in reasons[name]) or name == "blank"

@@ -18,6 +18,8 @@ from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.rewards.scorer import BertScoreConfig
 from dynarag_jax.sampling.engine import EngineConfig
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig
@@ -274,6 +276,8 @@ class Rollout:
     of the generator needs"""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
     reward: RewardWeights = RewardWeights()
+    bertscore: BertScoreConfig = BertScoreConfig()
+    judge: JudgeConfig = JudgeConfig()
     prompts: PromptConfig = PromptConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64

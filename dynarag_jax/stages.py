@@ -343,7 +343,7 @@ class Rerank:
     prompts: PromptConfig = PromptConfig()
     sampling: Sampling = Sampling(temperature=0.0)
     """how lists are written; method 'beam' takes the most probable list it finds"""
-    windows: Windows = Windows()
+    windows: Windows = Windows(window=0, budget=0)
     """for questions with more candidates than ``prompts.ids``"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
@@ -361,6 +361,8 @@ class Rerank:
                 f"windows: budget = {self.windows.budget} is more than a list holds, max_list = "
                 f"{self.prompts.max_list}"
             )
+        if self.prompts.ids > 1:
+            self.windows.within(self.prompts.ids, self.prompts.max_list)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def rerank(
     """Rerank every question: in one prompt where its candidates fit the ids, by windows otherwise.
 
     Raises:
-      InputError: a question has no passages, or one that is longer than a prompt.
+      InputError: a question has no passages, or one that is longer than a prompt; it has more
+        than fit a prompt, and windows of one passage compare nothing.
     """
     results: dict[int, Reranked] = {}
     many = [i for i, q in enumerate(questions) if len(q.passages) > writer.prompts.ids]
@@ -51,6 +52,8 @@ def rerank(
         lists = writer.lists(asked, sampling)
         return [Seen(found.lists[0], found.shown) for found in lists]
 
+    if many:
+        windows = windows.within(writer.prompts.ids, writer.prompts.max_list)
     lists = run_plans([len(questions[i].passages) for i in many], windows, read)
     for which, i in enumerate(many):
         results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))

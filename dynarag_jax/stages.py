@@ -266,6 +266,9 @@ class Rollout:
     """questions to take, chosen by the seed; 0 takes all"""
     samples: int = 8
     """lists a question"""
+    more_passages: Literal["set_aside", "show_first"] = "set_aside"
+    """what becomes of a question with more passages than ``prompts.ids``: into rejects.jsonl, or
+    sampled from its first ``prompts.ids``"""
     answers: bool = False
     """also score the distinct answers, all from the best list's passages: what preference training
     of the generator needs"""

@@ -42,12 +42,6 @@ def run(context: Context, stage: Stage) -> None:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
     questions, rejects = questions_of(paths["questions"], stage, context.run.seed)
-    ids = stage.prompts.ids
-    if beyond := [q for q in questions if len(q.passages) > ids]:
-        context.log(
-            f"{len(beyond)} questions have more passages than prompts.ids = {ids} (the first is "
-            f"'{beyond[0].id}' with {len(beyond[0].passages)}): their first {ids} are shown"
-        )
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
@@ -121,12 +115,17 @@ def questions_of(path: Path, stage: Stage, seed: int) -> tuple[list[Question], l
     """The questions to sample, and those that cannot be used."""
     questions, wrong = read_valid_questions(path)
     rejects = [Reject(name, reason) for name, reason in wrong]
-    usable = []
+    usable, ids = [], stage.prompts.ids
     for question in questions:
         if not question.passages:
             reason = "has no passages; retrieve some first"
         elif not question.answers:
             reason = "has no answers, and the reward needs one"
+        elif len(question.passages) > ids and stage.more_passages == "set_aside":
+            reason = (
+                f"has {len(question.passages)} passages, and the grammar has prompts.ids = {ids}; "
+                f"raise prompts.ids, or take the first {ids} with more_passages = show_first"
+            )
         else:
             usable.append(question)
             continue

@@ -131,7 +131,7 @@ def read_predictions(sources: Sequence[tuple[str, PathLike]]) -> Predictions:
             system = Fields(where, value).string("system", default=default)
             _add(own.setdefault(system, {}), prediction, system)
         if name and len(own) == 1:
-            own = {name: rows for rows in own.values()}
+            own = dict(zip([name], own.values(), strict=True))
         elif name:
             own = {f"{name}: {system}": rows for system, rows in own.items()}
         for system, rows in own.items():

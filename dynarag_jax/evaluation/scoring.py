@@ -29,8 +29,8 @@ State = Literal["answered", "empty", "failed", "missing"]
 STATES: tuple[State, ...] = ("answered", "empty", "failed", "missing")
 CUTOFFS = (5, 10, 20)
 
-Answerer = Callable[[Question, str], dict[str, float]]
-"""From a question and an answer to its metrics, each in [0, 1]."""
+Answerer = Callable[[Question, str | None], dict[str, float]]
+"""From a question and an answer, None where there is none, to metrics in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,19 @@ def dataset_of(question: Question, given: str = "") -> str:
     return own if own in BENCHMARKS else given
 
 
+_FORMS: Mapping[str, str] = {
+    "short": "short answers",
+    "label": "labels",
+    "paragraph": "paragraphs",
+}
+
+
 def group_of(question: Question, given: str = "") -> str:
     """The heading under which a question stands in tables."""
     own = question.extra.get("dataset")
     if isinstance(own, str) and own:
         return own
-    return given or {"short": "short answers", "label": "labels", "paragraph": "paragraphs"}[
-        question.task
-    ]
+    return given or _FORMS[question.task]
 
 
 def check_dataset(name: str) -> None:
@@ -95,7 +100,9 @@ def check_dataset(name: str) -> None:
 
 def by_benchmark(given: str = "") -> Answerer:
     """The metrics of each question's benchmark; ``given`` for those that name none."""
-    return lambda question, answer: score_prediction(question, answer, dataset_of(question, given))
+    return lambda question, answer: score_prediction(
+        question, answer or "", dataset_of(question, given)
+    )
 
 
 # ---------------------------------------------------------------------------- lists
@@ -186,8 +193,11 @@ def score_system(
     for question in questions:
         found = predictions.get(question.id)
         state = state_of(found)
-        text = found.answer or "" if found is not None and state == "answered" else ""
+        text = found.answer if found is not None and state in ("answered", "empty") else None
         ranking = found.ranking(question) if found is not None else None
+        scores = list_scores(question, ranking or (), cutoffs) if lists else {}
+        if ranking is None:  # no list is not the empty list, which may be right
+            scores = dict.fromkeys(scores, 0.0)
         rows.append(
             Row(
                 id=question.id,
@@ -196,7 +206,7 @@ def score_system(
                 type=question.type,
                 state=state if answers else None,
                 answer=answerer(question, text) if answers else {},
-                lists=list_scores(question, ranking or (), cutoffs) if lists else {},
+                lists=scores,
                 k=None if ranking is None else len(ranking),
                 tokens=None if found is None else found.tokens,
             )

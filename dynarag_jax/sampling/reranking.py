@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Positions, Seen, Windows, run_plans
@@ -58,6 +59,20 @@ def rerank(
     for which, i in enumerate(many):
         results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))
     return [results[i] for i in range(len(questions))]
+
+
+def try_rerank(
+    writer: Writer, questions: Sequence[Question], sampling: Sampling, windows: Windows
+) -> list[Reranked | InputError]:
+    """As ``rerank``; in place of a question that cannot be reranked, the reason."""
+    if not questions:
+        return []
+    try:
+        return [*rerank(writer, questions, sampling, windows)]
+    except InputError as error:
+        if len(questions) == 1:
+            return [error]
+    return [f for q in questions for f in try_rerank(writer, [q], sampling, windows)]
 
 
 def _part(question: Question, view: Positions, call: int) -> Question:

@@ -15,7 +15,7 @@ from dynarag_jax.evaluation.protocols import answerer, note
 from dynarag_jax.evaluation.runs import score_files
 from dynarag_jax.evaluation_stages import Compare
 from dynarag_jax.files import atomic_write, write_json
-from eval.score import write
+from eval.score import write, write_trec
 from train.context import StageDone
 from train.plain import inputs, main, sources
 from train.program import Context
@@ -41,7 +41,9 @@ def run(context: Context, stage: Compare) -> None:
         answerer=answerer(stage.protocol, stage.dataset),
     )
     compared = compare(scored.rows, stage.baseline, context.seed, stage.every)
-    _, scores = write(context, scored, stage.protocol, note(stage.protocol) + scored.notes())
+    write_trec(context.stage_directory / "trec", scored)
+    notes = note(stage.protocol) + scored.notes()
+    _, scores = write(context, scored.flat(), stage.protocol, notes)
     text = f"{scores}\n# Differences\n\n{comparison_table(compared)}"
     with atomic_write(page) as stream:
         stream.write(text)

@@ -11,9 +11,12 @@ writes scores.md, scores.json, rows.jsonl (a line a question and system) and TRE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from dynarag_jax.evaluation.protocols import answerer, note
 from dynarag_jax.evaluation.runs import Scored, score_files
-from dynarag_jax.evaluation.scoring import row_to_json
+from dynarag_jax.evaluation.scoring import Row, row_to_json
 from dynarag_jax.evaluation.summary import Summary, summarize, summary_to_json
 from dynarag_jax.evaluation.tables import file_name, report, trec_judgments, trec_run
 from dynarag_jax.evaluation_stages import Score
@@ -23,22 +26,29 @@ from train.plain import inputs, main, sources
 from train.program import Context
 
 
+def write_trec(place: Path, scored: Scored) -> None:
+    """Every system's lists as a TREC run, and the needed passages as judgments."""
+    files: dict[str, list[str]] = {}
+    for system, own in scored.predictions.items():
+        name = file_name(system)
+        while f"{name}.run" in files:
+            name += "-"
+        files[f"{name}.run"] = trec_run(scored.questions, own, system)
+    files["judgments.qrels"] = trec_judgments(scored.questions)
+    for name, lines in files.items():
+        if lines:
+            with atomic_write(place / name) as stream:
+                stream.write("\n".join(lines) + "\n")
+
+
 def write(
-    context: Context, scored: Scored, protocol: str, notes: list[str]
+    context: Context, rows: Sequence[Row], protocol: str, notes: list[str]
 ) -> tuple[list[Summary], str]:
-    """Write rows, scores, tables and TREC files; returns the summaries and the page."""
+    """Write rows, scores and tables; returns the summaries and the page."""
     place = context.stage_directory
-    rows = scored.flat()
     summaries = summarize(rows, context.seed)
     page = report(summaries, notes)
     write_jsonl(place / "rows.jsonl", [row_to_json(row) for row in rows])
-    for system, own in scored.predictions.items():
-        if lines := trec_run(scored.questions, own, system):
-            with atomic_write(place / "trec" / f"{file_name(system)}.run") as stream:
-                stream.write("\n".join(lines) + "\n")
-    if lines := trec_judgments(scored.questions):
-        with atomic_write(place / "trec" / "judgments.qrels") as stream:
-            stream.write("\n".join(lines) + "\n")
     with atomic_write(place / "scores.md") as stream:
         stream.write(page)
     scores = {
@@ -68,7 +78,8 @@ def run(context: Context, stage: Score) -> None:
         cutoffs=stage.cutoffs,
         answerer=answerer(stage.protocol, stage.dataset),
     )
-    _, page = write(context, scored, stage.protocol, note(stage.protocol) + scored.notes())
+    write_trec(context.stage_directory / "trec", scored)
+    _, page = write(context, scored.flat(), stage.protocol, note(stage.protocol) + scored.notes())
     print(page, end="")
 
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dynarag_jax import evaluation_stages
 from dynarag_jax import stages as kinds
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from eval import evaluate, report, rerank
+from eval import answer, bench, compare, evaluate, report, rerank, score
 from train import (
     dpo,
     export,
@@ -42,6 +43,10 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Dpo: dpo.run,
     kinds.Rerank: rerank.run,
     kinds.Evaluate: evaluate.run,
+    evaluation_stages.Answer: answer.run,
+    evaluation_stages.Score: score.run,
+    evaluation_stages.Compare: compare.run,
+    evaluation_stages.Bench: bench.run,
     kinds.Export: export.run,
     kinds.Report: report.run,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ def holm(group: Sequence[Compared]) -> list[Compared]:
     for rank, i in enumerate(sorted(p_values, key=lambda i: p_values[i])):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = least
-    return [Compared(**(vars(c) | {"adjusted": adjusted.get(i)})) for i, c in enumerate(group)]
+    return [replace(c, adjusted=adjusted.get(i)) for i, c in enumerate(group)]
 
 
 def compared_to_json(compared: Compared) -> dict[str, Any]:

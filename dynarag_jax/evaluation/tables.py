@@ -149,11 +149,26 @@ def by_dataset(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
     return groups
 
 
-NOTE = (
-    "[low, high]: 95 % interval, bootstrap over questions. Every question is in every mean of the "
-    "answers; what was not answered counts 0. Means of lists are over the questions that a figure "
-    "applies to (n)."
-)
+_INTERVALS = "[low, high]: 95 % interval, bootstrap over questions."
+_EVERY = "Every question is in every mean of the answers; what was not answered counts 0."
+_LEFT_OUT = "Means with (n = ...) leave questions out."
+_LISTS = "Means of lists are over the questions that a figure applies to."
+
+
+def _closing(summaries: Sequence[Summary]) -> str:
+    """What the numbers are means of."""
+    answers = [
+        (s.n, one.n)
+        for s in summaries
+        for name, one in s.figures.items()
+        if not is_list_figure(name) and name not in SIZES
+    ]
+    parts = [_INTERVALS]
+    if answers:
+        parts.append(_EVERY if all(n == own for n, own in answers) else _LEFT_OUT)
+    if any(is_list_figure(name) for s in summaries for name in s.figures):
+        parts.append(_LISTS)
+    return " ".join(parts)
 
 
 def report(summaries: Sequence[Summary], notes: Sequence[str] = ()) -> str:
@@ -165,7 +180,7 @@ def report(summaries: Sequence[Summary], notes: Sequence[str] = ()) -> str:
             parts += ["### Lists", lists]
         if types := type_table(group):
             parts += ["### By type of question", types]
-    return "\n\n".join([*parts, NOTE]) + "\n"
+    return "\n\n".join([*parts, _closing(summaries)]) + "\n"
 
 
 # ---------------------------------------------------------------------------- TREC

@@ -17,7 +17,8 @@ class Benchmark:
       name: how it is called here, in ``extra["dataset"]`` and on command lines.
       title: how papers call it.
       task: the form of its answers.
-      metrics: what is reported, the headline first, by the names of ``dynarag_jax/metrics``.
+      metrics: what is reported, the headline first, by the names of
+        ``dynarag_jax/metrics/benchmarks.py``.
       split: the split that papers evaluate on.
       sizes: questions by split, where the protocols state them.
       license: of questions and answers, where its publication states one; "" where unknown here.
@@ -46,13 +47,13 @@ class Benchmark:
 
 _ALL = (
     Benchmark(
-        "nq", "Natural Questions (open)", "short", ("em", "accuracy"), "validation",
+        "nq", "Natural Questions (open)", "short", ("em", "f1"), "validation",
         ("nq_open", "contexts", "dpr", "kilt", "flashrag"), "google-research-datasets/nq_open",
         sizes={"validation": 3610}, license="CC BY-SA 3.0", tfds="natural_questions_open",
         note="the literature's test set of 3,610 is the published validation split",
     ),
     Benchmark(
-        "triviaqa", "TriviaQA", "short", ("trivia_em", "trivia_accuracy"), "validation",
+        "triviaqa", "TriviaQA", "short", ("em", "acc"), "validation",
         ("triviaqa", "contexts", "dpr", "kilt", "flashrag"), "mandarjoshi/trivia_qa",
         hub_config="unfiltered.nocontext", tfds="trivia_qa",
         note="its own normalizer; golds are NormalizedAliases and HumanAnswers",
@@ -72,7 +73,7 @@ _ALL = (
         license="Apache-2.0", tfds="asqa", note="the paper calls STR-EM 'EM'",
     ),
     Benchmark(
-        "fever", "FEVER", "label", ("label_accuracy",), "validation",
+        "fever", "FEVER", "label", ("accuracy",), "validation",
         ("fever", "kilt", "contexts"), "facebook/kilt_tasks", hub_config="fever",
         note="three labels; KILT's files hold two of them",
     ),
@@ -82,7 +83,7 @@ _ALL = (
         note="name the ROUGE implementation beside the number",
     ),
     Benchmark(
-        "popqa", "PopQA", "short", ("accuracy", "em"), "test", ("popqa", "contexts", "flashrag"),
+        "popqa", "PopQA", "short", ("containment", "em"), "test", ("popqa", "contexts", "flashrag"),
         "akariasai/PopQA",
     ),
     Benchmark(

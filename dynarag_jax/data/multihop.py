@@ -12,7 +12,7 @@ from dynarag_jax.records import Passage, Question
 
 
 def _columns(fields: Record, name: str, first: str, second: str) -> list[tuple[Any, Any]]:
-    """Pairs as a list ``[[a, b], ...]``, or as Hugging Face stores them: two columns."""
+    """Pairs as lists ``[[a, b], ...]``, objects, or two columns, as Hugging Face stores them."""
     value = fields.values.get(name)
     if value is None:
         return []
@@ -23,6 +23,8 @@ def _columns(fields: Record, name: str, first: str, second: str) -> list[tuple[A
         raise fields.fail(name, f"must hold '{first}' and '{second}', lists of one length")
     if isinstance(value, list) and all(isinstance(v, list) and len(v) == 2 for v in value):
         return [(v[0], v[1]) for v in value]
+    if isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        return [(v.get(first), v.get(second, v.get("content"))) for v in value]
     raise fields.fail(name, f"must be a list of pairs [{first}, {second}]")
 
 
@@ -32,7 +34,9 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
     for i, (title, sentences) in enumerate(_columns(fields, "context", "title", "sentences")):
         place = f"{where}: context[{i}]"
         if not isinstance(title, str) or not isinstance(sentences, list):
-            raise InputError(f"{place} must be a title and a list of sentences, found {title!r:.60}")
+            raise InputError(
+                f"{place} must be a title and a list of sentences, found {title!r:.60}"
+            )
         if not all(isinstance(s, str) for s in sentences):
             raise InputError(f"{place} ('{title}') holds a sentence that is no text")
         # HotpotQA's sentences carry the space before them, 2WikiMultihopQA's do not.
@@ -43,7 +47,9 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
     for i, (title, number) in enumerate(_columns(fields, "supporting_facts", "title", "sent_id")):
         place = f"{where}: supporting_facts[{i}]"
         if not isinstance(title, str) or not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{place} must be a title and a sentence's number, found {title!r:.60}")
+            raise InputError(
+                f"{place} must be a title and a sentence's number, found {title!r:.60}"
+            )
         if not titles:
             continue
         if title not in titles:

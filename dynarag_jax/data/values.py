@@ -12,11 +12,10 @@ from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.fields import Fields
 from dynarag_jax.records import Passage, Question
 
-RESERVED = ("id", "question", "answers", "task", "type", "ctxs", "gold", "expert") + (
-    "qa_pairs",
-    "dataset",
-    "has_answer",
-)
+RESERVED = (
+    "id", "question", "answers", "task", "type", "ctxs", "gold", "expert",
+    "qa_pairs", "dataset", "has_answer",
+)  # fmt: skip
 """Names that mean something in our records: a foreign field so named becomes ``source_NAME``."""
 
 LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")

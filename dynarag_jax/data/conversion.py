@@ -29,7 +29,6 @@ from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError, MissingExtra, nearest
 from dynarag_jax.files import atomic_directory, atomic_write, dump_line, require_file, write_jsonl
 from dynarag_jax.records import Question, Task, passage_to_json
-from dynarag_jax.retrieval.trec import trec_lines
 
 TARGETS = (*WRITTEN, "trec")
 
@@ -115,6 +114,8 @@ def convert_data(
         if options.to == "beir":
             outcome.written = _write_beir(target, counted, options)
         elif options.to == "trec":
+            from dynarag_jax.retrieval.trec import trec_lines
+
             with packed_write(target) as stream:
                 for line in trec_lines(counted):
                     stream.write(line)

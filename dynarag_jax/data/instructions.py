@@ -43,8 +43,8 @@ def _released(text: str, where: str) -> _Prompt | None:
     asked, shown = text[head + len("Query: ") : cut].strip(), text[cut + len(_SHOWN) :]
     found, order = Candidates(), []
     marks = list(_NUMBER.finditer(shown))
-    ends = [*(mark.start() for mark in marks[1:]), len(shown)]
-    for mark, end in zip(marks, ends, strict=True):
+    ends = [mark.start() for mark in marks[1:]] + [len(shown)]
+    for mark, end in zip(marks, ends, strict=False):
         title, middle, content = shown[mark.end() : end].partition("\nContent: ")
         if not middle:
             return None

@@ -54,7 +54,7 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
             continue
         if title not in titles:
             raise InputError(f"{place}: no paragraph has the title '{title}'")
-        # Some facts name a sentence beyond the paragraph's end: the paragraph is meant all the same.
+        # Some facts name a sentence beyond the end; the paragraph is meant all the same.
         of_title = titles[title]
         long_enough = [name for name, count in of_title if number < count]
         found.gold[(long_enough or [of_title[0][0]])[0]] = None

@@ -137,26 +137,30 @@ def _subsequence_words(x: Sequence[str], y: Sequence[str]) -> set[str]:
     return words
 
 
-def rouge_l_kilt(prediction: str, references: Iterable[str]) -> float:
-    """ROUGE-L F1 as KILT computes it (Petroni et al. 2021): that of the package ``rouge`` 1.0.1.
+def package_rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 of the package ``rouge`` 1.0.1; 0 where it would find no sentence in a side.
 
     Words of the union over pairs of sentences of their longest common subsequences, against the
-    distinct words of either side. A side without a sentence scores 0, as KILT catches the package's
-    error; so does a blank prediction, which the package would compare by its empty word.
+    distinct words of either side. Which subsequence is taken, where several are longest, depends on
+    the order of the arguments, and so does the score.
+    """
+    given, gold = _sentences(prediction), _sentences(reference)
+    if not given or not gold:
+        return 0.0
+    shared: set[str] = set()
+    for sentence in gold:
+        for words in given:
+            shared |= _subsequence_words(sentence, words)
+    recall = len(shared) / len({word for sentence in gold for word in sentence})
+    precision = len(shared) / len({word for sentence in given for word in sentence})
+    return 2 * precision * recall / (precision + recall + 1e-8)
+
+
+def rouge_l_kilt(prediction: str, references: Iterable[str]) -> float:
+    """ROUGE-L F1 as KILT computes it (Petroni et al. 2021), the maximum over references.
+
+    A blank prediction scores 0, as in KILT; the package alone would compare it by its empty word.
     """
     if not prediction.strip():
         return 0.0
-    given = _sentences(prediction)
-    best = 0.0
-    for reference in references:
-        gold = _sentences(reference)
-        if not given or not gold:
-            continue
-        shared: set[str] = set()
-        for sentence in gold:
-            for words in given:
-                shared |= _subsequence_words(sentence, words)
-        recall = len(shared) / len({word for sentence in gold for word in sentence})
-        precision = len(shared) / len({word for sentence in given for word in sentence})
-        best = max(best, 2 * precision * recall / (precision + recall + 1e-8))
-    return best
+    return max((package_rouge_l(prediction, reference) for reference in references), default=0.0)

@@ -18,9 +18,11 @@ from dynarag_jax.errors import InputError
 from eval import answer, bench, compare, evaluate, report, rerank, score
 from train import (
     dpo,
+    embed,
     export,
     facts,
     gather,
+    index,
     label,
     reference,
     retrieve,
@@ -35,6 +37,8 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Facts: facts.run,
     kinds.Gather: gather.run,
     kinds.Tokenizer: tokenizer.run,
+    kinds.Embed: embed.run,
+    kinds.BuildIndex: index.run,
     kinds.Retrieve: retrieve.run,
     kinds.Label: label.run,
     kinds.Sft: sft.run,

@@ -41,6 +41,7 @@ DATA = [
 # Peers that the benchmarks run beside us.
 BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
+    "zstandard>=0.23,<1",
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "hypothesis>=6.100,<7",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from dynarag_jax.errors import InputError
+from dynarag_jax.errors import InputError, MissingExtra
 
 PathLike = str | os.PathLike[str]
 
@@ -29,18 +31,110 @@ def require_file(path: PathLike, what: str = "file") -> Path:
     return path
 
 
-def _open_text(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+LONGEST_LINE = 1 << 26
+"""Bytes of the longest line that is read: a file without line ends must not fill the memory."""
 
 
-def _refuse_constant(name: str) -> Any:
+def open_bytes(path: PathLike) -> IO[bytes]:
+    """A file for reading, unpacked on the way if its name ends in ``.gz`` or ``.zst``.
+
+    Raises:
+      MissingExtra: the file is packed by zstd, and the package zstandard is absent.
+    """
+    path = Path(path)
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        return io.BufferedReader(_ZstdFile(path), 1 << 20)
+    return path.open("rb")
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtra("zstandard", "data", "reading .zst files") from None
+    return zstandard
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of a zstd file. Unlike the package's own reader it notices a file cut short."""
+
+    def __init__(self, path: Path):
+        self._new = _zstandard().ZstdDecompressor().decompressobj
+        self._frame, self._ready = self._new(), memoryview(b"")
+        self._file = path.open("rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            packed = packed or self._file.read(1 << 14)
+            if not packed:
+                if not self._frame.eof:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            if self._frame.eof:
+                self._frame = self._new()
+            self._ready = memoryview(self._frame.decompress(packed))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def read_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
+    """Yield ``(line number, line)`` of a plain, gzip or zstd file, in little memory.
+
+    Line numbers start at 1; a line keeps its end.
+
+    Raises:
+      InputError: the file is missing, its packed data are broken or cut off, or a line is longer
+        than ``LONGEST_LINE`` bytes.
+    """
+    path = require_file(path)
+    number = 0
+    try:
+        with open_bytes(path) as lines:
+            while line := lines.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise InputError(
+                        f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; files "
+                        f"of one record a line are read here"
+                    )
+                yield number, line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}:{number + 1}: broken packed data ({error})") from None
+    except Exception as error:
+        if path.suffix == ".zst" and isinstance(error, _zstandard().ZstdError):
+            raise InputError(f"{path}:{number + 1}: broken zstd data ({error})") from None
+        raise
+
+
+def refuse_constant(name: str) -> Any:
+    """For json's ``parse_constant``: NaN and Infinity are no JSON."""
     raise ValueError(f"{name} is no JSON number")
 
 
-def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
+def finite(text: str) -> float:
+    """For json's ``parse_float``: a number beyond every float, 1e999, would be read as infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.20} is beyond the largest number")
+    return value
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """One line of JSONL, strictly: what is read here can also be written again."""
     try:
-        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"), parse_constant=_refuse_constant)
+        text = raw.rstrip(b"\r\n").decode("utf-8")
+        value = json.loads(text, parse_constant=refuse_constant, parse_float=finite)
         # A lone surrogate is fine as an escape, but is no text that a file can hold.
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()
@@ -58,22 +152,16 @@ def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def read_jsonl(path: PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line number, object)`` for each line of a JSONL file, plain or gzip.
+    """Yield ``(line number, object)`` for each line of a JSONL file, plain, gzip or zstd.
 
     Line numbers start at 1. Lines of white space only are skipped.
 
     Raises:
       InputError: the file is missing, is not UTF-8, or a line is not a JSON object.
     """
-    path = require_file(path)
-    with _open_text(path) as lines:
-        number = 0
-        try:
-            for number, raw in enumerate(lines, 1):
-                if raw.strip():
-                    yield number, _parse_object(raw, f"{path}:{number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path}:{number + 1}: broken gzip data ({error})") from None
+    for number, raw in read_lines(path):
+        if raw.strip():
+            yield number, parse_object(raw, f"{path}:{number}")
 
 
 def dump_line(record: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import zstandard
 from hypothesis import given, settings
 
 from dynarag_jax import files
@@ -107,6 +108,33 @@ def test_broken_gzip_is_named(tmp_path, spoil):
     data = gzip.compress(b"".join(b'{"a": %d}\n' % (i * i) for i in range(5000)))
     path.write_bytes(spoil(data))
     with pytest.raises(InputError, match=r"x.jsonl.gz:\d+: "):
+        list(read_jsonl(path))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_zstd_is_read(tmp_path, frames):
+    path = tmp_path / "x.jsonl.zst"
+    lines = [b'{"a": %d}\n' % (i * i) for i in range(30_000)]
+    parts = [b"".join(lines[i::frames]) for i in range(frames)]
+    path.write_bytes(b"".join(map(zstandard.compress, parts)))
+    assert [row["a"] for _, row in read_jsonl(path)] == [
+        i * i for first in range(frames) for i in range(first, 30_000, frames)
+    ]
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d[: len(d) // 2], lambda d: d[:-1], lambda d: d[9:]])
+def test_broken_zstd_is_named(tmp_path, spoil):
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(spoil(zstandard.compress(b'{"a": 1}\n' * 5000)))
+    with pytest.raises(InputError, match=r"x.jsonl.zst:\d+: broken"):
+        list(read_jsonl(path))
+
+
+def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": "' + "x" * 5000)
+    with pytest.raises(InputError, match=r"x.jsonl:1: a line of more than"):
         list(read_jsonl(path))
 
 

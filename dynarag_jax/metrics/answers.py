@@ -1,4 +1,4 @@
-"""Answer metrics: exact match, F1, containment, STR-EM, ROUGE, label accuracy.
+"""Answer metrics: exact match, F1, containment, STR-EM, label accuracy; ROUGE is in ``rouge``.
 
 Every function takes one prediction and its references and returns a score in [0, 1], the maximum
 over the references. A blank prediction scores 0, and so does a question without references: no
@@ -15,11 +15,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from dynarag_jax.errors import InputError, nearest
+from dynarag_jax.metrics.rouge import rouge_l as rouge_l
+from dynarag_jax.metrics.rouge import rouge_lsum as rouge_lsum
 
 Normalizer = Callable[[str], str]
 
@@ -118,75 +119,9 @@ def str_em(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
     return sum(containment(prediction, pair) for pair in short_answers) / len(short_answers)
 
 
-# ---------------------------------------------------------------------------- ROUGE
-
-
-class _CachedStemmer:
-    """NLTK's Porter stemmer with a memory: reward computation meets the same words again."""
-
-    def __init__(self, stem: Callable[[str], str]):
-        self.stem = functools.lru_cache(maxsize=1 << 17)(stem)
-
-
-@functools.cache
-def _rouge_score() -> tuple[Any, Any, _CachedStemmer]:
-    """The rouge-score package: its tokenizer, its scorer module, and a stemmer.
-
-    Imported where it is first needed, since NLTK takes a second or more to load.
-    """
-    from nltk.stem.porter import PorterStemmer
-    from rouge_score import rouge_scorer, tokenize
-
-    return tokenize, rouge_scorer, _CachedStemmer(PorterStemmer().stem)
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _rouge_tokens(text: str) -> tuple[str, ...]:
-    tokenize, _, stemmer = _rouge_score()
-    return tuple(tokenize.tokenize(text, stemmer))
-
-
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a whole row of the table in a few operations.
-
-    A row is held as the bits of one integer (Hyyrö 2004): bit i is 0 where the row steps up.
-    """
-    places: dict[str, int] = {}
-    for i, token in enumerate(a):
-        places[token] = places.get(token, 0) | 1 << i
-    every = (1 << len(a)) - 1
-    row = every
-    for token in b:
-        matched = row & places.get(token, 0)
-        row = ((row + matched) | (row - matched)) & every
-    return len(a) - row.bit_count()
-
-
-def rouge_l(prediction: str, references: Iterable[str]) -> float:
-    """ROUGE-L F1 with stemmer, the maximum over references; equal to the rouge-score package's.
-
-    Tokens and stems are the package's own. The longest common subsequence is computed here, without
-    the package's table in Python, since every sampled answer may need it as a reward.
-    """
-    tokens = _rouge_tokens(prediction)
-    best = 0.0
-    for reference in references:
-        gold = _rouge_tokens(reference)
-        if tokens and gold:
-            best = max(best, 2 * _common_subsequence(gold, tokens) / (len(gold) + len(tokens)))
-    return best
-
-
-def rouge_lsum(prediction: str, references: Iterable[str]) -> float:
-    """ROUGE-Lsum F1 with stemmer, the maximum over references, by the rouge-score package.
-
-    Sentences are lines, the package's own default.
-    """
-    _, scorer, _ = _rouge_score()
-    rouge = scorer.RougeScorer(["rougeLsum"], use_stemmer=True)
-    return max(
-        (float(rouge.score(r, prediction)["rougeLsum"].fmeasure) for r in references), default=0.0
-    )
+def str_hit(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
+    """1.0 if the prediction answers every QA pair, else 0.0 (ALCE, Gao et al. 2023)."""
+    return float(bool(short_answers) and str_em(prediction, short_answers) == 1.0)
 
 
 # ---------------------------------------------------------------------------- labels

@@ -14,7 +14,7 @@ from dynarag_jax.metrics import ranking as m
 CUTS = (1, 3, 5, 10, 20)
 
 
-def random_runs(seed: int, graded: bool, count: int = 150):
+def random_runs(seed: int, graded: bool, count: int = 1500):
     rng = random.Random(seed)
     for _ in range(count):
         ids = [f"d{i}" for i in range(rng.randint(1, 30))]

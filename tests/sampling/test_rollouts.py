@@ -70,8 +70,9 @@ def rolled(directory: Path, model: Path, questions: Path, prompts, **more) -> Co
 def test_bad_records_are_set_aside_and_the_rest_goes_on(
     tmp_path, tiny_model, tiny_policy, question, capsys
 ):
-    rows = [question_to_json(question(f"q{i}", passages=1 + i % 5)) for i in range(20)]
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 4)) for i in range(20)]
     bad = {
+        "wide": question_to_json(question("wide", passages=5)),
         "blank": question_to_json(question("blank")) | {"question": "  "},
         "bare": question_to_json(question("bare", passages=0)),
         "silent": question_to_json(question("silent", answers=())),
@@ -87,24 +88,41 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
     # The order is the questions', not that in which they finished.
     assert [r.id for r in made] == ["q3", *(f"q{i}" for i in range(4, 20)), "q0", "q1", "q2"]
     assert all(sum(t.count for t in r.trajectories) == 4 for r in made)
-    assert [r.shown for r in made][:3] == [4, 4, 1]  # of four, five and one: the grammar has four
+    assert [r.shown for r in made][:3] == [4, 1, 2]
     said = capsys.readouterr().err
-    assert "4 questions have more passages than prompts.ids = 4 (the first is 'q4' with 5)" in said
+    assert "set aside: question 'wide' has 5 passages, and the grammar has prompts.ids = 4" in said
     reasons = {r["id"]: r["reason"] for _, r in read_jsonl(directory / "rejects.jsonl")}
     for name, says in {
         "blank": "field 'question' must not be empty", "bare": "has no passages",
-        "silent": "has no answers", "huge": "takes more than 200 tokens even without passages",
+        "silent": "has no answers", "wide": "has 5 passages",
+        "huge": "takes more than 200 tokens even without passages",
         "thick": "passage 'thick/0' alone is longer than the limit of 200 tokens",
     }.items():  # fmt: skip
         assert (says in reasons[name] and name in reasons[name]) or name == "blank"
     assert set(reasons) == set(bad) - {"q3"}
     assert not list(directory.glob("*.part-*"))
     metrics = [row for _, row in read_jsonl(directory / "metrics.jsonl")]
-    assert sum(row["dropped_passages"] for row in metrics) == 4
+    assert sum(row["dropped_passages"] for row in metrics) == 0
     figures = metrics[-1]
     assert figures["saved/lists"] == pytest.approx(0.75)
     assert 1 <= figures["distinct"] <= 4 and 0 <= figures["mean_k"] <= 3
     assert figures["prompts_per_second"] > 0 and figures["tokens_per_second"] > 0
+
+
+def test_the_first_passages_of_a_question_with_more_are_shown_on_request(
+    tmp_path, tiny_model, tiny_policy, question, capsys
+):
+    rows = [question_to_json(question(f"q{i}", passages=3 + i)) for i in range(3)]
+    questions = write(tmp_path / "q.jsonl", rows)
+    context = rolled(
+        tmp_path / "run", tiny_model, questions, tiny_policy[1], more_passages="show_first"
+    )
+    made = read_rollouts(context.stage_directory / "rollouts.jsonl")
+    assert [r.shown for r in made] == [3, 4, 4]
+    assert not (context.stage_directory / "rejects.jsonl").exists()
+    metrics = [row for _, row in read_jsonl(context.stage_directory / "metrics.jsonl")]
+    assert sum(row["dropped_passages"] for row in metrics) == 1
+    assert "1 passages not shown" in capsys.readouterr().err
 
 
 def test_a_kill_loses_and_repeats_nothing(tmp_path, tiny_model, tiny_policy, question, monkeypatch):

@@ -120,6 +120,8 @@ def convert_data(
                 for line in trec_lines(counted):
                     stream.write(line)
                     outcome.written += 1
+                if not outcome.written:
+                    raise InputError(f"{source}: no question has passages, which a run ranks")
         else:
             with packed_write(target) as stream:
                 for row in write_rows(options.to, counted):
@@ -159,6 +161,10 @@ def _places(options: ConvertData) -> tuple[Path, Path]:
         raise InputError(f"{target}: is a directory; name a file to write")
     if target.exists() and not options.overwrite:
         raise InputError(f"{target}: exists already; --overwrite replaces it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from None
     return source, target
 
 

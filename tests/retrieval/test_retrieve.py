@@ -11,7 +11,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import ScannIndex, ScannSettings, build_index
-from dynarag_jax.retrieval.retrieve import retrieve
+from dynarag_jax.retrieval.retrieve import check, retrieve
 
 from .conftest import WORDS
 
@@ -116,9 +116,11 @@ def test_an_expert_of_other_passages_is_dropped(tiny, world):
 def test_mistakes(tiny, world):
     passages, questions, vectors, index = world
     lost = [dataclasses.replace(questions[0], gold=("p1", "p99"))]
-    for keep in (True, False):
-        with pytest.raises(InputError, match="'q0' needs passage 'p99', which is not in the corpu"):
-            find(tiny, lost, passages, vectors, index, 5, keep_gold=keep)
+    with pytest.raises(InputError, match="'q0' needs passage 'p99', which is not in the corpus, a"):
+        find(tiny, lost, passages, vectors, index, 5, keep_gold=True)
+    # Not asked to keep it, one misses it as any other that was not found.
+    assert check(lost + questions, passages, 5) == 1
+    assert len(find(tiny, lost, passages, vectors, index, 5)[0].passages) == 5
     many = [dataclasses.replace(questions[0], gold=("p1", "p2", "p3"))]
     with pytest.raises(InputError, match="'q0' needs 3 passages, more than n = 2"):
         find(tiny, many, passages, vectors, index, 2, keep_gold=True)

@@ -29,6 +29,7 @@ from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError, MissingExtra, nearest
 from dynarag_jax.files import atomic_directory, atomic_write, dump_line, require_file, write_jsonl
 from dynarag_jax.records import Question, Task, passage_to_json
+from dynarag_jax.retrieval.trec import trec_lines
 
 TARGETS = (*WRITTEN, "trec")
 
@@ -114,8 +115,6 @@ def convert_data(
         if options.to == "beir":
             outcome.written = _write_beir(target, counted, options)
         elif options.to == "trec":
-            from dynarag_jax.retrieval.trec import trec_lines
-
             with packed_write(target) as stream:
                 for line in trec_lines(counted):
                     stream.write(line)

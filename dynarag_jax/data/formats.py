@@ -229,7 +229,7 @@ def detect(path: PathLike) -> Format:
         if name in row and not {"question", "claim", "query"} & set(row):
             raise InputError(f"{path}:{number}: is a corpus of passages, not a file of questions")
     mixed = [f.name for f in _ALL if f.fits(row)]
-    shown = ", ".join(list(row)[:12]) or "nothing"
+    shown = " ".join(", ".join(list(row)[:12]).split())[:200] or "nothing"
     hint = f" (the first record is of {mixed[0]}, others differ)" if mixed else ""
     raise InputError(
         f"{path}:{number}: of no known format{hint}: a record has the fields {shown}; name one "
@@ -331,11 +331,13 @@ def read_questions(
                 account.questions += 1
                 yield number, question
         except InputError as error:
-            account.rejected.append((number, str(error)))
+            # What a file holds, and so what is quoted of it, may run over several lines.
+            wrong = " ".join(str(error).splitlines())
+            account.rejected.append((number, wrong))
             if len(account.rejected) > reading.reject_limit:
                 many = f" (bad record {len(account.rejected)})" if reading.reject_limit else ""
                 guess = "" if reading.format else f"; read as '{found.name}'"
-                raise InputError(f"{error}{guess}{many}") from None
+                raise InputError(f"{wrong}{guess}{many}") from None
     if not number:
         raise InputError(f"{path}: holds no records")
 

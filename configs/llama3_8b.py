@@ -2,7 +2,7 @@
 
     python -m train.pipeline configs/llama3_8b.py \
         --run.directory gs-or-disk/run1 --run.mesh.fsdp 8 \
-        --retrieve.corpus corpus.jsonl --retrieve.questions train.jsonl evaluation.jsonl \
+        --retrieve.corpus.files corpus.jsonl --retrieve.questions train.jsonl evaluation.jsonl \
         --sft.init /models/Meta-Llama-3-8B-Instruct
 
 Bring a corpus and questions as JSONL (see dynarag_jax/records.py) and a checkpoint directory. The
@@ -17,6 +17,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import (
@@ -44,7 +45,7 @@ answers = Stream(batch=32, length=4096)
 
 stages = {
     "retrieve": Retrieve(
-        corpus="corpus.jsonl",
+        corpus=CorpusConfig(files=("corpus.jsonl",)),
         questions=("train.jsonl", "evaluation.jsonl"),
         encoder="facebook/contriever-msmarco",
         passages=45,

@@ -14,6 +14,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import (
@@ -55,7 +56,10 @@ stages = {
     "gather": Gather(),
     "tokenizer": Tokenizer(vocabulary=4096),
     "retrieve": Retrieve(
-        corpus="{run}/gather/corpus.jsonl", questions=files, passages=20, compare_given=True
+        corpus=CorpusConfig(files=("{run}/gather/corpus.jsonl",)),
+        questions=files,
+        passages=20,
+        compare_given=True,
     ),
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="gold"),
     "sft": Sft(

@@ -18,6 +18,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, PromptNll, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import (
@@ -61,7 +62,7 @@ stages = {
         prompts=prompts,
     ),
     "retrieve": Retrieve(
-        corpus="{run}/facts/corpus.jsonl",
+        corpus=CorpusConfig(files=("{run}/facts/corpus.jsonl",)),
         questions=("{run}/facts/train.jsonl", "{run}/facts/evaluation.jsonl"),
         passages=CANDIDATES,
         keep_gold=True,

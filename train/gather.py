@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 
+from dynarag_jax.data.formats import Reading, read_questions
+from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, write_passages, write_questions
-from dynarag_jax.retrieval.contexts import read_contexts
 from dynarag_jax.stages import Gather
 from train.program import Context, main
 
@@ -20,7 +21,12 @@ def run(context: Context, stage: Gather) -> None:
         raise InputError("gather: name the file to read with --source")
     source = context.path(stage.source)
     context.manifest(inputs={"source": source})
-    questions = read_contexts(source)
+    questions: list[Question] = []
+    for number, question in read_questions(source, Reading(stage.format)):
+        if not question.passages:
+            raise InputError(f"{source}:{number}: question '{question.id}' has no passages")
+        # Files number passages as they like, and leave some without an id.
+        questions.append(with_content_ids(question))
     corpus: dict[str, Passage] = {p.id: p for q in questions for p in q.passages}
     evaluation = set(
         random.Random(f"{context.run.seed}/gather").sample(

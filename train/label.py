@@ -14,11 +14,11 @@ from pathlib import Path
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import label_questions
-from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.records import Question, read_questions, write_questions
-from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer, score_questions
+from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer
 from dynarag_jax.stages import Label
 from train.program import Context, main
+from train.scores import score_once
 
 
 def by_scores(
@@ -26,16 +26,7 @@ def by_scores(
 ) -> list[Question]:
     """Label by a scorer; the scores are kept in scores-NAME.jsonl, appended as they come."""
     output = context.stage_directory / f"scores-{path.name}"
-    with (
-        JsonlAppender(output) as rows,
-        context.progress(sum(len(q.passages) for q in questions), path.name) as bar,
-    ):
-        bar.update(sum(len(q.passages) for q in questions if q.id in rows.done))
-        todo = [q for q in questions if q.id not in rows.done]
-        for question, scores in score_questions(scorer, todo):
-            rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
-            bar.update(len(scores))
-    scored = {row["id"]: row["scores"] for _, row in read_jsonl(output)}
+    scored = score_once(context, scorer, output, path.name, questions)
     return [
         dataclasses.replace(
             q,

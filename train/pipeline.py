@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dynarag_jax import evaluation_stages
 from dynarag_jax import stages as kinds
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from eval import evaluate, report, rerank
+from eval import answer, bench, compare, evaluate, report, rerank, score
 from train import (
     dpo,
+    embed,
     export,
     facts,
     gather,
+    index,
     label,
     reference,
     retrieve,
@@ -34,6 +37,8 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Facts: facts.run,
     kinds.Gather: gather.run,
     kinds.Tokenizer: tokenizer.run,
+    kinds.Embed: embed.run,
+    kinds.BuildIndex: index.run,
     kinds.Retrieve: retrieve.run,
     kinds.Label: label.run,
     kinds.Sft: sft.run,
@@ -42,6 +47,10 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Dpo: dpo.run,
     kinds.Rerank: rerank.run,
     kinds.Evaluate: evaluate.run,
+    evaluation_stages.Answer: answer.run,
+    evaluation_stages.Score: score.run,
+    evaluation_stages.Compare: compare.run,
+    evaluation_stages.Bench: bench.run,
     kinds.Export: export.run,
     kinds.Report: report.run,
 }

@@ -1,106 +1,315 @@
-"""Fill questions with their most similar passages of a corpus.
+"""Fill questions with their best passages of a corpus.
 
 python -m train.retrieve configs/quickstart.py --index exact
+python -m train.retrieve configs/wikipedia.py --source hybrid --evaluate True
+
+Questions are searched in batches, and a batch's records appended together; a search that was killed
+goes on behind them. Several processes share the batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
-from dynarag_jax.files import atomic_write, fingerprint, write_json
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoders import load_encoder
+from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
-from dynarag_jax.records import Question, read_passages, read_questions, write_questions
-from dynarag_jax.retrieval.blocks import Blocks, default_block
-from dynarag_jax.retrieval.embed import embed, passage_text
-from dynarag_jax.retrieval.index import build_index
-from dynarag_jax.retrieval.retrieve import check, retrieve
+from dynarag_jax.records import Question, question_to_json, stream_questions
+from dynarag_jax.retrieval.embed import PassageTexts
+from dynarag_jax.retrieval.fusion import Ranking, fuse
+from dynarag_jax.retrieval.retrieve import check, fill, nearest, rows_by_id, with_gold
+from dynarag_jax.retrieval.scores import retrieval_scores, scores_table
+from dynarag_jax.retrieval.shards import Vectors
+from dynarag_jax.retrieval.store import Store
+from dynarag_jax.retrieval.trec import read_qrels, read_run, trec_lines
 from dynarag_jax.stages import Retrieve
+from dynarag_jax.training.hosts import wait
+from train.corpus import (
+    BM25,
+    INDEX,
+    PASSAGES,
+    VECTORS,
+    bm25_of,
+    corpus_inputs,
+    embedded,
+    index_of,
+    load_index_of,
+    located,
+    store_of,
+    vectors_of,
+)
+from train.parts import ids_of, merge, part, parts
 from train.program import Context, main
 
+# The questions of one file to their rankings, a batch at a time.
+Search = Callable[[Sequence[Question], range], list[Ranking]]
 
-def embed_once(
-    context: Context, encoder: LoadedEncoder, texts: Sequence[str], what: str, prompt: str
-) -> np.ndarray:
-    """Embed, or take what a run that was cut off had already embedded of these very texts."""
-    key = fingerprint([encoder.fingerprint, prompt, list(texts)])
-    path = context.stage_directory / "vectors" / f"{key}.npy"
-    if path.is_file():
-        return np.load(path)
-    blocks = Blocks(path.with_suffix(".blocks"), default_block())
-    with context.progress(len(texts), what) as bar:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            bar.update(count - done)
-            done = count
-
-        vectors = embed(encoder, texts, prompt=prompt, progress=advance, blocks=blocks)
-    with atomic_write(path, "wb") as stream:
-        np.save(stream, vectors)
-    blocks.remove()
-    return vectors
+RECALLS = (1, 5, 20)
 
 
-def recalls(questions: Sequence[Question]) -> dict[str, float]:
+def recalls(questions: Iterable[Question]) -> dict[str, float]:
     """Mean recall of the needed passages in the first 1, 5 and 20, where they are known."""
-    known = [q for q in questions if q.gold]
-    ranked = [([p.id for p in q.passages], q.gold or ()) for q in known]
-    return {
-        f"recall@{k}": float(np.mean([recall_at(ids, gold, k) for ids, gold in ranked]))
-        for k in (1, 5, 20)
-        if known
-    }
+    values = [
+        [recall_at([p.id for p in q.passages], q.gold, k) for k in RECALLS]
+        for q in questions
+        if q.gold
+    ]
+    means = np.mean(values, axis=0) if values else ()
+    return {f"recall@{k}": float(mean) for k, mean in zip(RECALLS, means, strict=False)}
 
 
 def run(context: Context, stage: Retrieve) -> None:
-    """Embed, index, search; write each question file and recall.json."""
-    context.require_one_process()
-    corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
-    context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
-    passages, sets = read_passages(corpus), {path: read_questions(path) for path in files}
-    for questions in sets.values():
-        check(questions, passages, stage.passages, stage.keep_gold)
-    encoder = load_encoder(stage.encoder)
-    texts = [passage_text(p) for p in passages]
-    vectors = embed_once(context, encoder, texts, "passages", encoder.passage_prompt)
-    index = build_index(vectors, kind=stage.index, target_recall=stage.target_recall)
-    context.log(index.description)
-    found: dict[str, dict[str, float]] = {}
-    for path, questions in sets.items():
-        asked = [q.text for q in questions]
-        queries = embed_once(context, encoder, asked, path.name, encoder.query_prompt)
-        filled = retrieve(
-            questions, passages, queries, vectors, index, stage.passages, stage.keep_gold
+    """Embed, index, search; write each question file, its run, and recall.json."""
+    files = {name: context.path(name) for name in stage.questions}
+    if len({path.name for path in files.values()}) < len(files):
+        raise InputError("retrieve: two question files have one name, under which both are written")
+    corpus = located(context, stage.corpus)
+    inputs = {path.name: path for path in files.values()}
+    if stage.embedded:
+        inputs["vectors"] = context.path(stage.embedded) / VECTORS / "manifest.json"
+    else:
+        inputs |= corpus_inputs(corpus)
+    if stage.indexed:
+        inputs["index"] = context.path(stage.indexed) / INDEX / "manifest.json"
+    for kind, places in (("run", stage.runs), ("judgments", stage.judgments)):
+        inputs |= {f"{kind} of {name}": context.path(place) for name, place in places.items()}
+    context.manifest(inputs=inputs)
+    # Of passages that come with the questions only their order is of use, and only to be compared.
+    sets = {
+        name: [
+            q if stage.compare_given else replace(q, passages=()) for q in stream_questions(path)
+        ]
+        for name, path in files.items()
+    }
+    vectors: Vectors | None = None
+    if stage.embedded:
+        _, store, vectors = embedded(context, stage.embedded)
+    else:
+        store = store_of(context, corpus, context.stage_directory / PASSAGES)
+    row = rows_by_id(store)
+    for name, questions in sets.items():
+        lacking = check(questions, store, stage.passages, stage.keep_gold, row)
+        if lacking:
+            context.log(f"{name}: {lacking} questions need a passage that the corpus lacks")
+    search = searches(context, stage, store, vectors, sets, row)
+    for name, questions in sets.items():
+        answer(context, stage, store, files[name].name, questions, search[name])
+    if context.primary:
+        conclude(context, stage, files, sets)
+    wait("retrieval is reported")
+
+
+# ---------------------------------------------------------------------------- searching
+
+
+def searches(
+    context: Context,
+    stage: Retrieve,
+    store: Store,
+    vectors: Vectors | None,
+    sets: Mapping[str, Sequence[Question]],
+    row: Callable[[str], int | None],
+) -> dict[str, Search]:
+    """How the questions of each file are searched for."""
+    n = stage.passages
+    if stage.source == "run":
+        return {name: from_run(context, stage, name, row) for name in sets}
+    depth = max(n, stage.fusion.depth) if stage.source == "hybrid" else n
+    depth = min(depth, len(store))
+    words = (
+        bm25_of(context, store, stage.bm25, context.stage_directory / BM25)
+        if stage.source in ("bm25", "hybrid")
+        else None
+    )
+
+    def by_words(questions: Sequence[Question], which: range) -> list[Ranking]:
+        assert words is not None
+        return list(zip(*words.search([questions[i].text for i in which], depth), strict=True))
+
+    if stage.source == "bm25":
+        return dict.fromkeys(sets, by_words)
+    encoder = load_encoder(stage.encoder, dtype=stage.dtype)
+    if vectors is None:
+        vectors = vectors_of(
+            context,
+            encoder,
+            PassageTexts(store),
+            encoder.passage_prompt,
+            context.stage_directory / VECTORS,
+            "passages",
+            store.fingerprint,
         )
-        write_questions(context.stage_directory / path.name, filled)
-        found[path.name] = recalls(filled)
-        given = recalls(questions) if stage.compare_given else {}
-        if given:
+    elif vectors.encoder != encoder.fingerprint:
+        raise InputError(
+            f"{stage.embedded}: embedded by another encoder (fingerprint {vectors.encoder[:12]}) "
+            f"than {stage.encoder} ({encoder.fingerprint[:12]}); name that one with --encoder"
+        )
+    if stage.indexed:
+        index = load_index_of(context, store, vectors, context.path(stage.indexed) / INDEX)
+    else:
+        place = context.stage_directory / INDEX
+        index = index_of(context, store, vectors, place, stage.index, stage.target_recall)
+
+    def by_meaning(name: str) -> Search:
+        texts = [question.text for question in sets[name]]
+        place = context.stage_directory / "queries" / context.path(name).name
+        what = context.path(name).name
+        queries = vectors_of(
+            context, encoder, texts, encoder.query_prompt, place, what, fingerprint(texts)
+        )
+
+        def search(questions: Sequence[Question], which: range) -> list[Ranking]:
+            asked = [questions[i] for i in which]
+            own = queries.rows(np.arange(which.start, which.stop))
+            dense = nearest(asked, own, index, len(store), depth)
+            if stage.keep_gold:
+                return with_gold(asked, dense, own, vectors, row, n)
+            if words is None:
+                return dense
+            weights = (1.0, 1.0)
+            if stage.fusion.method == "weighted":
+                weights = (stage.fusion.weight, 1 - stage.fusion.weight)
+            both = zip(dense, by_words(questions, which), strict=True)
+            return [fuse(pair, weights, stage.fusion, n) for pair in both]
+
+        return search
+
+    return {name: by_meaning(name) for name in sets}
+
+
+def from_run(
+    context: Context, stage: Retrieve, name: str, row: Callable[[str], int | None]
+) -> Search:
+    """Rankings that somebody else has made."""
+    path = context.path(stage.runs[name])
+    rankings = read_run(path, row)
+
+    def search(questions: Sequence[Question], which: range) -> list[Ranking]:
+        nothing = (np.zeros(0, np.int64), np.zeros(0))
+        found = [rankings.get(questions[i].id, nothing) for i in which]
+        n = stage.passages
+        return [(positions[:n], scores[:n]) for positions, scores in found]
+
+    return search
+
+
+def answer(
+    context: Context,
+    stage: Retrieve,
+    store: Store,
+    name: str,
+    questions: Sequence[Question],
+    search: Search,
+) -> None:
+    """Write a question file with its passages, and its run."""
+    directory, kind = context.stage_directory, Path(name).stem
+    process, processes = jax.process_index(), jax.process_count()
+    if context.primary:
+        for path in parts(directory, kind):
+            JsonlAppender(path).close()  # cuts off an unfinished last line
+    wait(f"{name} begins")
+    done = ids_of(parts(directory, kind))
+    wait(f"{name} is read")
+    batches = [
+        range(i, min(i + stage.batch, len(questions)))
+        for i in range(0, len(questions), stage.batch)
+    ][process::processes]
+    total = sum(map(len, batches))
+    with (
+        JsonlAppender(part(directory, kind, process)) as rows,
+        context.progress(total, f"{name}: questions") as bar,
+    ):
+        standing = sum(questions[i].id in done for which in batches for i in which)
+        bar.start_at(standing, total)
+        for which in batches:
+            todo = [i for i in which if questions[i].id not in done]
+            if not todo:
+                continue
+            # Whole batches, so that a run that was cut off searches as one that was not.
+            rankings = search(questions, which)
+            for i in todo:
+                filled = fill(questions[i], rankings[i - which.start], store)
+                rows.append(question_to_json(filled))
+            bar.update(len(todo))
+    wait(f"{name} ends")
+    if context.primary:
+        merge(directory, kind, [q.id for q in questions])
+        write_run(context, directory / f"{kind}.jsonl", directory / f"{kind}.trec")
+    wait(f"{name} is merged")
+
+
+def write_run(context: Context, source: Path, target: Path) -> None:
+    """The questions' passages as a TREC run, where their ids allow one."""
+    try:
+        with atomic_write(target) as stream:
+            stream.writelines(trec_lines(stream_questions(source)))
+    except InputError as error:
+        context.log(f"no {target.name}: {error}")
+
+
+# ---------------------------------------------------------------------------- reporting
+
+
+def conclude(
+    context: Context,
+    stage: Retrieve,
+    files: Mapping[str, Path],
+    sets: Mapping[str, Sequence[Question]],
+) -> None:
+    """Write recall.json and, on request, evaluation.json."""
+    found: dict[str, dict[str, float]] = {}
+    evaluation = {}
+    for name, path in files.items():
+        output = context.stage_directory / f"{path.stem}.jsonl"
+        found[path.name] = recalls(stream_questions(output))
+        if stage.compare_given and (given := recalls(sets[name])):
             found[f"{path.name}, as given"] = given
+        short = sum(len(q.passages) < stage.passages for q in stream_questions(output))
+        if short:
+            context.log(
+                f"{path.name}: {short} of {len(sets[name])} questions have fewer than "
+                f"{stage.passages} passages, since no more were found"
+            )
+        if stage.evaluate:
+            judged = stage.judgments.get(name)
+            qrels = read_qrels(context.path(judged)) if judged else None
+            scores = retrieval_scores(
+                stream_questions(output), stage.passages, qrels, context.run.seed
+            )
+            evaluation[path.name] = {key: asdict(one) for key, one in scores.items()}
+            context.log(f"{path.name}, {stage.source}\n{scores_table(scores)}")
     for name, figures in found.items():
         shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in figures.items())
         context.log(f"{name}: {shown or 'no needed passages are marked'}")
-    _note_given(context, stage, sets)
+    _note_given(context, stage, files, sets)
     write_json(context.stage_directory / "recall.json", found)
+    if stage.evaluate:
+        write_json(context.stage_directory / "evaluation.json", evaluation)
 
 
-def _note_given(context: Context, stage: Retrieve, sets: dict[Path, list[Question]]) -> None:
+def _note_given(
+    context: Context,
+    stage: Retrieve,
+    files: Mapping[str, Path],
+    sets: Mapping[str, Sequence[Question]],
+) -> None:
     """Say it where the order given cannot be a retriever's: its needed passages have no score."""
     if not stage.compare_given:
         return
-    for path, questions in sets.items():
+    for name, questions in sets.items():
         unscored = sum(
             any(p.id in (q.gold or ()) and p.score is None for p in q.passages) for q in questions
         )
         if unscored:
             context.log(
-                f"{path.name}: in {unscored} of {len(questions)} questions the file gives the "
-                f"needed passage no score; somebody placed it, no retriever ranked it, so the "
+                f"{files[name].name}: in {unscored} of {len(questions)} questions the file gives "
+                f"the needed passage no score; somebody placed it, no retriever ranked it, so the "
                 f"recall of the order given says nothing about one"
             )
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
+from dynarag_jax.files import JsonlAppender
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
 from dynarag_jax.rewards.judge import Judge, Replies
@@ -32,6 +31,7 @@ from dynarag_jax.sampling.server import ServerLists
 from dynarag_jax.sampling.together import Together
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rollout as Stage
+from train.parts import ids_of, merge, part, parts
 from train.program import Context, main
 
 ROLLOUTS, REJECTS = "rollouts", "rejects"
@@ -112,7 +112,9 @@ def run(context: Context, stage: Stage) -> None:
     together.wait("rollout ends")
     if context.primary:
         merge(directory, ROLLOUTS, [q.id for q in questions])
-        left_out = merge(directory, REJECTS, [r.id for r in rejects] + [q.id for q in questions])
+        left_out = merge(
+            directory, REJECTS, [r.id for r in rejects] + [q.id for q in questions], always=False
+        )
         if left_out:
             context.log(f"set aside {left_out} questions: see {directory / 'rejects.jsonl'}")
     together.wait("rollout is merged")
@@ -163,49 +165,12 @@ def scorer_of(context: Context, stage: Stage, together: Together) -> Scorer:
         path = context.path(stage.judge.cache)
         others = sorted(path.parent.glob(f"{path.stem}.part-*.jsonl"))
         if together.several:
-            others, path = (
-                [path, *others],
-                path.with_name(f"{path.stem}.part-{together.team}.jsonl"),
-            )
+            others = [path, *others]
+            path = path.with_name(f"{path.stem}.part-{together.team}.jsonl")
         key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
         judge = Judge(stage.judge, key, Replies(path, [p for p in others if p.exists()]))
     bertscore = stage.bertscore.load() if stage.reward.bertscore else None
     return Scorer(stage.reward, bertscore=bertscore, judge=judge)
-
-
-# ---------------------------------------------------------------------------- files
-
-
-def part(directory: Path, kind: str, team: int) -> Path:
-    """The file that a team of processes appends to."""
-    return directory / f"{kind}.part-{team}.jsonl"
-
-
-def parts(directory: Path, kind: str) -> list[Path]:
-    """All that stands of a kind: the merged file of an earlier end, and parts."""
-    whole = directory / f"{kind}.jsonl"
-    return [*([whole] if whole.exists() else []), *sorted(directory.glob(f"{kind}.part-*.jsonl"))]
-
-
-def ids_of(paths: Iterable[Path]) -> set[str]:
-    """The ids of the records that stand."""
-    return {str(record["id"]) for path in paths for _, record in read_jsonl(path)}
-
-
-def merge(directory: Path, kind: str, order: Sequence[str]) -> int:
-    """Make one file of all parts, in the given order of ids; return how many records it holds."""
-    found: dict[str, dict[str, Any]] = {}
-    standing = parts(directory, kind)
-    for path in standing:
-        for _, record in read_jsonl(path):
-            found.setdefault(str(record["id"]), record)
-    whole = directory / f"{kind}.jsonl"
-    if found or kind == ROLLOUTS:
-        write_jsonl(whole, [found[i] for i in dict.fromkeys(order) if i in found])
-    for path in standing:
-        if path != whole:
-            path.unlink()
-    return len(found)
 
 
 # ---------------------------------------------------------------------------- what is said

@@ -136,6 +136,12 @@ class Batches:
         self.compiled: set[tuple[int, int]] = set()
         """batch shapes (rows, length) in use so far"""
 
+    def shapes(self, lengths: Sequence[int]) -> set[tuple[int, int]]:
+        """The batch shapes that texts of these lengths would run in, were none compiled yet."""
+        sizes = np.array(lengths)
+        buckets = plan(sizes, self.longest, self.tokens, self.mesh.size, self._overhead, set())
+        return {(bucket.rows, bucket.length) for bucket in buckets}
+
     def through(self, columns: Sequence[Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (which texts, their results), in the order in which batches finish."""
         lengths = np.array([len(row) for row in columns[0]])

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question
+from dynarag_jax.retrieval.fusion import Ranking
 from dynarag_jax.retrieval.index import Index
+from dynarag_jax.retrieval.shards import Vectors
+from dynarag_jax.retrieval.store import Store
+
+
+def rows_by_id(passages: Sequence[Passage]) -> Callable[[str], int | None]:
+    """From a passage's id to its row in the corpus; None for what is not there."""
+    if isinstance(passages, Store):
+        return passages.row
+    return {passage.id: row for row, passage in enumerate(passages)}.get
 
 
 def check(
-    questions: Sequence[Question], passages: Sequence[Passage], n: int, keep_gold: bool = False
-) -> None:
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    n: int,
+    keep_gold: bool = False,
+    row: Callable[[str], int | None] | None = None,
+) -> int:
     """Find what ``retrieve`` would refuse, before anything is embedded.
 
+    Args:
+      row: of ``rows_by_id``, where it is at hand.
+
+    Returns:
+      How many questions need a passage that is not in the corpus.
+
     Raises:
-      InputError: empty corpus, ``n`` beyond the corpus, a needed passage that is not in the corpus,
-        or, to be kept, more needed passages than ``n``.
+      InputError: empty corpus, ``n`` beyond the corpus, or, to be kept, a needed passage that is
+        not in the corpus or more needed passages than ``n``.
     """
-    if not passages:
+    if not len(passages):
         raise InputError("retrieve: the corpus is empty")
     if n > len(passages):
         raise InputError(
@@ -30,26 +50,29 @@ def check(
         )
     if n < 1:
         raise InputError(f"retrieve: {n} passages are asked for; ask for at least 1")
-    known = {passage.id for passage in passages}
+    row = row or rows_by_id(passages)
+    lacking = 0
     for question in questions:
         gold = dict.fromkeys(question.gold or ())
-        for needed in gold:
-            if needed not in known:
-                raise InputError(
-                    f"retrieve: question '{question.id}' needs passage '{needed}', "
-                    f"which is not in the corpus"
-                )
+        lost = [needed for needed in gold if row(needed) is None]
+        lacking += bool(lost)
+        if keep_gold and lost:
+            raise InputError(
+                f"retrieve: question '{question.id}' needs passage '{lost[0]}', which is not in "
+                f"the corpus, and keep_gold is to keep it"
+            )
         if keep_gold and len(gold) > n:
             raise InputError(
                 f"retrieve: question '{question.id}' needs {len(gold)} passages, more than n = {n}"
             )
+    return lacking
 
 
 def retrieve(
     questions: Sequence[Question],
     passages: Sequence[Passage],
     queries: np.ndarray,
-    vectors: np.ndarray,
+    vectors: np.ndarray | Vectors,
     index: Index,
     n: int,
     keep_gold: bool = False,
@@ -61,12 +84,10 @@ def retrieve(
         dropped.
       passages: the corpus.
       queries: ``[len(questions), d]`` float32, the questions' embeddings.
-      vectors: ``[len(passages), d]`` float32, the passages', of the same encoder.
+      vectors: ``[len(passages), d]``, the passages', of the same encoder.
       index: over ``vectors``.
       n: passages a question.
-      keep_gold: the needed passages are always among the ``n`` (HotpotQA's distractor setting,
-        arXiv 1809.09600 section 3: the question retrieves the distractors): those the retriever
-        missed replace the last of the others and stand where their own score puts them.
+      keep_gold: the needed passages are always among the ``n``, as of ``with_gold``.
 
     Returns:
       The questions, passages in the retriever's order with ``score`` the inner product; ties in
@@ -76,31 +97,82 @@ def retrieve(
       InputError: what ``check`` finds, an index of another size, or an approximate index that found
         fewer than ``n``.
     """
-    check(questions, passages, n, keep_gold)
-    if index.count != len(passages):
+    row = rows_by_id(passages)
+    check(questions, passages, n, keep_gold, row)
+    rankings = nearest(questions, queries, index, len(passages), n)
+    if keep_gold:
+        rankings = with_gold(questions, rankings, queries, vectors, row, n)
+    return [fill(q, ranking, passages) for q, ranking in zip(questions, rankings, strict=True)]
+
+
+def nearest(
+    questions: Sequence[Question], queries: np.ndarray, index: Index, count: int, n: int
+) -> list[Ranking]:
+    """Each question's ``n`` best rows by embeddings, ties in corpus order.
+
+    Args:
+      count: passages of the corpus.
+
+    Raises:
+      InputError: the index is of another size, or found fewer than ``n``.
+    """
+    if index.count != count:
         raise InputError(
-            f"retrieve: the index holds {index.count} vectors, the corpus {len(passages)} "
+            f"retrieve: the index holds {index.count} vectors, the corpus {count} "
             f"passages; build the index from this corpus"
         )
-    row = {passage.id: i for i, passage in enumerate(passages)}
-    result = []
-    for question, query, positions, scores in zip(
-        questions, queries, *index.search(queries, n), strict=True
-    ):
-        scored = {int(p): float(s) for p, s in zip(positions, scores, strict=True) if p >= 0}
-        if keep_gold:
-            needed = {row[g] for g in question.gold or ()}
-            for p in needed - {*scored}:
-                scored[p] = float(vectors[p] @ query)
-            others = sorted({*scored} - needed, key=lambda p: (-scored[p], p))
-            for p in others[n - len(needed) :]:
-                del scored[p]
-        if len(scored) < n:
+    found = []
+    for question, positions, scores in zip(questions, *index.search(queries, n), strict=True):
+        there = positions >= 0
+        if there.sum() < n:
             raise InputError(
-                f"retrieve: the index found {len(scored)} of {n} passages for question "
+                f"retrieve: the index found {there.sum()} of {n} passages for question "
                 f"'{question.id}'; build it with a higher target_recall or at, or exact"
             )
+        order = np.lexsort((positions, -scores))
+        found.append((positions[order], scores[order]))
+    return found
+
+
+def with_gold(
+    questions: Sequence[Question],
+    rankings: Sequence[Ranking],
+    queries: np.ndarray,
+    vectors: np.ndarray | Vectors,
+    row: Callable[[str], int | None],
+    n: int,
+) -> list[Ranking]:
+    """Rankings by embeddings that always hold the needed passages.
+
+    HotpotQA's distractor setting (arXiv 1809.09600 section 3), where the question retrieves the
+    distractors: needed passages that the retriever missed replace the last of the others and stand
+    where their own score puts them.
+    """
+    result = []
+    for question, (positions, scores), query in zip(questions, rankings, queries, strict=True):
+        scored = {int(p): float(s) for p, s in zip(positions, scores, strict=True)}
+        needed = {place for g in question.gold or () if (place := row(g)) is not None}
+        lost = sorted(needed - {*scored})
+        if lost:
+            rows = np.array(lost)
+            own = vectors.rows(rows) if isinstance(vectors, Vectors) else vectors[rows]
+            scored |= dict(zip(lost, (own @ query).tolist(), strict=True))
+        others = sorted({*scored} - needed, key=lambda p: (-scored[p], p))
+        for p in others[n - len(needed) :]:
+            del scored[p]
         ranking = sorted(scored, key=lambda p: (-scored[p], p))
-        filled = tuple(dataclasses.replace(passages[p], score=scored[p]) for p in ranking)
-        result.append(dataclasses.replace(question, passages=filled, expert=None, expert_source=""))
+        result.append((np.array(ranking), np.array([scored[p] for p in ranking])))
     return result
+
+
+def fill(question: Question, ranking: Ranking, passages: Sequence[Passage]) -> Question:
+    """The question with the passages of a ranking, best first, and their scores.
+
+    Its ``expert``, a list of positions in the passages it had, is dropped.
+    """
+    found = tuple(
+        dataclasses.replace(passages[int(p)], score=float(s))
+        for p, s in zip(*ranking, strict=True)
+        if p >= 0
+    )
+    return dataclasses.replace(question, passages=found, expert=None, expert_source="")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Positions, Seen, Windows, run_plans
@@ -33,7 +34,8 @@ def rerank(
     """Rerank every question: in one prompt where its candidates fit the ids, by windows otherwise.
 
     Raises:
-      InputError: a question has no passages, or one that is longer than a prompt.
+      InputError: a question has no passages, or one that is longer than a prompt; it has more
+        than fit a prompt, and windows of one passage compare nothing.
     """
     results: dict[int, Reranked] = {}
     many = [i for i, q in enumerate(questions) if len(q.passages) > writer.prompts.ids]
@@ -51,10 +53,26 @@ def rerank(
         lists = writer.lists(asked, sampling)
         return [Seen(found.lists[0], found.shown) for found in lists]
 
+    if many:
+        windows = windows.within(writer.prompts.ids, writer.prompts.max_list)
     lists = run_plans([len(questions[i].passages) for i in many], windows, read)
     for which, i in enumerate(many):
         results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))
     return [results[i] for i in range(len(questions))]
+
+
+def try_rerank(
+    writer: Writer, questions: Sequence[Question], sampling: Sampling, windows: Windows
+) -> list[Reranked | InputError]:
+    """As ``rerank``; in place of a question that cannot be reranked, the reason."""
+    if not questions:
+        return []
+    try:
+        return [*rerank(writer, questions, sampling, windows)]
+    except InputError as error:
+        if len(questions) == 1:
+            return [error]
+    return [f for q in questions for f in try_rerank(writer, [q], sampling, windows)]
 
 
 def _part(question: Question, view: Positions, call: int) -> Question:

@@ -17,7 +17,7 @@ of a window), after a number of calls that ``most_calls`` bounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynarag_jax.errors import InputError
 
@@ -30,23 +30,31 @@ class Windows:
     """How candidates beyond one prompt are reranked."""
 
     window: int = 40
-    """passages a window shows; the default is the paper's"""
+    """passages a window shows; 40 is the paper's, 0 takes as many as a prompt has ids"""
     stride: int = 0
     """passages from the start of one window to the next at most, so that smaller ones overlap and a
     passage has several chances to survive; 0 is the window"""
     budget: int = 15
-    """passages in the final list at most"""
+    """passages in the final list at most; 0 takes as many as a list holds"""
 
     def __post_init__(self) -> None:
-        if self.window < 2:
+        if self.window < 2 and self.window != 0:
             raise InputError(f"windows: window = {self.window} must be 2 or more, to compare")
-        if not 0 <= self.stride <= self.window:
+        if self.stride < 0 or 0 < self.window < self.stride:
             raise InputError(
                 f"windows: stride = {self.stride} must lie in 0..{self.window}, the window: a "
                 f"larger one skips passages"
             )
-        if self.budget < 1:
-            raise InputError(f"windows: budget = {self.budget} must be positive")
+        if self.budget < 0:
+            raise InputError(f"windows: budget = {self.budget} must not be negative")
+
+    def within(self, ids: int, max_list: int) -> Windows:
+        """The windows for prompts of ``ids`` passages and lists of ``max_list``: no 0 is left.
+
+        Raises:
+          InputError: ``ids`` is 1, or less than the stride.
+        """
+        return replace(self, window=self.window or ids, budget=self.budget or max_list)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ def plan(n: int, windows: Windows) -> Plan:
     Returns:
       The final list, positions from 1 to n without repeats, at most the budget of them.
     """
+    if not (windows.window and windows.budget):
+        raise ValueError("windows whose sizes are left to the prompts: call within first")
     window, stride = windows.window, windows.stride or windows.window
     left = tuple(range(1, n + 1))
     while len(left) > window:

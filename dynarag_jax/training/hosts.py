@@ -9,6 +9,15 @@ import jax
 TIMEOUT_MS = 600_000
 """how long a process waits for another's word"""
 
+
+def wait(name: str) -> None:
+    """Until all processes are here; each of them calls this with the same name."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 _calls: dict[str, itertools.count] = {}
 
 

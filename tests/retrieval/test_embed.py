@@ -20,7 +20,6 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval.batching import plan
-from dynarag_jax.retrieval.blocks import Blocks
 from dynarag_jax.retrieval.embed import embed, passage_text
 
 from .conftest import WORDS
@@ -132,38 +131,11 @@ def test_progress_out_and_prompt(tiny):
     place = np.zeros((30, 24), np.float32)
     result = embed(tiny, texts, progress=counts.append, out=place, batch_tokens=64)
     assert result is place
-    assert counts == sorted(set(counts)) and counts[-1] == 30 and len(counts) > 1
+    assert sum(counts) == 30 and len(counts) > 1
     np.testing.assert_allclose(place, embed(tiny, texts), atol=1e-5)
     prompted = embed(tiny, texts, prompt="who ")
     np.testing.assert_allclose(prompted, embed(tiny, ["who " + t for t in texts]), atol=1e-5)
     assert embed(tiny, []).shape == (0, 24)
-
-
-def test_a_run_that_was_cut_off_continues_and_equals_one_that_was_not(tiny, tmp_path):
-    texts, whole = sentences(30), Blocks(tmp_path / "whole", 8)
-    expected = embed(tiny, texts, blocks=whole, batch_tokens=64)
-    blocks, seen = Blocks(tmp_path / "cut", 8), []
-
-    def stop(done: int) -> None:
-        if done > 20:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(tiny, texts, blocks=blocks, progress=stop, batch_tokens=64)
-    assert len(list(blocks.directory.iterdir())) == 2
-    result = embed(tiny, texts, blocks=blocks, progress=seen.append, batch_tokens=64)
-    assert seen[0] == 16  # two blocks stood
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_allclose(result, embed(tiny, texts), atol=1e-5)
-    # A damaged block, and what is behind it, is made again.
-    sorted(blocks.directory.iterdir())[1].write_bytes(b"PK damaged")
-    seen.clear()
-    np.testing.assert_array_equal(
-        embed(tiny, texts, blocks=blocks, progress=seen.append, batch_tokens=64), expected
-    )
-    assert seen[0] == 8
-    blocks.remove()
-    assert not blocks.directory.exists()
 
 
 def test_passages_are_read_with_their_title():

@@ -11,7 +11,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import ScannIndex, ScannSettings, build_index
-from dynarag_jax.retrieval.retrieve import retrieve
+from dynarag_jax.retrieval.retrieve import check, retrieve
 
 from .conftest import WORDS
 
@@ -116,9 +116,11 @@ def test_an_expert_of_other_passages_is_dropped(tiny, world):
 def test_mistakes(tiny, world):
     passages, questions, vectors, index = world
     lost = [dataclasses.replace(questions[0], gold=("p1", "p99"))]
-    for keep in (True, False):
-        with pytest.raises(InputError, match="'q0' needs passage 'p99', which is not in the corpu"):
-            find(tiny, lost, passages, vectors, index, 5, keep_gold=keep)
+    with pytest.raises(InputError, match="'q0' needs passage 'p99', which is not in the corpus, a"):
+        find(tiny, lost, passages, vectors, index, 5, keep_gold=True)
+    # Not asked to keep it, one misses it as any other that was not found.
+    assert check(lost + questions, passages, 5) == 1
+    assert len(find(tiny, lost, passages, vectors, index, 5)[0].passages) == 5
     many = [dataclasses.replace(questions[0], gold=("p1", "p2", "p3"))]
     with pytest.raises(InputError, match="'q0' needs 3 passages, more than n = 2"):
         find(tiny, many, passages, vectors, index, 2, keep_gold=True)
@@ -134,15 +136,15 @@ def test_mistakes(tiny, world):
 
 
 def test_an_index_that_finds_too_few_is_no_silent_loss(tiny, world):
-    scann = pytest.importorskip("scann.scann_ops.py.scann_ops_pybind")
-    import dynarag_jax.retrieval.index as module
+    pytest.importorskip("scann")
+    from dynarag_jax.retrieval.index.scann import train
 
     _, questions, _, _ = world
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1000, 24)).astype(np.float32)
     passages = [Passage(f"p{i}", "cat") for i in range(1000)]
     settings = ScannSettings("partitioned", 500, leaves=10, leaves_searched=1, reorder=500)
-    index = ScannIndex(module._train(scann, vectors, settings), 1000, 24, settings)
+    index = ScannIndex(train(vectors, settings), 1000, 24, settings)
     with pytest.raises(InputError, match=r"found \d+ of 500 passages for question 'q\d+'; build"):
         find(tiny, questions, passages, vectors, index, 500)
 

@@ -182,3 +182,12 @@ def test_the_program_writes_lists_continues_and_sets_aside(directory, tmp_path):
 def test_windows_beyond_the_prompt_are_refused(windows, message):
     with pytest.raises(InputError, match=message):
         Rerank(prompts=PROMPTS, windows=windows)
+
+
+def test_windows_are_the_prompts_size_unless_told_otherwise(writer):
+    """The default fits any prompt, also one far below the paper's 40 passages."""
+    stage = Rerank(prompts=PROMPTS)
+    asked = [question(1, 20)]
+    left_open = rerank(writer, asked, Sampling(temperature=0.0), stage.windows)
+    said = rerank(writer, asked, Sampling(temperature=0.0), Windows(IDS, 0, PROMPTS.max_list))
+    assert left_open == said and said[0].calls > 1

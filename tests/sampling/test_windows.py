@@ -177,9 +177,18 @@ def test_many_questions_share_batches_and_do_not_mix():
         ({"window": 1}, "window = 1 must be 2 or more"),
         ({"window": 10, "stride": 11}, r"stride = 11 must lie in 0\.\.10"),
         ({"stride": -1}, "stride = -1"),
-        ({"budget": 0}, "budget = 0 must be positive"),
+        ({"budget": -1}, "budget = -1 must not be negative"),
     ],
 )
 def test_settings_without_sense_are_refused(setting, message):
     with pytest.raises(InputError, match=message):
         Windows(**setting)
+
+
+def test_sizes_left_open_are_the_prompts():
+    assert Windows(window=0, stride=3, budget=0).within(6, 4) == Windows(6, 3, 4)
+    assert Windows(5, 3, 2).within(6, 4) == Windows(5, 3, 2)
+    with pytest.raises(InputError, match=r"stride = 7 must lie in 0\.\.6"):
+        Windows(window=0, stride=7).within(6, 4)
+    with pytest.raises(ValueError, match="call within first"):
+        run_plans([9], Windows(window=0), lambda views: [])

@@ -47,6 +47,7 @@ from dynarag_jax.config import Run
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.stages import *
 
 run = Run(directory="runs/a")
@@ -57,7 +58,9 @@ train = dict(init="model", questions="questions.jsonl", prompts=prompts, steps=1
 stages = {
     "gather": Gather(source="questions.jsonl"),
     "tokenizer": Tokenizer(corpus="corpus.jsonl", questions=("questions.jsonl",), vocabulary=300),
-    "retrieve": Retrieve(corpus="corpus.jsonl", questions=("questions.jsonl",), passages=2),
+    "retrieve": Retrieve(
+        corpus=CorpusConfig(files=("corpus.jsonl",)), questions=("questions.jsonl",), passages=2
+    ),
     "label": Label(questions=("questions.jsonl",), source="gold"),
     "sft": Sft(**train),
     "rollout": Rollout(model="model", questions="questions.jsonl", prompts=prompts, batch=8),

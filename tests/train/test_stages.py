@@ -266,7 +266,7 @@ def test_a_rollout_cut_off_continues_to_the_same_file(ran: Stages, tmp_path: Pat
         ("rollout", "model", "{run}/facts", "config.json"),
         ("sft", "init", "nowhere", "nowhere: no such file"),
         ("sft", "reranker.batch", "7", "the nearest sizes are 8"),
-        ("retrieve", "corpus", "nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("retrieve", "corpus.files", "nowhere.jsonl", "nowhere.jsonl: no such corpus file"),
         ("retrieve", "passages", "100000", "fewer than the 100000 asked for"),
         ("retrieve", "encoder", "package:nothing_like_it", "nothing_like_it"),
     ],

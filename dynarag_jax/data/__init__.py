@@ -1,0 +1,1 @@
+"""Question files of other projects in and out, the benchmarks by name, prepared datasets."""

@@ -1,0 +1,158 @@
+"""Predictions as files: what systems answered, and which passages they read.
+
+One object a line, keyed by the question's id:
+
+    {"id": "q1", "answer": "Paris"}
+    {"id": "q1", "system": "top-5", "list": [3, 1], "answer": "Paris", "tokens": 212}
+    {"id": "q2", "system": "top-5", "list": [2], "answer": "", "failed": "its prompt is too long"}
+
+``list`` holds 1-based positions in the question's candidates, ``chosen`` passage ids, best first;
+either will do, and so will none, or a list without an answer (what ``eval.rerank`` writes). Lines
+without ``system`` belong to one named like their file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.fields import Fields
+from dynarag_jax.files import PathLike, read_jsonl
+from dynarag_jax.records import Question, valid_list
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one system made of one question.
+
+    Attributes:
+      where: file and line.
+      answer: None where the line holds none.
+      list: positions of the chosen passages, from 1; None where they are not told so.
+      chosen: ids of the chosen passages; None where they are not told so.
+      tokens: of the passages that the generator read.
+      failed: why there is no answer; empty where nothing failed.
+    """
+
+    id: str
+    where: str = ""
+    answer: str | None = None
+    list: tuple[int, ...] | None = None
+    chosen: tuple[str, ...] | None = None
+    tokens: float | None = None
+    failed: str = ""
+
+    def has_list(self) -> bool:
+        """Whether the line says which passages were chosen, be it none."""
+        return self.list is not None or self.chosen is not None
+
+    def ranking(self, question: Question) -> tuple[str, ...] | None:
+        """Ids of the chosen passages, best first; None where they are unknown.
+
+        Raises:
+          InputError: the list does not fit the question's candidates.
+        """
+        if self.chosen is not None:
+            known = {p.id for p in question.passages}
+            if known and (alien := [c for c in self.chosen if c not in known]):
+                raise InputError(
+                    f"{self.where}: field 'chosen' names '{alien[0]}', which is no candidate of "
+                    f"question '{self.id}'; give the questions that the lists were made from"
+                )
+            return self.chosen
+        if self.list is None:
+            return None
+        if wrong := valid_list(self.list, len(question.passages)):
+            raise InputError(
+                f"{self.where}: field 'list' {wrong}; question '{self.id}' has "
+                f"{len(question.passages)} candidates here: give the questions that the lists "
+                f"were made from"
+            )
+        return tuple(question.passages[i - 1].id for i in self.list)
+
+
+Predictions = dict[str, dict[str, Prediction]]
+"""By system, then by question id."""
+
+
+def prediction_from_json(value: dict[str, Any], where: str) -> Prediction:
+    """Read one prediction; InputError naming ``where`` and the field."""
+    fields = Fields(where, value)
+    found = Prediction(
+        id=fields.string("id"),
+        where=where,
+        answer=fields.string("answer", blank=True) if fields.has("answer") else None,
+        list=fields.integers("list") if fields.has("list") else None,
+        chosen=fields.strings("chosen") if fields.has("chosen") else None,
+        tokens=fields.number("tokens"),
+        failed=fields.string("failed", default="", blank=True),
+    )
+    if found.answer is None and not found.has_list() and not found.failed:
+        if "answer" in value:  # null: there is none
+            return found
+        fields.string("answer")  # says that it is missing, and what was meant
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """``NAME=PATH`` as a name and a path; the name is empty where none is given."""
+    name, equals, path = source.partition("=")
+    return (name, path) if equals and not Path(source).exists() else ("", source)
+
+
+def read_predictions(sources: Sequence[tuple[str, PathLike]]) -> Predictions:
+    """Read files of predictions; a system may be spread over several of them.
+
+    Args:
+      sources: (name, path); a name that is not empty stands for the file's only system, or before
+        the names of its systems.
+
+    Raises:
+      InputError: a line is no prediction, or two are of the same system and question.
+    """
+    found: Predictions = {}
+    stems = Counter(_stem(Path(path)) for _, path in sources)
+    for name, given in sources:
+        path = Path(given)
+        stem = _stem(path)
+        default = name or (stem if stems[stem] == 1 else f"{path.parent.name}/{stem}")
+        own: Predictions = {}
+        for number, value in read_jsonl(path):
+            where = f"{path}:{number}"
+            prediction = prediction_from_json(value, where)
+            system = Fields(where, value).string("system", default=default)
+            _add(own.setdefault(system, {}), prediction, system)
+        if name and len(own) == 1:
+            own = dict(zip([name], own.values(), strict=True))
+        elif name:
+            own = {f"{name}: {system}": rows for system, rows in own.items()}
+        for system, rows in own.items():
+            into = found.setdefault(system, {})
+            for prediction in rows.values():
+                _add(into, prediction, system)
+    if not found:
+        raise InputError(f"{sources[0][1] if sources else 'predictions'}: no predictions")
+    return found
+
+
+def _add(rows: dict[str, Prediction], prediction: Prediction, system: str) -> None:
+    if prediction.id in rows:
+        raise InputError(
+            f"{prediction.where}: question '{prediction.id}' is answered twice by system "
+            f"'{system}', first in {rows[prediction.id].where}; keep one, or name the files "
+            f"apart: NAME=FILE"
+        )
+    rows[prediction.id] = prediction
+
+
+def extra_ids(questions: Mapping[str, Question], rows: Mapping[str, Prediction]) -> list[str]:
+    """Predictions of questions that were not asked, in the order of the file."""
+    return [i for i in rows if i not in questions]

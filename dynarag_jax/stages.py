@@ -15,7 +15,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
-from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.prompts import PromptConfig, Style
 from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
@@ -258,6 +258,23 @@ class Rollout:
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     """another source of the lists; answers and log-probabilities come from here all the same"""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Write preference pairs of rollouts as text, for training with other tools."""
+
+    rollouts: str = "{run}/rollout/rollouts.jsonl"
+    questions: str = "{run}/label/train.jsonl"
+    """the questions that were sampled from"""
+    which: Literal["best_worst", "all"] = "best_worst"
+    """each question's best against its worst, or every two that differ enough"""
+    min_gap: float = 0.0
+    """the better reward must exceed the worse by more than this"""
+    form: Literal["preference", "llama-factory"] = "preference"
+    """Hugging Face's {prompt, chosen, rejected} in messages, or LLaMA-Factory's alpaca fields"""
+    style: Style = "instruct"
+    """of the prompts, as the rollouts' ``prompts.style``"""
 
 
 @dataclass(frozen=True)

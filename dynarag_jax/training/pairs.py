@@ -1,9 +1,9 @@
 """Preference pairs as text, for training with other tools: Hugging Face's form, LLaMA-Factory's.
 
 Both kinds of pairs come from the same rollouts: two lists over one reranker's prompt, or two
-answers over one generator's prompt. All of a pair is of one rollout and of the question with its id: which
-pairs a rollout gives depends on nothing else in the file, nor on its place there. ``train.dpo``
-needs none of this; it reads the rollouts.
+answers over one generator's prompt. All of a pair is of one rollout and of the question with its
+id: which pairs a rollout gives depends on nothing else in the file, nor on its place there.
+``train.dpo`` needs none of this; it reads the rollouts.
 """
 
 from __future__ import annotations

@@ -93,12 +93,12 @@ def test_no_pair_prefers_a_text_to_itself_or_a_worse_one(branches):
 
 def test_pairs_depend_on_their_own_record_alone():
     """The released code gives its first 10,000 records to one kind and leaks between records."""
-    answers = lambda n: Answers(
-        (2,), "p", (f"{n} one", f"{n} two", " one"), (0.1, 0.9, 0.1), ((),) * 3
-    )
-    many = [
-        rollout(name, [0.1, 0.9], answers=answers(name)) for name in (*"abcd",)
-    ]  # fmt: skip
+
+    def answers(name: str) -> Answers:
+        texts = (f"{name} one", f"{name} two", " one")
+        return Answers((2,), "p", texts, (0.1, 0.9, 0.1), ((),) * 3)
+
+    many = [rollout(name, [0.1, 0.9], answers=answers(name)) for name in "abcd"]
     for kind in ("list", "answer"):
         whole = {p.id: p for p in all_pairs(QUESTIONS, many, kind)[0]}
         assert set(whole) == set("abcd")  # both kinds, of every record

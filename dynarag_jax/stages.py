@@ -16,7 +16,7 @@ from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig, Style
-from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve
+from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve, Update
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.rewards.scorer import BertScoreConfig
@@ -36,6 +36,7 @@ __all__ = [
     "Facts",
     "Gather",
     "Label",
+    "Pairs",
     "Reference",
     "Report",
     "Rerank",
@@ -45,6 +46,7 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "Train",
+    "Update",
 ]
 
 

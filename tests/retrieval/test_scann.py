@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -231,3 +232,32 @@ def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch):
 def test_this_machine_has_memory():
     free = estimates.machine_memory()
     assert free is not None and free > 1 << 20
+
+
+PEAK = """
+import sys, numpy as np
+from dynarag_jax.retrieval.index.build import IndexConfig, estimate, first_settings
+from dynarag_jax.retrieval.index.scann import import_scann, train
+def status(field):
+    line = next(x for x in open("/proc/self/status") if x.startswith(field))
+    return 1024 * int(line.split()[1])
+count, width, config = int(sys.argv[1]), 128, IndexConfig("scann", reorder_type="int8")
+x = np.random.default_rng(0).standard_normal((count, width), np.float32)
+import_scann()
+before = status("VmRSS")
+train(x, first_settings(count, config))
+print(status("VmHWM") - before, estimate(count, width, config).build)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("count", [90_000, 200_000])
+def test_memory_taken_is_the_memory_estimated(count):
+    """Without partitions and with them: the peak of a process that builds one index."""
+    pytest.importorskip("scann")
+    said = subprocess.run(
+        [sys.executable, "-c", PEAK, str(count)], check=True, capture_output=True, text=True
+    ).stdout
+    taken, estimated = map(int, said.split())
+    assert 0.75 * estimated < taken < 1.05 * estimated

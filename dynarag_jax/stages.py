@@ -58,12 +58,14 @@ class Facts:
 class Gather:
     """Make a corpus and a question file from questions that come with their passages.
 
-    Reads the layout of Self-RAG, DPR and Lost-in-the-Middle: a question, its answers and ``ctxs``
-    of title and text, some marked ``isgold``; plain or gzip JSONL.
+    Reads any format of docs/data.md whose questions come with passages: that of Self-RAG, DPR and
+    Lost-in-the-Middle, HotpotQA's and others.
     """
 
     source: str = ""
     """the file to read"""
+    format: str = ""
+    """its format; empty finds it by the first records"""
     evaluation: float = 0.3
     """share of the questions kept for evaluation, chosen by the run's seed"""
 

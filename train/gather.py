@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from dynarag_jax.data.formats import read_questions
+from dynarag_jax.data.formats import Reading, read_questions
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, write_passages, write_questions
@@ -22,7 +22,7 @@ def run(context: Context, stage: Gather) -> None:
     source = context.path(stage.source)
     context.manifest(inputs={"source": source})
     questions: list[Question] = []
-    for number, question in read_questions(source):
+    for number, question in read_questions(source, Reading(stage.format)):
         if not question.passages:
             raise InputError(f"{source}:{number}: question '{question.id}' has no passages")
         # Files number passages as they like, and leave some without an id.

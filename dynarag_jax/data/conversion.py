@@ -29,6 +29,7 @@ from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError, MissingExtra, nearest
 from dynarag_jax.files import atomic_directory, atomic_write, dump_line, require_file, write_jsonl
 from dynarag_jax.records import Question, Task, passage_to_json
+from dynarag_jax.retrieval.trec import trec_lines
 
 TARGETS = (*WRITTEN, "trec")
 
@@ -114,12 +115,12 @@ def convert_data(
         if options.to == "beir":
             outcome.written = _write_beir(target, counted, options)
         elif options.to == "trec":
-            from dynarag_jax.retrieval.trec import trec_lines
-
             with packed_write(target) as stream:
                 for line in trec_lines(counted):
                     stream.write(line)
                     outcome.written += 1
+                if not outcome.written:
+                    raise InputError(f"{source}: no question has passages, which a run ranks")
         else:
             with packed_write(target) as stream:
                 for row in write_rows(options.to, counted):
@@ -159,6 +160,10 @@ def _places(options: ConvertData) -> tuple[Path, Path]:
         raise InputError(f"{target}: is a directory; name a file to write")
     if target.exists() and not options.overwrite:
         raise InputError(f"{target}: exists already; --overwrite replaces it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from None
     return source, target
 
 

@@ -13,7 +13,7 @@ from dynarag_jax.data import claims, instructions, multihop, open_domain, ranked
 from dynarag_jax.data.catalog import benchmark
 from dynarag_jax.data.stream import read_rows
 from dynarag_jax.errors import InputError, nearest
-from dynarag_jax.files import PathLike
+from dynarag_jax.files import PathLike, read_lines
 from dynarag_jax.records import TASKS, Question
 
 Reader = Callable[[dict[str, Any], str, str], Iterator[Question]]
@@ -216,7 +216,7 @@ def detect(path: PathLike) -> Format:
     if not first:
         for _, row in itertools.islice(read_rows(path), 1):
             if isinstance(row, InputError):
-                raise row
+                raise InputError(f"{row}{_trec(path)}")
         raise InputError(f"{path}: holds no records")
     fitting = [f for f in _ALL if all(f.fits(row) for _, row in first)]
     if len(fitting) == 1:
@@ -229,12 +229,20 @@ def detect(path: PathLike) -> Format:
         if name in row and not {"question", "claim", "query"} & set(row):
             raise InputError(f"{path}:{number}: is a corpus of passages, not a file of questions")
     mixed = [f.name for f in _ALL if f.fits(row)]
-    shown = ", ".join(list(row)[:12]) or "nothing"
+    shown = " ".join(", ".join(list(row)[:12]).split())[:200] or "nothing"
     hint = f" (the first record is of {mixed[0]}, others differ)" if mixed else ""
     raise InputError(
         f"{path}:{number}: of no known format{hint}: a record has the fields {shown}; name one "
         f"with --format: {', '.join(FORMATS)}"
     )
+
+
+def _trec(path: PathLike) -> str:
+    """What to do with a file of judgments or a run, of which somebody wants the questions."""
+    columns = len(next((line for _, line in read_lines(path)), b"").split())
+    what = {3: "judgments", 4: "judgments", 6: "a run"}.get(columns)
+    option = "--run" if columns == 6 else "--qrels"
+    return f"; {what} of TREC's? Give it as {option} beside the questions" if what else ""
 
 
 @dataclass
@@ -308,7 +316,8 @@ def read_questions(
     found = named(reading.format) if reading.format else detect(path)
     seen, before, number = account.seen, account.lines, 0
     for number, row in read_rows(path):
-        account.lines = before + number
+        # Records of a JSON array may share a line; their ids are of the lines that follow.
+        account.lines = max(before + number, account.lines + 1)
         try:
             questions = _questions(found, path, number, row, reading, f"q{account.lines}")
             for question in questions:
@@ -322,11 +331,13 @@ def read_questions(
                 account.questions += 1
                 yield number, question
         except InputError as error:
-            account.rejected.append((number, str(error)))
+            # What a file holds, and so what is quoted of it, may run over several lines.
+            wrong = " ".join(str(error).splitlines())
+            account.rejected.append((number, wrong))
             if len(account.rejected) > reading.reject_limit:
                 many = f" (bad record {len(account.rejected)})" if reading.reject_limit else ""
                 guess = "" if reading.format else f"; read as '{found.name}'"
-                raise InputError(f"{error}{guess}{many}") from None
+                raise InputError(f"{wrong}{guess}{many}") from None
     if not number:
         raise InputError(f"{path}: holds no records")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from dynarag_jax.data.catalog import BENCHMARKS
 from dynarag_jax.data.values import IDS, TEXTS, Candidates, Record, rest
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json, valid_list
@@ -32,6 +34,17 @@ def write_records(question: Question) -> dict[str, Any]:
 
 # ------------------------------------------------------------- Self-RAG, DynamicRAG, DPR's output
 
+_MIXED = {
+    "nq": "nq",
+    "hotpotqa": "hotpotqa",
+    "eli5": "eli5",
+    "fever": "fever",
+    "asqa": "asqa",
+    "tc": "triviaqa",
+    "triviaqa": "triviaqa",
+}
+"""Words of the ids in DynamicRAG's training file, and the dataset that each stands for."""
+
 
 def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
     """``{id, question, answers, ctxs: [{id, title, text, score, isgold, has_answer}]}``.
@@ -39,7 +52,7 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     Also ``instruction`` for the question, ``answer`` or ``golden_answers``, and ``docs`` or
     ``top_contexts``. ``isgold`` marks the needed passages. ``rerank_label`` and ``true_id`` are the
     judgements of DynamicRAG's training file: what is called true becomes the expert's list, in the
-    retriever's order.
+    retriever's order. That file mixes datasets, and names each question's in its id.
     """
     fields = Record(where, value)
     names = [fields.name(*QUESTIONS), fields.name(*ANSWERS), fields.name(*CONTEXTS)]
@@ -71,11 +84,17 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     extra = rest(value, used)
     if holding:
         extra["has_answer"] = list(holding)
+    identity = fields.identity("id", "_id", default=default)
+    words = re.split(r"[^a-z0-9]+", identity.lower()) if labeled else []
+    dataset = next((_MIXED[word] for word in words if word in _MIXED), "")
+    if dataset:
+        extra["dataset"] = dataset
     place = {name: i for i, name in enumerate(found.passages, 1)}
     yield Question(
-        id=fields.identity("id", "_id", default=default),
+        id=identity,
         text=fields.text(*QUESTIONS),
         answers=fields.texts(*ANSWERS),
+        task=BENCHMARKS[dataset].task if dataset else "short",
         type=fields.text("type", blank=True) if fields.has("type") else "",
         passages=tuple(found.passages.values()),
         gold=tuple(found.gold) if marked else None,

@@ -10,6 +10,8 @@ from dynarag_jax.data.values import Record, content_id
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.files import PathLike
 from dynarag_jax.records import Passage, Question
+from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
+from dynarag_jax.retrieval.trec import read_qrels, read_run
 
 
 def corpus_passages(paths: Iterable[PathLike], wanted: set[str]) -> dict[str, Passage]:
@@ -18,8 +20,6 @@ def corpus_passages(paths: Iterable[PathLike], wanted: set[str]) -> dict[str, Pa
     Raises:
       InputError: the corpus cannot be read, or lacks one of them.
     """
-    from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
-
     files = tuple(str(path) for path in paths)
     found = {p.id: p for p in read_corpus(CorpusConfig(files)) if p.id in wanted}
     if lacking := wanted - found.keys():
@@ -38,8 +38,6 @@ class Judged:
     @classmethod
     def read(cls, path: PathLike) -> Judged:
         """TREC's four columns or BEIR's three with a header."""
-        from dynarag_jax.retrieval.trec import read_qrels
-
         return cls(path, read_qrels(path))
 
     def attach(self, questions: Iterable[Question]) -> Iterator[Question]:
@@ -72,8 +70,6 @@ class Ranked:
     @classmethod
     def read(cls, path: PathLike, corpus: Iterable[PathLike], depth: int = 0) -> Ranked:
         """A TREC run over a corpus; ``depth`` keeps the first so many passages, 0 all."""
-        from dynarag_jax.retrieval.trec import read_run
-
         places: dict[str, int] = {}
         rows = read_run(path, lambda name: places.setdefault(name, len(places)))
         names = list(places)

@@ -1,4 +1,6 @@
-"""Instruction data beside lists and answers: Alpaca's form and chat messages, as JSONL.
+"""Instruction data beside lists and answers: Alpaca's form and chat messages.
+
+Files are JSONL, a JSON array as Alpaca's own, or any other shape of ``data/stream.py``.
 
     {"instruction": "...", "input": "...", "output": "...", "system": "..."}
     {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}
@@ -13,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dynarag_jax.data.stream import read_rows
 from dynarag_jax.errors import InputError
 from dynarag_jax.fields import Fields
-from dynarag_jax.files import PathLike, read_jsonl
+from dynarag_jax.files import PathLike
 from dynarag_jax.prompts import Message, answer_tokens, render
 from dynarag_jax.training.batches import Example
 
@@ -65,10 +68,13 @@ def instruction_from_json(value: dict[str, Any], where: str, id: str) -> Instruc
 
 def read_instructions(path: PathLike) -> list[Instruction]:
     """Read an instruction file; InputError on the first line that is neither form."""
-    return [
-        instruction_from_json(value, f"{path}:{number}", f"line {number}")
-        for number, value in read_jsonl(path)
-    ]
+    found, last = [], 0
+    for number, value in read_rows(path):
+        if isinstance(value, InputError):
+            raise value
+        last = max(number, last + 1)  # records of a JSON array may share a line
+        found.append(instruction_from_json(value, f"{path}:{number}", f"line {last}"))
+    return found
 
 
 def instruction_examples(

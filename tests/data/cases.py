@@ -27,10 +27,10 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         "DynamicRAG's training file", "contexts",
-        {"id": "nq_1", "question": ASKED, "answer": "Seine", "docs": [
+        {"id": "fever_nqx_1", "question": ASKED, "answer": "Seine", "docs": [
             P1 | {"rerank_label": "false"}, P2 | {"rerank_label": "true"}], "false_id": [1]},
-        {"expert": (2,), "expert_source": "rerank_label", "answers": ("Seine",),
-         "extra": {"false_id": [1]}},
+        {"expert": (2,), "expert_source": "rerank_label", "answers": ("Seine",), "task": "label",
+         "extra": {"false_id": [1], "dataset": "fever"}},
     ),
     (
         "DynamicRAG's training file with counted ids", "contexts",

@@ -14,6 +14,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.metrics.benchmarks import short_answers
 from dynarag_jax.records import Question
 from dynarag_jax.records import read_questions as read_ours
+from dynarag_jax.retrieval.trec import read_qrels
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no files of real questions in {DATA}")
@@ -148,7 +149,6 @@ def test_labels():
 
 
 def test_scifact_judgments(tmp_path):
-    read_qrels = pytest.importorskip("dynarag_jax.retrieval.trec").read_qrels
     qrels = DATA / "scifact-qrels.beir-test.txt.gz"
     source, target = DATA / "scifact-claims-validation.jsonl.gz", tmp_path / "q.jsonl"
     convert_data(ConvertData(str(source), str(target), qrels=str(qrels)))

@@ -126,7 +126,6 @@ def test_asqa_keeps_its_short_answers(tmp_path_factory, question, short):
 @settings(max_examples=40)
 @given(st.lists(questions(), min_size=1, max_size=3, unique_by=lambda q: q.id))
 def test_beir_directories_and_packed_files(tmp_path_factory, asked):
-    pytest.importorskip("dynarag_jax.retrieval.trec")
     place = tmp_path_factory.mktemp("beir")
     write_questions(place / "ours.jsonl", asked)
     for name in ("a.jsonl.gz", "a.jsonl.zst"):

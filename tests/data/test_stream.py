@@ -40,6 +40,9 @@ def test_every_shape_plain_and_packed(name, suffix, tmp_path):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(pack[suffix](SHAPES[name].encode()))
     assert [row for _, row in read_rows(path)] == ROWS
+    questions = [q for _, q in read_questions(path)]
+    assert len({q.id for q in questions}) == len(ROWS) and questions[0].id in ("q1", "q2", "q3")
+    assert [list(q.answers) for q in questions] == [list(dict.fromkeys(r["answer"])) for r in ROWS]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])

@@ -1,52 +1,24 @@
-"""Exact search against numpy, ScaNN against exact search, and indexes that are saved and moved."""
+"""Exact search against numpy, and vectors that are refused."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 import re
-import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import dynarag_jax.retrieval.index as module
-from dynarag_jax.errors import InputError, MissingExtra
+import dynarag_jax.retrieval.index.build as build
+import dynarag_jax.retrieval.index.exact as exact
+from dynarag_jax.errors import InputError
 from dynarag_jax.retrieval.index import (
     ExactIndex,
-    Recall,
-    ScannIndex,
-    ScannSettings,
+    Rows,
     build_index,
-    load_index,
 )
 
-ENCODER, OTHER = "e" * 64, "0" * 64
-
-
-def vectors(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
-    x = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def by_hand(corpus: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores = queries.astype(np.float64) @ corpus.T.astype(np.float64)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(scores, order, axis=1)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.mean([len({*x} & {*y}) / len(y) for x, y in zip(a, b, strict=True)]))
-
-
-@pytest.fixture
-def no_scann(monkeypatch):
-    for name in ("scann", "scann.scann_ops.py"):
-        monkeypatch.setitem(sys.modules, name, None)
-
+from .indexes import by_hand, index_of, vectors
 
 # ---------------------------------------------------------------------------- exact
 
@@ -66,10 +38,10 @@ def test_exact_search_equals_numpy(count):
 def test_blocks_of_passages_and_queries_change_nothing(monkeypatch, resident):
     corpus, queries = vectors(100), vectors(21, seed=1)
     expected = by_hand(corpus, queries, 40)
-    monkeypatch.setattr(module, "PASSAGE_BLOCK", 32)
-    monkeypatch.setattr(module, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(exact, "PASSAGE_BLOCK", 32)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 8)
     if not resident:
-        monkeypatch.setattr(module, "_RESIDENT", 0)
+        monkeypatch.setattr(exact, "RESIDENT", 0)
     positions, scores = ExactIndex(corpus).search(queries, 40)
     np.testing.assert_array_equal(positions, expected[0])
     np.testing.assert_allclose(scores, expected[1], atol=1e-6)
@@ -80,16 +52,44 @@ def test_blocks_of_passages_and_queries_change_nothing(monkeypatch, resident):
 
 def test_ties_stand_in_corpus_order(monkeypatch):
     corpus = np.repeat(vectors(4), 10, axis=0)
-    for block in (module.PASSAGE_BLOCK, 16):
-        monkeypatch.setattr(module, "PASSAGE_BLOCK", block)
+    for block in (exact.PASSAGE_BLOCK, 16):
+        monkeypatch.setattr(exact, "PASSAGE_BLOCK", block)
         positions, _ = ExactIndex(corpus).search(vectors(4)[2:3], 10)
         np.testing.assert_array_equal(positions[0], np.arange(20, 30))
 
 
-def index_of(kind: str, corpus: np.ndarray):
-    if kind == "scann":
-        pytest.importorskip("scann")
-    return build_index(corpus, kind=kind)  # type: ignore[arg-type]
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([3, 130, 1000]), st.sampled_from([1, 5]))
+def test_groups_of_scores_change_nothing(seed, count, k):
+    """Few distinct scores, so that ties cross the borders of groups: the order is the corpus's."""
+    rng = np.random.default_rng(seed)
+    corpus = rng.integers(-1, 2, (count, 2)).astype(np.float32)
+    corpus[0] = 1
+    queries = rng.integers(-1, 2, (4, 2)).astype(np.float32)
+    k = min(k, count)
+    positions, scores = ExactIndex(corpus).search(queries, k)
+    expected, values = by_hand(corpus, queries, k)
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(scores, values)
+
+
+def test_shards_of_vectors_are_one_corpus():
+    corpus, queries = vectors(100), vectors(5, seed=1)
+    parts = [corpus[:30], corpus[30:31].astype(np.float64), corpus[31:31], corpus[31:]]
+    rows = Rows(parts)
+    assert rows.shape == (100, 16) and not rows.one_array and Rows(corpus).one_array
+    np.testing.assert_array_equal(rows.array(), corpus)
+    np.testing.assert_array_equal(rows.block(29, 33), corpus[29:33])
+    np.testing.assert_array_equal(rows.cut(10, 50).cut(15, 30).array(), corpus[25:40])
+    which = np.array([[99, 0], [30, 29]])
+    np.testing.assert_array_equal(rows.take(which), corpus[which])
+    # One array is looked at, not copied.
+    assert np.shares_memory(Rows(corpus).array(), corpus)
+    assert np.shares_memory(Rows([corpus]).cut(3, 9).array(), corpus)
+    index = build_index(parts, kind="exact")
+    np.testing.assert_array_equal(index.search(queries, 9)[0], by_hand(corpus, queries, 9)[0])
+    with pytest.raises(InputError, match="index: shard 1: vectors have 8 numbers, those of shard"):
+        build_index([corpus, vectors(3, 8)])
 
 
 @pytest.mark.parametrize("kind", ["exact", "scann"])
@@ -121,12 +121,30 @@ def test_queries_that_are_refused(kind):
             index.search(vectors(1), k)  # type: ignore[arg-type]
 
 
-def test_a_bad_vector_is_named_in_any_block(monkeypatch):
-    monkeypatch.setattr(module, "PASSAGE_BLOCK", 4)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_bad_vector_is_named_in_any_block(monkeypatch, shards):
+    monkeypatch.setattr("dynarag_jax.retrieval.index.rows._HASHED", 4)
     bad = vectors(11)
     bad[9, 0] = np.inf
-    with pytest.raises(InputError, match="index: vector 9 holds NaN or infinity"):
-        build_index(bad, kind="exact")
+    with pytest.raises(InputError, match=r"^index: vector 9 holds NaN or infinity$"):
+        build_index(np.array_split(bad, shards), kind="exact")
+    bad[9] = 0
+    with pytest.raises(InputError, match=r"^index: vector 9 is all zeros, which no encoder makes"):
+        build_index(np.array_split(bad, shards), kind="exact")
+    bad[:] = bad[0]
+    with pytest.raises(InputError, match=r"^index: all 11 vectors are equal; the encoder or"):
+        build_index(np.array_split(bad, shards), kind="exact")
+
+
+def test_equal_vectors_are_counted_and_said():
+    corpus = np.concatenate([vectors(20), vectors(20)[5:8]])
+    index = build_index(corpus)
+    assert index.duplicates == 3
+    assert "3 of 23 vectors equal an earlier one" in index.describe()
+    assert "equal" not in build_index(vectors(20)).describe()
+    # What was built of the same vectors says so, however they were cut.
+    again = build_index(np.array_split(corpus, 4))
+    assert again.vectors == index.vectors != build_index(corpus[::-1]).vectors
 
 
 def test_corpora_and_settings_that_are_refused():
@@ -137,268 +155,20 @@ def test_corpora_and_settings_that_are_refused():
             build_index(np.zeros(4, np.float32), kind=kind)
         with pytest.raises(InputError, match="index: vector 0 holds NaN or infinity"):
             build_index(np.full((2, 4), np.inf, np.float32), kind=kind)
-    with pytest.raises(InputError, match="kind must be auto, scann or exact, found 'faiss'"):
-        build_index(vectors(3), kind="faiss")  # type: ignore[arg-type]
-    for target in (0.0, 1.1):
-        with pytest.raises(InputError, match=r"target_recall must be in \(0, 1\], found"):
-            build_index(vectors(3), target_recall=target)
-    with pytest.raises(InputError, match="at must be at least 1, found 0"):
-        build_index(vectors(3), at=0)
-    with pytest.raises(InputError, match="there are no queries to measure recall on"):
-        build_index(vectors(3), queries=vectors(0))
-
-
-# ---------------------------------------------------------------------------- ScaNN, or none
-
-
-def test_without_scann_auto_is_exact_and_says_so(no_scann):
-    index = build_index(vectors(5))
-    assert isinstance(index, ExactIndex)
-    assert index.description == (
-        "exact search in JAX over 5 vectors of 16 numbers (ScaNN is not installed)"
-    )
-    with pytest.raises(MissingExtra, match=r"pip install 'dynarag_jax\[retrieval\]'"):
-        build_index(vectors(5), kind="scann")
-
-
-def test_with_scann_auto_is_scann_and_says_so():
-    pytest.importorskip("scann")
-    index = build_index(vectors(500))
-    assert isinstance(index, ScannIndex)
-    assert index.description == (
-        "ScaNN over 500 vectors of 16 numbers: brute force; recall@50 1.0000 on 256 passages"
-    )
-    exact = build_index(vectors(500), kind="exact")
-    assert exact.description == "exact search in JAX over 500 vectors of 16 numbers"
-
-
-def test_brute_force_equals_exact():
-    pytest.importorskip("scann")
-    corpus, queries = vectors(2000, 24), vectors(300, 24, seed=1)
-    expected, values = by_hand(corpus, queries, 20)
-    positions, scores = build_index(corpus, kind="scann").search(queries, 20)
-    np.testing.assert_array_equal(positions, expected)
-    np.testing.assert_allclose(scores, values, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["quantized", "partitioned"])
-def test_the_search_is_widened_until_the_target_holds(monkeypatch, method):
-    pytest.importorskip("scann")
-    monkeypatch.setattr(module, "QUANTIZE_FROM", 1000)
-    monkeypatch.setattr(module, "PARTITION_FROM", 1000 if method == "partitioned" else 10**9)
-    # Unclustered data: the hardest, where the first settings find too little.
-    corpus, queries = vectors(3000, 32), vectors(200, 32, seed=1)
-    first = module._initial_settings(3000, 20)
-    assert first.method == method
-    easy = build_index(corpus, "scann", target_recall=0.01, at=20, queries=queries)
-    assert isinstance(easy, ScannIndex) and easy.settings == first
-    index = build_index(corpus, "scann", target_recall=0.97, at=20, queries=queries)
-    assert isinstance(index, ScannIndex) and index.recall and easy.recall
-    assert index.settings.method == method and index.settings != first
-    expected, _ = by_hand(corpus, queries, 20)
-    # The recall that is claimed is the recall that there is, but for scores equal in float32.
-    for each in (easy, index):
-        found = overlap(each.search(queries, 20)[0], expected)
-        assert each.recall and each.recall.value == pytest.approx(found, abs=1e-3)
-    assert easy.recall.value < 0.97 <= index.recall.value
-    assert index.recall == Recall(index.recall.value, 20, 200, "queries", 0.97)
-    # What it finds, it scores exactly.
-    positions, scores = index.search(queries, 20)
-    exact = np.einsum("qd,qkd->qk", queries, corpus[positions])
-    np.testing.assert_allclose(scores, exact, atol=1e-5)
-    # A search for more than it was tuned for widens in proportion.
-    assert overlap(index.search(queries, 100)[0], by_hand(corpus, queries, 100)[0]) > 0.9
-
-
-def test_a_target_of_one_is_reached(monkeypatch):
-    pytest.importorskip("scann")
-    monkeypatch.setattr(module, "QUANTIZE_FROM", 500)
-    monkeypatch.setattr(module, "PARTITION_FROM", 500)
-    corpus = vectors(600, 32)
-    index = build_index(corpus, "scann", target_recall=1.0, at=10)
-    assert index.recall and index.recall.value == 1.0 and index.recall.source == "passages"
-    # Every passage finds all its true neighbors.
-    assert overlap(index.search(corpus[:256], 10)[0], by_hand(corpus, corpus[:256], 10)[0]) > 0.9
-
-
-def test_a_passage_does_not_count_as_its_own_neighbor(monkeypatch):
-    """An index that finds every passage itself and nothing else has a recall of 0."""
-    corpus = vectors(300)
-    measure = module._recall_meter(corpus, 10, None, 0.95)
-
-    class OnlyItself(ExactIndex):
-        def _search(self, queries, k):
-            positions, scores = super()._search(queries, 1)
-            return positions, scores
-
-    assert measure(OnlyItself(corpus)).value == 0.0
-    assert measure(ExactIndex(corpus)).value == 1.0
-
-
-def test_duplicates_in_the_corpus_do_not_count_as_misses():
-    pytest.importorskip("scann")
-    index = build_index(np.repeat(vectors(3), 200, axis=0), kind="scann", at=50)
-    assert index.recall and index.recall.value == 1.0
-
-
-def test_scann_padding_is_masked():
-    """One partition searched holds fewer than asked for; ScaNN then repeats id 0 with NaN."""
-    scann = pytest.importorskip("scann.scann_ops.py.scann_ops_pybind")
-    corpus, queries = vectors(1000), vectors(10, seed=1)
-    settings = ScannSettings("partitioned", 400, leaves=10, leaves_searched=1, reorder=400)
-    searcher = module._train(scann, corpus, settings)
-    raw, distances = searcher.search_batched(queries, 400, 400, 1)
-    missing = np.isnan(distances)
-    assert missing.any() and (raw[missing] == 0).all()
-    positions, scores = ScannIndex(searcher, 1000, 16, settings).search(queries, 400)
-    np.testing.assert_array_equal((positions == -1).sum(axis=1), missing.sum(axis=1))
-    assert ((positions == -1) == (scores == -np.inf)).all()
-    for row in positions:
-        assert len({*row[row >= 0]}) == (row >= 0).sum()
-
-
-def test_initial_settings_follow_the_size():
-    sizes = (19_999, 20_000, 99_999, 100_000, 1_000_000)
-    methods = [module._initial_settings(n, 50).method for n in sizes]
-    assert methods == ["brute_force", "quantized", "quantized", "partitioned", "partitioned"]
-    assert module._initial_settings(1_000_000, 50).leaves == 1000
-
-
-# ---------------------------------------------------------------------------- saved and loaded
-
-
-def saved(kind: str, directory: Path, monkeypatch) -> tuple[Path, np.ndarray, list[str]]:
-    if kind != "exact":
-        pytest.importorskip("scann")
-        monkeypatch.setattr(module, "QUANTIZE_FROM", 400 if kind != "scann" else 10**9)
-        monkeypatch.setattr(module, "PARTITION_FROM", 400 if kind == "partitioned" else 10**9)
-    corpus, ids = vectors(500), [f"p{i}" for i in range(500)]
-    index = build_index(corpus, "exact" if kind == "exact" else "scann", at=10)
-    index.save(directory, ids, ENCODER)
-    return directory, corpus, ids
-
-
-@pytest.mark.parametrize("kind", ["exact", "scann", "quantized", "partitioned"])
-def test_a_moved_index_searches_as_before(tmp_path, monkeypatch, kind):
-    place, corpus, ids = saved(kind, tmp_path / "a" / "index", monkeypatch)
-    before = load_index(place, ENCODER, ids)
-    queries = vectors(30, seed=1)
-    expected = before.search(queries, 10)
-    moved = tmp_path / "b" / "elsewhere"
-    moved.parent.mkdir()
-    shutil.move(place, moved)
-    after = load_index(moved, ENCODER, ids)
-    for a, b in zip(after.search(queries, 10), expected, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert overlap(expected[0], by_hand(corpus, queries, 10)[0]) > 0.9
-    assert (after.kind, after.count, after.width) == (before.kind, 500, 16)
-    assert after.description == before.description and after.recall == before.recall
-    # No path of the machine that made it is stored.
-    for path in moved.rglob("*"):
-        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
-
-
-def test_the_manifest_says_what_the_index_is(tmp_path, monkeypatch):
-    place, _, ids = saved("partitioned", tmp_path / "index", monkeypatch)
-    manifest = json.loads((place / "manifest.json").read_text())
-    assert json.loads((place / manifest["ids"]).read_text()) == ids
-    figures = {k: manifest[k] for k in ("encoder", "count", "dim", "dtype", "kind")}
-    assert figures == {
-        "encoder": ENCODER,
-        "count": 500,
-        "dim": 16,
-        "dtype": "float32",
-        "kind": "scann",
+    wrong = {
+        "kind must be auto, scann or exact, found 'faiss'": {"kind": "faiss"},
+        "reorder_type must be float32, bfloat16 or int8, found 'int4'": {"reorder_type": "int4"},
+        "target_recall must be in (0, 1], found 0.0": {"target_recall": 0.0},
+        "target_recall must be in (0, 1], found 1.1": {"target_recall": 1.1},
+        "at must be at least 1, found 0": {"at": 0},
+        "sample must be at least 1, found 0": {"sample": 0},
+        "memory_gib must not be negative, found -1": {"memory_gib": -1},
+        "there are no queries to measure recall on": {"queries": vectors(0)},
+        "2 partitions for 3 vectors; ask for at most 1": {"leaves": 2},
     }
-    assert manifest["recall"]["value"] >= manifest["recall"]["target"] == 0.95
-    assert manifest["settings"]["method"] == "partitioned"
-    for name, digest in manifest["files"].items():
-        assert hashlib.sha256((place / name).read_bytes()).hexdigest() == digest
-    files = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}
-    assert files == {*manifest["files"], "manifest.json"}
-
-
-def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    index = build_index(vectors(5), "exact")
-    with pytest.raises(InputError, match="4 ids for an index of 5 vectors"):
-        index.save(tmp_path / "index", list("abcd"), ENCODER)
-    assert not list(tmp_path.iterdir())
-    index.save(tmp_path / "index", list("abcde"), ENCODER)
-    with pytest.raises(InputError, match="index: exists already"):
-        index.save(tmp_path / "index", list("abcde"), ENCODER)
-    index.save(tmp_path / "index", list("fghij"), OTHER, overwrite=True)
-    assert load_index(tmp_path / "index", OTHER, list("fghij")).count == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["index"]
-
-
-def change(place: Path, **values) -> None:
-    path = place / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def reseal(place: Path) -> None:
-    """Make the checksums true again after a file was changed on purpose."""
-    files = json.loads((place / "manifest.json").read_text())["files"]
-    change(place, files={n: hashlib.sha256((place / n).read_bytes()).hexdigest() for n in files})
-
-
-def refused(place: Path, message: str, encoder: str = ENCODER, ids=None) -> None:
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
-        load_index(place, encoder, ids)
-    assert "\n" not in str(caught.value) and str(place) in str(caught.value)
-
-
-def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
-    place, _, ids = saved("exact", tmp_path / "index", monkeypatch)
-    refused(place, "made by the encoder eeeeeeeeeeee, not by the one given, 000000000000", OTHER)
-    refused(place, "holds 500 passages, the corpus 499", ids=ids[:-1])
-    refused(place, "passage 3 is 'p3', in the corpus 'x'", ids=[*ids[:3], "x", *ids[4:]])
-    assert load_index(place, ENCODER, ids).count == 500
-    refused(tmp_path / "nowhere", "no such index directory")
-    refused(tmp_path, "manifest.json: no such file")
-
-
-def test_damage_is_found(tmp_path, monkeypatch):
-    place, corpus, _ = saved("exact", tmp_path / "index", monkeypatch)
-    data = place / "vectors.npy"
-    whole = data.read_bytes()
-    data.write_bytes(whole[:-1] + b"\x01")
-    refused(place, "vectors.npy: differs from the checksum in manifest.json")
-    data.unlink()
-    refused(place, "vectors.npy: this file of the index is missing")
-    np.save(data, corpus[:-1])
-    reseal(place)
-    refused(place, "manifest.json says 500 vectors of 16 numbers, the data are 499 of 16")
-    data.write_bytes(whole)
-    reseal(place)
-    change(place, kind="faiss")
-    refused(place, "field 'kind' is 'faiss', not exact or scann")
-    change(place, kind=None)
-    refused(place, "field 'kind' must be str, found None")
-    change(place, format=99)
-    refused(place, "field 'format' must be 1, found 99")
-    (place / "manifest.json").write_text("[]")
-    refused(place, "field 'format' must be 1, found []")
-    (place / "manifest.json").write_text("{")
-    refused(place, "not valid JSON")
-
-
-def test_a_pickle_slipped_into_the_index_is_not_read(tmp_path, monkeypatch):
-    place, _, _ = saved("scann", tmp_path / "index", monkeypatch)
-    (place / "notes.txt").write_text("mine")
-    refused(place, "notes.txt: not a file of this index; remove it")
-    (place / "notes.txt").unlink()
-    # ScaNN reads this file if it is there, whatever the manifest says.
-    (place / "scann" / "scann_docids.pkl").write_bytes(pickle.dumps(["p0"]))
-    refused(place, "scann_docids.pkl: a pickle can run any code when it is read; remove it")
-    files = json.loads((place / "manifest.json").read_text())["files"]
-    change(place, files=files | {"scann/scann_docids.pkl": ""})
-    reseal(place)
-    refused(place, "scann_docids.pkl: a pickle can run any code when it is read; remove it")
-
-
-def test_a_scann_index_needs_scann(tmp_path, monkeypatch, request):
-    place, _, _ = saved("scann", tmp_path / "index", monkeypatch)
-    request.getfixturevalue("no_scann")
-    with pytest.raises(MissingExtra, match="a ScaNN index needs the package 'scann'"):
-        load_index(place, ENCODER)
+    for message, changes in wrong.items():
+        small = {"kind": "scann"} if "leaves" in changes else {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "SCANN_FROM", 1)
+            with pytest.raises(InputError, match=re.escape(f"index: {message}")):
+                build_index(vectors(3), **small, **changes)

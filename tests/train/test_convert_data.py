@@ -25,6 +25,9 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Path("in.jsonl").write_text(json.dumps(ROW) + "\n")
+    Path("qrels.txt").write_text("q1 0 d1 1\n")
+    Path("c.jsonl").write_text('{"id": "d0", "text": "t"}\n')
+    Path("run.txt").write_text("q1 Q0 d1 1 0.5 bm25\n")
     return tmp_path
 
 
@@ -60,6 +63,11 @@ def test_it_converts_and_says_what_it_did(place, capsys):
         (["in.jsonl", "o", "--run", "r"], "--run needs --corpus"),
         (["in.jsonl", "o", "--corpus", "r"], "--corpus is read with --run"),
         (["in.jsonl", "in.jsonl"], "is the source, too"),
+        (["in.jsonl", "in.jsonl/o"], "in.jsonl/o: cannot be written"),
+        (["run.txt", "o"], "a run of TREC's? Give it as --run beside the questions"),
+        (["in.jsonl", "o", "--qrels", "none.tsv"], "none.tsv: no such file"),
+        (["in.jsonl", "o", "--qrels", "qrels.txt"], "judges none of these questions"),
+        (["in.jsonl", "o", "--run", "run.txt", "--corpus", "c.jsonl"], "lacks 1 passages, 'd1'"),
         ([".", "o"], "neither a prepared dataset"),
         (["in.jsonl", "."], "is a directory"),
         (["in.jsonl", "o", "--format", "asqa"], "in.jsonl:1: field 'qa_pairs' is missing"),

@@ -37,6 +37,12 @@ def test_both_forms_become_a_conversation_and_its_reply(tmp_path):
     assert third.reply == "d"
 
 
+def test_alpacas_own_file_is_an_array(tmp_path):
+    path = tmp_path / "alpaca.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "b"}] * 3))
+    assert [each.id for each in read_instructions(path)] == ["line 1", "line 2", "line 3"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -1,0 +1,150 @@
+"""Recall against exact search, and the cheapest settings of ScaNN that reach a target."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dynarag_jax.retrieval.index.base import Index, Recall, Speed
+from dynarag_jax.retrieval.index.exact import ExactIndex
+from dynarag_jax.retrieval.index.rows import Rows, check_vectors
+from dynarag_jax.retrieval.index.scann import BLOCK_WIDTH, ITEM_BYTES, ScannIndex, ScannSettings
+
+Meter = Callable[[Index], Recall]
+
+# Candidates scored again, as multiples of the results asked for.
+REORDER = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# A vector scored again lies anywhere in memory, codes of a partition one after the other; measured
+# on two CPUs, a byte of the first takes 1.7 times as long.
+SCATTERED = 1.7
+# Queries timed one at a time.
+TIMED = 64
+
+
+def sample_queries(
+    rows: Rows, queries: np.ndarray | None, size: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Queries to measure with: [q, d], each one's own row in the corpus or -1, and their source.
+
+    A sample of the queries given; of the corpus where none are.
+    """
+    rng = np.random.default_rng(0)
+    if queries is not None:
+        pool = check_vectors(queries, "build_index: queries", rows.shape[1])
+        chosen = np.sort(rng.choice(len(pool), min(size, len(pool)), replace=False))
+        return pool[chosen], np.full(len(chosen), -1), "queries"
+    chosen = np.sort(rng.choice(len(rows), min(size, len(rows)), replace=False))
+    return rows.take(chosen), chosen, "passages"
+
+
+def recall_meter(
+    rows: Rows, sample: np.ndarray, own: np.ndarray, source: str, at: int, target: float
+) -> Meter:
+    """A function that measures an index against exact search on ``sample``.
+
+    A result counts if its exact score reaches the exact ``at``-th best, so that equal vectors do
+    not look like misses.
+    """
+
+    def best(index: Index) -> np.ndarray:
+        """Exact scores of what the index finds, [q, at], best first; -inf for the query itself."""
+        positions, _ = index.search(sample, at)
+        found = rows.take(np.maximum(positions, 0))
+        scores = np.einsum("qd,qkd->qk", sample, found)
+        scores[(positions < 0) | (positions == own[:, None])] = -np.inf
+        return -np.sort(-scores, axis=1)
+
+    exact = best(ExactIndex(rows, checked=True))
+    wanted = np.isfinite(exact)
+    last = np.where(wanted, exact, np.inf).min(axis=1, keepdims=True)
+    floor = last - 1e-6 * np.maximum(1.0, np.abs(last))
+
+    def measure(index: Index) -> Recall:
+        hits = (best(index) >= floor) & wanted
+        share = hits.sum(axis=1) / np.maximum(1, wanted.sum(axis=1))
+        # A corpus of one has no neighbors to miss.
+        value = float(np.mean(np.where(wanted.any(axis=1), share, 1.0)))
+        return Recall(value, at, len(sample), source, target)
+
+    return measure
+
+
+def measure_speed(index: Index, sample: np.ndarray, at: int) -> Speed:
+    """Time single queries and one batch; both after a search that warms up."""
+
+    def seconds(queries: np.ndarray) -> float:
+        began = time.perf_counter()
+        index.search(queries, at)
+        return time.perf_counter() - began
+
+    seconds(sample[:1])
+    single = statistics.median(seconds(sample[i : i + 1]) for i in range(min(TIMED, len(sample))))
+    seconds(sample)
+    return Speed(single * 1e3, len(sample) / seconds(sample), os.cpu_count() or 1, at)
+
+
+def bytes_read(settings: ScannSettings, count: int, width: int) -> float:
+    """What a query reads: codes of the partitions it looks into, and vectors scored again."""
+    share = settings.leaves_searched / settings.leaves if settings.leaves else 1.0
+    codes = share * count * width / BLOCK_WIDTH / 2
+    centers = 4 * settings.leaves * width
+    again = SCATTERED * settings.reorder * width * ITEM_BYTES[settings.reorder_type]
+    return codes + centers + again
+
+
+def _reorders(at: int, count: int) -> Iterator[int]:
+    # Beyond these, scoring everything exactly costs about as much.
+    most = min(count, max(20 * at, count // 20))
+    levels = [min(most, round(at * times)) for times in REORDER]
+    yield from dict.fromkeys([*levels, most] if levels[-1] < most else levels)
+
+
+def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
+    """The settings that read the fewest bytes among those that reach the target.
+
+    For each number of candidates to score again, the fewest partitions that reach the target are
+    found by bisection; recall grows with both. The search for settings counts bytes instead of
+    time, so that it gives the same answer on a busy machine.
+
+    Returns:
+      The index with its recall, and whether the target holds. If it does not, that recall is of all
+      partitions searched and the most candidates scored again.
+    """
+    start, count, width = index.settings, index.count, index.width
+
+    def trial(reorder: int, leaves: int) -> ScannIndex:
+        # Without partitions, start.leaves and so leaves are 0.
+        found = index.tuned(dataclasses.replace(start, reorder=reorder, leaves_searched=leaves))
+        found.recall = measure(found)
+        return found
+
+    def holds(found: ScannIndex) -> bool:
+        return found.recall is not None and found.recall.value >= found.recall.target
+
+    best: ScannIndex | None = None
+    widest = index
+    for reorder in _reorders(start.at, count):
+        least = dataclasses.replace(start, reorder=reorder, leaves_searched=min(1, start.leaves))
+        if best and bytes_read(least, count, width) >= bytes_read(best.settings, count, width):
+            break
+        widest = trial(reorder, start.leaves)
+        if not holds(widest):
+            continue
+        found, low, high = widest, 0, start.leaves
+        while high - low > max(1, low // 16):
+            middle = (low + high) // 2 if high < 16 or low else max(1, high // 8)
+            candidate = trial(reorder, middle)
+            if holds(candidate):
+                found, high = candidate, middle
+            else:
+                low = middle
+        if best is None or (
+            bytes_read(found.settings, count, width) < bytes_read(best.settings, count, width)
+        ):
+            best = found
+    return (best, True) if best else (widest, False)

@@ -2,7 +2,7 @@
 
     python -m eval.score --questions nq.jsonl --predictions answers.jsonl --dataset nq
     python -m eval.score --questions nq.jsonl --predictions ours=a.jsonl theirs=b.jsonl
-    python -m eval.score configs/llama3_8b.py --stage score
+    python -m eval.score configs/bench.py
 
 A prediction is a line {"id", "answer"}; "list" or "chosen" say which passages were read. Every
 question counts: what has no prediction counts 0, in a column of its own. Prints Markdown, and

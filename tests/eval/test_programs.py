@@ -23,7 +23,7 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages import Rerank
-from eval import answer, bench, compare, rerank, score
+from eval import answer, bench, compare, evaluate, rerank, score
 from train import plain, program
 from train.pipeline import PROGRAMS
 from train.program import Context, load_config, run_stage
@@ -340,3 +340,19 @@ def test_the_config_of_the_paper_takes_overrides():
         InputError, match=r"only = 'hotpot' is none .* \(did you mean 'hotpotqa'\?\)"
     ):
         load_config("configs/bench.py", ["--bench.only", "hotpot"])
+
+
+def test_an_evaluation_keeps_a_question_whose_prompt_is_too_long(model):
+    """It counts 0 and says why; the others are what they were."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    tight = dataclasses.replace(PROMPTS, answer_prompt_tokens=32)
+    writer = Writer(load_policy(model, mesh, tight), tight, 8, seed=0)
+    long = ask(3, text="what " * 40)
+    rows = list(evaluate.predict(writer, "top-1", [QUESTIONS[0], long], [(2,), (1,)]))
+    assert [r["id"] for r in rows] == ["q0", "q3"] and "failed" not in rows[0]
+    assert list(rows[0]) == [
+        "id", "system", "type", "list", "answer", "score", "k", "tokens", "set_f1", "needed",
+    ]  # fmt: skip
+    assert rows[0]["set_f1"] == pytest.approx(2 / 3) and rows[0]["needed"] == 2
+    assert "takes more than 32 tokens" in rows[1]["failed"]
+    assert (rows[1]["answer"], rows[1]["score"], rows[1]["k"]) == ("", 0.0, 1)

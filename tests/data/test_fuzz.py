@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gzip
 import json
@@ -17,6 +18,7 @@ from dynarag_jax.data.stream import read_rows
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import dump_line
 from dynarag_jax.records import Question, question_from_json, question_to_json
+from dynarag_jax.training.instructions import read_instructions
 from tests.data.cases import CASES
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -132,6 +134,8 @@ def test_files_of_any_json(tmp_path, values, as_array):
     no_traceback(path)
     for kind in ("contexts", "kilt", "squad"):
         no_traceback(path, format=kind, reject_limit=100)
+    with contextlib.suppress(InputError):
+        read_instructions(path)
 
 
 @ONE_AFTER_ANOTHER

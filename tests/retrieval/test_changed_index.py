@@ -225,9 +225,7 @@ def test_shards_that_stand_are_kept_and_others_built(tmp_path):
     assert build(encoder=OTHER) == {0, 1, 2, 3} and build(encoder=OTHER, at=7) == {0, 1, 2, 3}
     with pytest.raises(InputError, match="made by the encoder 000000000000, not by the one given"):
         load_index(place, ENCODER)
-    with pytest.raises(
-        InputError, match=r"holds shards; update one of them, .*shard-00003"
-    ):
+    with pytest.raises(InputError, match=r"holds shards; update one of them, .*shard-00003"):
         update_index(place, OTHER, remove_ids=["p1"])
     update_index(place / "shard-00003-of-00004", OTHER, remove_ids=["p38"], rebuild_at=1)
     assert load_index(place, OTHER, [*ids[:38], "p39"]).count == 39

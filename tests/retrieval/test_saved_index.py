@@ -181,9 +181,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     small = shutil.disk_usage(tmp_path)._replace(free=20_000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: small)
-        with pytest.raises(
-            InputError, match=r"takes about 0.0 MiB, the disk has 0.0 MiB"
-        ):
+        with pytest.raises(InputError, match=r"takes about 0.0 MiB, the disk has 0.0 MiB"):
             index.save(tmp_path / "index", ids, ENCODER)
 
     def full(directory: Path) -> dict:

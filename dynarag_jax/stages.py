@@ -16,7 +16,7 @@ from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve
+from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve, Update
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.engine import EngineConfig
 from dynarag_jax.sampling.sampler import Sampling
@@ -43,6 +43,7 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "Train",
+    "Update",
 ]
 
 

@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder
 from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
 from dynarag_jax.retrieval.corpora import Account, CorpusConfig, corpus_files, read_corpus
 from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_shards
-from dynarag_jax.retrieval.index import Index, build_index, load_index
+from dynarag_jax.retrieval.index import (
+    Index,
+    IndexConfig,
+    build_index,
+    build_shards,
+    load_index,
+    shard_directories,
+)
 from dynarag_jax.retrieval.shards import (
     Plan,
     Stored,
@@ -43,6 +51,13 @@ def located(context: Context, corpus: CorpusConfig) -> CorpusConfig:
 def corpus_inputs(corpus: CorpusConfig) -> dict[str, Path]:
     """The files of a corpus, for the stage's record of its inputs."""
     return {f"corpus {path.name}": path for path in corpus_files(corpus.files)}
+
+
+def index_inputs(directory: Path) -> dict[str, Path]:
+    """What tells one index from another, for the stage's record of its inputs."""
+    if shards := shard_directories(directory):
+        return {f"index {shard.name}": shard / "manifest.json" for shard in shards}
+    return {"index": directory / "manifest.json"}
 
 
 def store_of(context: Context, corpus: CorpusConfig, directory: Path) -> Store:
@@ -118,22 +133,61 @@ def index_of(
     store: Store,
     vectors: Vectors,
     directory: Path,
-    kind: str,
-    target_recall: float,
+    config: IndexConfig,
+    queries: np.ndarray | None = None,
+    shards: int = 0,
 ) -> Index:
-    """The index over a corpus' vectors."""
-    if context.primary and not directory.exists():
-        index = build_index(vectors.array(), kind=kind, target_recall=target_recall)  # type: ignore[arg-type]
+    """The index over a corpus' vectors.
+
+    Args:
+      queries: float32 [q, d] on which recall is measured; None takes passages.
+      shards: 0 for one index, which process 0 builds; else each process builds its share.
+    """
+    if shards:
+        build_shards(
+            directory,
+            vectors.parts,
+            list(store.ids()),
+            vectors.encoder,
+            shards,
+            config,
+            queries,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            done=lambda number, text: context.log(f"shard {number}: {text}"),
+        )
+    elif context.primary and not directory.exists():
+        index = build_index(vectors.parts, config, queries)
         index.save(directory, list(store.ids()), vectors.encoder)
+        context.log(index.describe())
     wait("the index is built")
     return load_index_of(context, store, vectors, directory)
 
 
 def load_index_of(context: Context, store: Store, vectors: Vectors, directory: Path) -> Index:
-    """The index that was built of a corpus' vectors."""
-    index = load_index(directory, vectors.encoder, list(store.ids()))
+    """The index that was built of a corpus' vectors; of one in shards, this process's share."""
+    index = load_index(
+        directory,
+        vectors.encoder,
+        list(store.ids()),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     context.log(index.description)
     return index
+
+
+def require_encoder(place: str, vectors: Vectors, source: str, encoder: LoadedEncoder) -> None:
+    """Refuse vectors that another encoder has made.
+
+    Raises:
+      InputError: they are of another one.
+    """
+    if vectors.encoder != encoder.fingerprint:
+        raise InputError(
+            f"{place}: embedded by another encoder (fingerprint {vectors.encoder[:12]}) "
+            f"than {source} ({encoder.fingerprint[:12]}); name that one with --encoder"
+        )
 
 
 def bm25_of(context: Context, store: Store, config: Bm25Config, directory: Path) -> Bm25:

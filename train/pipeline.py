@@ -29,6 +29,7 @@ from train import (
     rollout,
     sft,
     tokenizer,
+    update,
 )
 from train.program import Context, main_pipeline, run_stage
 from train.progress import clock, say
@@ -39,6 +40,7 @@ PROGRAMS: dict[type, Callable[[Context, Any], None]] = {
     kinds.Tokenizer: tokenizer.run,
     kinds.Embed: embed.run,
     kinds.BuildIndex: index.run,
+    kinds.Update: update.run,
     kinds.Retrieve: retrieve.run,
     kinds.Label: label.run,
     kinds.Sft: sft.run,

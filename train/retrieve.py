@@ -1,6 +1,6 @@
 """Fill questions with their best passages of a corpus.
 
-python -m train.retrieve configs/quickstart.py --index exact
+python -m train.retrieve configs/quickstart.py --index.kind exact
 python -m train.retrieve configs/wikipedia.py --source hybrid --evaluate True
 
 Questions are searched in batches, and a batch's records appended together; a search that was killed
@@ -10,6 +10,7 @@ goes on behind them. Several processes share the batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,9 +39,11 @@ from train.corpus import (
     bm25_of,
     corpus_inputs,
     embedded,
+    index_inputs,
     index_of,
     load_index_of,
     located,
+    require_encoder,
     store_of,
     vectors_of,
 )
@@ -76,7 +79,7 @@ def run(context: Context, stage: Retrieve) -> None:
     else:
         inputs |= corpus_inputs(corpus)
     if stage.indexed:
-        inputs["index"] = context.path(stage.indexed) / INDEX / "manifest.json"
+        inputs |= index_inputs(context.path(stage.indexed) / INDEX)
     for kind, places in (("run", stage.runs), ("judgments", stage.judgments)):
         inputs |= {f"{kind} of {name}": context.path(place) for name, place in places.items()}
     context.manifest(inputs=inputs)
@@ -97,9 +100,9 @@ def run(context: Context, stage: Retrieve) -> None:
         lacking = check(questions, store, stage.passages, stage.keep_gold, row)
         if lacking:
             context.log(f"{name}: {lacking} questions need a passage that the corpus lacks")
-    search = searches(context, stage, store, vectors, sets, row)
+    search, together = searches(context, stage, store, vectors, sets, row)
     for name, questions in sets.items():
-        answer(context, stage, store, files[name].name, questions, search[name])
+        answer(context, stage, store, files[name].name, questions, search[name], together)
     if context.primary:
         conclude(context, stage, files, sets)
     wait("retrieval is reported")
@@ -115,11 +118,14 @@ def searches(
     vectors: Vectors | None,
     sets: Mapping[str, Sequence[Question]],
     row: Callable[[str], int | None],
-) -> dict[str, Search]:
-    """How the questions of each file are searched for."""
+) -> tuple[dict[str, Search], bool]:
+    """How the questions of each file are searched for.
+
+    Also whether all processes must search for the same questions, each in its part of the corpus.
+    """
     n = stage.passages
     if stage.source == "run":
-        return {name: from_run(context, stage, name, row) for name in sets}
+        return {name: from_run(context, stage, name, row) for name in sets}, False
     depth = max(n, stage.fusion.depth) if stage.source == "hybrid" else n
     depth = min(depth, len(store))
     words = (
@@ -133,7 +139,7 @@ def searches(
         return list(zip(*words.search([questions[i].text for i in which], depth), strict=True))
 
     if stage.source == "bm25":
-        return dict.fromkeys(sets, by_words)
+        return dict.fromkeys(sets, by_words), False
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     if vectors is None:
         vectors = vectors_of(
@@ -145,16 +151,13 @@ def searches(
             "passages",
             store.fingerprint,
         )
-    elif vectors.encoder != encoder.fingerprint:
-        raise InputError(
-            f"{stage.embedded}: embedded by another encoder (fingerprint {vectors.encoder[:12]}) "
-            f"than {stage.encoder} ({encoder.fingerprint[:12]}); name that one with --encoder"
-        )
+    else:
+        require_encoder(stage.embedded, vectors, stage.encoder, encoder)
     if stage.indexed:
         index = load_index_of(context, store, vectors, context.path(stage.indexed) / INDEX)
     else:
         place = context.stage_directory / INDEX
-        index = index_of(context, store, vectors, place, stage.index, stage.target_recall)
+        index = index_of(context, store, vectors, place, stage.index)
 
     def by_meaning(name: str) -> Search:
         texts = [question.text for question in sets[name]]
@@ -180,7 +183,8 @@ def searches(
 
         return search
 
-    return {name: by_meaning(name) for name in sets}
+    together = index.kind == "sharded" and jax.process_count() > 1
+    return {name: by_meaning(name) for name in sets}, together
 
 
 def from_run(
@@ -206,10 +210,17 @@ def answer(
     name: str,
     questions: Sequence[Question],
     search: Search,
+    together: bool,
 ) -> None:
-    """Write a question file with its passages, and its run."""
+    """Write a question file with its passages, and its run.
+
+    Args:
+      together: all processes search for all questions, and process 0 writes; else each process
+        searches for and writes its share.
+    """
     directory, kind = context.stage_directory, Path(name).stem
-    process, processes = jax.process_index(), jax.process_count()
+    process, processes = (0, 1) if together else (jax.process_index(), jax.process_count())
+    writes = context.primary or not together
     if context.primary:
         for path in parts(directory, kind):
             JsonlAppender(path).close()  # cuts off an unfinished last line
@@ -222,7 +233,7 @@ def answer(
     ][process::processes]
     total = sum(map(len, batches))
     with (
-        JsonlAppender(part(directory, kind, process)) as rows,
+        JsonlAppender(part(directory, kind, process)) if writes else nullcontext() as rows,
         context.progress(total, f"{name}: questions") as bar,
     ):
         standing = sum(questions[i].id in done for which in batches for i in which)
@@ -233,7 +244,7 @@ def answer(
                 continue
             # Whole batches, so that a run that was cut off searches as one that was not.
             rankings = search(questions, which)
-            for i in todo:
+            for i in todo if rows is not None else ():
                 filled = fill(questions[i], rankings[i - which.start], store)
                 rows.append(question_to_json(filled))
             bar.update(len(todo))

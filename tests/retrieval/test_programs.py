@@ -17,13 +17,20 @@ import pytest
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
-from dynarag_jax.records import Passage, Question, read_questions, write_passages, write_questions
+from dynarag_jax.records import (
+    Passage,
+    Question,
+    read_passages,
+    read_questions,
+    write_passages,
+    write_questions,
+)
 from dynarag_jax.retrieval.bm25 import Bm25Config
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.fusion import Fusion
-from dynarag_jax.retrieval.index import ExactIndex
+from dynarag_jax.retrieval.index import ExactIndex, IndexConfig
 from dynarag_jax.retrieval.shards import open_vectors
-from dynarag_jax.stages import BuildIndex, Embed, Retrieve
+from dynarag_jax.stages import BuildIndex, Embed, Retrieve, Update
 from train import corpus as wiring
 from train import retrieve
 from train.pipeline import PROGRAMS
@@ -66,8 +73,12 @@ FILES = CorpusConfig(files=("a.jsonl", "b.jsonl"))
 
 
 def retrieving(encoder, **more) -> Retrieve:
-    fields = {"corpus": FILES, "passages": 6, "batch": 4, "index": "exact"} | more
+    fields = {"corpus": FILES, "passages": 6, "batch": 4, "index": IndexConfig("exact")} | more
     return Retrieve(questions=("q.jsonl",), encoder=str(encoder), **fields)
+
+
+def everything(directory: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
 
 
 def made(directory: str) -> dict[str, bytes]:
@@ -213,6 +224,66 @@ def test_vectors_of_another_encoder_or_corpus_are_refused(place, bert_directory)
         go("c", retrieve=Retrieve(encoder=str(bert_directory), passages=3, **fields))
 
 
+def test_a_corpus_that_changes(place, bert_directory):
+    encoder = str(bert_directory)
+    go("run", embed=Embed(FILES, encoder, shard=16), index=BuildIndex(index=IndexConfig("exact")))
+    new = [Passage("n1", "red cat ran"), Passage("p5", "another dog sat"), Passage("n2", "blue")]
+    write_passages(place / "new.jsonl", new)
+    (place / "gone.txt").write_text("p0\np69\n\n")
+    change = Update(
+        "run/embed", "run/index", add=("new.jsonl",), remove="gone.txt", encoder=encoder
+    )
+    before = everything("run/embed/vectors")
+    go("changed", update=change)
+    assert everything("run/embed/vectors") == before
+    # As if the changed corpus had been embedded and indexed at once.
+    old = read_passages("a.jsonl") + read_passages("b.jsonl")
+    left = [p for p in old if p.id not in ("p0", "p5", "p69")] + new
+    write_passages(place / "left.jsonl", left)
+    fields = {"questions": ("q.jsonl",), "encoder": encoder, "passages": 9}
+    go(
+        "a",
+        retrieve=Retrieve(
+            embedded="changed/update", indexed="changed/update", source="hybrid", **fields
+        ),
+    )
+    go(
+        "b",
+        retrieve=Retrieve(
+            CorpusConfig(files=("left.jsonl",)),
+            index=IndexConfig("exact"),
+            source="hybrid",
+            **fields,
+        ),
+    )
+    for a, b in zip(*(read_questions(f"{r}/retrieve/q.jsonl") for r in "ab"), strict=True):
+        assert [p.id for p in a.passages] == [p.id for p in b.passages]
+        assert {p.id for p in a.passages}.isdisjoint({"p0", "p69"})
+    # Changed again; and what cannot be.
+    again = Update("changed/update", "changed/update", remove="more.txt", encoder=encoder)
+    (place / "more.txt").write_text("n1\n")
+    go("twice", update=again)
+    assert len(open_vectors("twice/update/vectors")) == 69
+    (place / "more.txt").write_text("p1\np5x\n")
+    with pytest.raises(InputError, match=r"more.txt:2: passage 'p5x' is not in the corpus"):
+        go("wrong", update=again)
+    with pytest.raises(InputError, match="there is nothing to do"):
+        Update()
+
+
+@pytest.mark.parametrize("source", ["dense", "hybrid"])
+def test_an_index_in_shards_finds_the_same(place, bert_directory, source):
+    encoder = str(bert_directory)
+    embedding = Embed(FILES, encoder, shard=16)
+    fields = {"questions": ("q.jsonl",), "encoder": encoder, "passages": 9, "source": source}
+    find = Retrieve(embedded="{run}/embed", indexed="{run}/index", **fields)
+    whole = BuildIndex(index=IndexConfig("exact"))
+    go("one", embed=embedding, index=whole, retrieve=find)
+    cut = BuildIndex(index=IndexConfig("exact"), shards=3, queries="q.jsonl", encoder=encoder)
+    go("cut", embed=embedding, index=cut, retrieve=find)
+    assert made("cut") == made("one")
+
+
 # ---------------------------------------------------------------------------- whole processes
 
 CONFIG = """
@@ -254,9 +325,8 @@ def finish(processes: list[subprocess.Popen]) -> None:
     assert [process.returncode for process in processes] == [0] * len(processes), said
 
 
-def everything(directory: str) -> dict[str, bytes]:
-    vectors = sorted(Path(directory, "embed", "vectors").iterdir())
-    return made(directory) | {path.name: path.read_bytes() for path in vectors}
+def results(directory: str) -> dict[str, bytes]:
+    return made(directory) | everything(f"{directory}/embed/vectors")
 
 
 @pytest.mark.slow
@@ -266,7 +336,7 @@ def test_kills_at_any_moment_leave_the_bytes_of_an_uninterrupted_run(place, bert
     began = time.monotonic()
     finish(launch("again"))
     length = time.monotonic() - began
-    assert everything("again") == everything("whole")
+    assert results("again") == results("whole")
     rng = random.Random(0)
     for attempt in range(12):
         (process,) = launch("cut")
@@ -274,7 +344,7 @@ def test_kills_at_any_moment_leave_the_bytes_of_an_uninterrupted_run(place, bert
         process.kill()
         process.communicate()
     finish(launch("cut"))
-    assert everything("cut") == everything("whole")
+    assert results("cut") == results("whole")
 
 
 @pytest.mark.slow
@@ -282,7 +352,12 @@ def test_two_processes_make_what_one_makes(place, bert_directory):
     Path("c.py").write_text(CONFIG.format(encoder=str(bert_directory)))
     finish(launch("one"))
     finish(launch("two", 2))
-    assert everything("two") == everything("one")
+    assert results("two") == results("one")
     assert not list(Path("two").rglob("*.part-*"))
+    # Each process searches its own half of the corpus.
+    config = Path("c.py").read_text().replace("BuildIndex()", "BuildIndex(shards=2)")
+    Path("c.py").write_text(config)
+    finish(launch("halves", 2))
+    assert results("halves") == results("one")
     assert len(list(read_jsonl("two/retrieve/q.jsonl"))) == 25
     assert json.loads(Path("two/retrieve/done.json").read_text())

@@ -24,7 +24,7 @@ SMALL = """
 --facts.world.countries 6 --facts.world.evaluation_workers 16
 --facts.world.evaluation_companies 8 --facts.world.evaluation_cities 6
 --facts.world.evaluation_countries 4
---retrieve.index exact
+--retrieve.index.kind exact
 --pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
 --pretrain.checkpoint_every 1
 --sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8

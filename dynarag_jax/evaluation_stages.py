@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dynarag_jax.errors import InputError
+from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation.scoring import CUTOFFS, check_dataset
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.engine import EngineConfig
@@ -111,6 +111,8 @@ class Bench:
     datasets: dict[str, str] = field(default_factory=dict)
     """benchmark (nq, triviaqa, hotpotqa, 2wikimultihopqa, asqa, fever, eli5, popqa, musique, squad)
     -> file of its questions with their candidates"""
+    only: tuple[str, ...] = ()
+    """those of ``datasets`` to take; empty takes all"""
     models: dict[str, str] = field(default_factory=lambda: {"DynamicRAG": "{run}/dpo/model"})
     """name -> model directory; each reranks and answers, the last one answers for the baselines"""
     baselines: tuple[Baseline, ...] = ("none", "top-k", "static", "oracle")
@@ -141,9 +143,18 @@ class Bench:
     """prompts at once"""
     engine: EngineConfig = EngineConfig()
 
+    def chosen(self) -> dict[str, str]:
+        """The datasets to run."""
+        return {n: path for n, path in self.datasets.items() if not self.only or n in self.only}
+
     def __post_init__(self) -> None:
         for name in self.datasets:
             check_dataset(name)
+        for name in self.only:
+            if name not in self.datasets:
+                known = ", ".join(self.datasets) or "none"
+                hint = nearest(name, self.datasets)
+                raise InputError(f"bench: only = '{name}' is none of the datasets: {known}{hint}")
         for name, tokens in self.answer_tokens.items():
             check_dataset(name)
             _check_k("bench", f"answer_tokens.{name}", (tokens,))

@@ -46,7 +46,7 @@ Lists = Mapping[str, Sequence[Chosen]]
 def read(context: Context, stage: Bench) -> Data:
     """The questions of every dataset, each saying which it is."""
     data: Data = {}
-    for name, path in stage.datasets.items():
+    for name, path in stage.chosen().items():
         questions = read_questions(context.path(path))
         if stage.limit:
             questions = questions[: stage.limit]
@@ -122,7 +122,7 @@ def predict(
 
 def writers(context: Context, stage: Bench, policy: Policy) -> dict[int, Writer]:
     """A writer for each longest answer of the datasets."""
-    lengths = {answer_tokens(stage, name) for name in stage.datasets}
+    lengths = {answer_tokens(stage, name) for name in stage.chosen()}
     return {
         tokens: Writer(
             policy,
@@ -165,11 +165,11 @@ def run(context: Context, stage: Bench) -> None:
     """Predict, score, and write the tables."""
     context.require_one_process()
     if not stage.datasets:
-        raise InputError("bench: name at least one dataset: --datasets nq FILE")
+        raise InputError("bench: name at least one dataset in 'datasets'")
     if not stage.models:
-        raise InputError("bench: name at least one model: --models NAME DIRECTORY")
+        raise InputError("bench: name at least one model in 'models'")
     models = {name: context.model(path) for name, path in stage.models.items()}
-    files = {name: context.path(path) for name, path in stage.datasets.items()}
+    files = {name: context.path(path) for name, path in stage.chosen().items()}
     scorer = context.optional_model(stage.scorer) if "static" in stage.baselines else None
     extra = {"scorer": scorer} if scorer else {}
     context.manifest(inputs=files | {f"model {n}": p for n, p in models.items()} | extra)

@@ -2,11 +2,12 @@
 
     python -m eval.score --questions nq.jsonl --predictions answers.jsonl --dataset nq
     python -m eval.score --questions nq.jsonl --predictions ours=a.jsonl theirs=b.jsonl
-    python -m eval.score configs/llama3_8b.py --stage score
+    python -m eval.score configs/bench.py
 
 A prediction is a line {"id", "answer"}; "list" or "chosen" say which passages were read. Every
 question counts: what has no prediction counts 0, in a column of its own. Prints Markdown, and
-writes scores.md, scores.json, rows.jsonl (a line a question and system) and TREC runs.
+writes scores.md, scores.json, rows.jsonl (a line a question and system), and in TREC's forms the
+lists (trec/SYSTEM.run, judgments.qrels) and the metrics by question (trec/SYSTEM.values).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dynarag_jax.evaluation.summary import Summary, summarize, summary_to_json
 from dynarag_jax.evaluation.tables import file_name, report, trec_judgments, trec_run
 from dynarag_jax.evaluation_stages import Score
 from dynarag_jax.files import atomic_write, write_json, write_jsonl
+from dynarag_jax.metrics.tables import Scored as ScoredAnswer
+from dynarag_jax.metrics.tables import trec
 from train.context import StageDone
 from train.plain import inputs, main, sources
 from train.program import Context
@@ -41,6 +44,19 @@ def write_trec(place: Path, scored: Scored) -> None:
                 stream.write("\n".join(lines) + "\n")
 
 
+def write_values(place: Path, rows: Sequence[Row]) -> None:
+    """Every question's metrics in the form of ``trec_eval -q``, a file a system."""
+    for system in dict.fromkeys(row.system for row in rows):
+        own = [
+            ScoredAnswer(r.id, r.answer, r.dataset, r.type, failed=r.state != "answered")
+            for r in rows
+            if r.system == system and r.answer
+        ]
+        if own:
+            with atomic_write(place / f"{file_name(system)}.values") as stream:
+                stream.write(trec(system, own))
+
+
 def write(
     context: Context, rows: Sequence[Row], protocol: str, notes: list[str]
 ) -> tuple[list[Summary], str]:
@@ -49,6 +65,8 @@ def write(
     summaries = summarize(rows, context.seed)
     page = report(summaries, notes)
     write_jsonl(place / "rows.jsonl", [row_to_json(row) for row in rows])
+    if protocol == "benchmark":
+        write_values(place / "trec", rows)
     with atomic_write(place / "scores.md") as stream:
         stream.write(page)
     scores = {

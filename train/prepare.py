@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from dynarag_jax.data.builders import dataset_directory, prepare
@@ -18,6 +19,7 @@ from dynarag_jax.data.catalog import BENCHMARKS, benchmark
 from dynarag_jax.data.conversion import Prepare, dataset_name, prepared_sources, split_reader
 from dynarag_jax.data.formats import Account
 from dynarag_jax.data.hub import download
+from dynarag_jax.errors import InputError
 from train.convert_data import arguments
 from train.options import override
 from train.program import guard
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     def work() -> None:
         given = arguments(sys.argv[1:] if argv is None else argv, ("--name",))
         given = ["--source" + a[6:] if a.split("=")[0] == "--from" else a for a in given]
+        if any(a == "--source" and b.startswith("--") for a, b in pairwise([*given, "--"])):
+            raise InputError("prepare: --from needs the files to read: FILE [SPLIT=FILE ...]")
         options = override(
             {"": Prepare()}, given or ["--help"],
             program="python -m train.prepare NAME", description=describe(),

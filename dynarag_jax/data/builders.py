@@ -113,6 +113,11 @@ def prepare(
     place = dataset_directory(name, directory)
     if place.exists():
         raise InputError(f"{place}: is prepared already; remove it to prepare it anew")
+    created = [path for path in (place.parent, place.parent.parent) if not path.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{place.parent}: cannot be written ({error.strerror})") from None
     made = builder(name, directory, splits, description)
     try:
         # TFDS prints what it does.
@@ -123,6 +128,9 @@ def prepare(
         ):
             made.download_and_prepare(download_dir=downloads)
     except Exception as error:
+        for path in created:
+            with contextlib.suppress(OSError):  # something else is in it
+                path.rmdir()
         # TFDS wraps what the questions' reader raises.
         cause: BaseException | None = error
         while cause is not None:

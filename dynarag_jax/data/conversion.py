@@ -240,7 +240,7 @@ def packed_write(path: Path) -> Iterator[IO[str]]:
     with atomic_write(path, "wb") as raw:
         stream: Any = raw
         if path.suffix == ".gz":
-            stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+            stream = gzip.GzipFile("", "wb", 6, fileobj=raw, mtime=0)
         elif path.suffix == ".zst":
             try:
                 import zstandard

@@ -90,7 +90,7 @@ PAPER = Setup(
     candidates="45",
     lists="temperature 0.2, at most 15 passages",
     answers="greedy, 50 tokens (256 on ELI5)",
-    scoring="the released scripts (eval.score --protocol released-code says what they would print)",
+    scoring="not stated; what the released scripts print: --protocol released-code",
 )
 
 _WORDS: Mapping[str, str] = {

@@ -12,8 +12,10 @@ import pytest
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE
+from dynarag_jax.evaluation.reported import COLUMNS
 from dynarag_jax.evaluation_stages import Answer, Bench, Compare, Score
 from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.metrics.tables import read_trec
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Passage, question_to_json, write_questions
 from dynarag_jax.retrieval.relevance import load_scorer, score_questions
@@ -21,10 +23,10 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages import Rerank
-from eval import answer, bench, compare, rerank, score
+from eval import answer, bench, compare, evaluate, rerank, score
 from train import plain, program
 from train.pipeline import PROGRAMS
-from train.program import Context, run_stage
+from train.program import Context, load_config, run_stage
 
 from .conftest import IDS, PROMPTS, ask
 
@@ -187,8 +189,11 @@ def test_scoring_plain_files(files, capsys):
     assert found["summaries"][0]["figures"]["em"]["n"] == 6
     assert len(list(read_jsonl(place / "rows.jsonl"))) == 12
     assert {p.name for p in (place / "trec").iterdir()} == {
-        "right.run", "worse.run", "judgments.qrels",
+        "right.run", "worse.run", "judgments.qrels", "right.values", "worse.values",
     }  # fmt: skip
+    values = read_trec((place / "trec/worse.values").read_text())
+    assert values["num_q"]["all"] == "6" and values["num_failed"]["all"] == "2"
+    assert values["em"]["all"] == "0.0000" and len(values["em"]) == 7
     assert (place / "run.json").exists() and (place / "scores.md").read_text() == out
     # Nothing has changed: the same table, at once. Another protocol is another scoring.
     code, again, err = said(score, Score, "score", capsys, *given)
@@ -322,3 +327,32 @@ def test_a_bench_without_scorer_or_gold_and_wrong_ones(model, scorer, tmp_path, 
 def test_programs_stand_in_the_pipeline():
     assert {answer.run, score.run, compare.run, bench.run, rerank.run} <= set(PROGRAMS.values())
     assert program.main is not plain.main
+
+
+def test_the_config_of_the_paper_takes_overrides():
+    given = ["--bench.datasets.nq", "a.jsonl", "--bench.only", "nq", "--bench.limit", "9"]
+    more = ["--bench.models.DynamicRAG", "m"]
+    run, stages = load_config("configs/bench.py", [*given, *more])
+    assert stages["bench"].chosen() == {"nq": "a.jsonl"} and stages["bench"].limit == 9
+    assert stages["bench"].models == {"DynamicRAG": "m"} and run.directory == "runs/bench"
+    assert set(load_config("configs/bench.py")[1]["bench"].chosen()) == set(COLUMNS)
+    with pytest.raises(
+        InputError, match=r"only = 'hotpot' is none .* \(did you mean 'hotpotqa'\?\)"
+    ):
+        load_config("configs/bench.py", ["--bench.only", "hotpot"])
+
+
+def test_an_evaluation_keeps_a_question_whose_prompt_is_too_long(model):
+    """It counts 0 and says why; the others are what they were."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    tight = dataclasses.replace(PROMPTS, answer_prompt_tokens=32)
+    writer = Writer(load_policy(model, mesh, tight), tight, 8, seed=0)
+    long = ask(3, text="what " * 40)
+    rows = list(evaluate.predict(writer, "top-1", [QUESTIONS[0], long], [(2,), (1,)]))
+    assert [r["id"] for r in rows] == ["q0", "q3"] and "failed" not in rows[0]
+    assert list(rows[0]) == [
+        "id", "system", "type", "list", "answer", "score", "k", "tokens", "set_f1", "needed",
+    ]  # fmt: skip
+    assert rows[0]["set_f1"] == pytest.approx(2 / 3) and rows[0]["needed"] == 2
+    assert "takes more than 32 tokens" in rows[1]["failed"]
+    assert (rows[1]["answer"], rows[1]["score"], rows[1]["k"]) == ("", 0.0, 1)

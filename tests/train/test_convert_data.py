@@ -125,13 +125,15 @@ def test_prepare_from_files_and_back(place, capsys):
         (["nq", "--from", "none.jsonl"], "none.jsonl: no such file"),
         (["nq"], "get its files elsewhere and name them with --from"),
         (["mine", "--from", "in.jsonl"], "no benchmark 'mine'"),
+        (["nq", "--from"], "--from needs the files to read"),
+        (["nq", "--from", "in.jsonl", "--directory", "in.jsonl/d"], "cannot be written"),
         (["hotpotqa", "--from", "in.jsonl", "--format", "hotpotqa", "--task", "x"], "x"),
         (["asqa", "--from", "in.jsonl", "--format", "asqa"], "in.jsonl:1: field 'qa_pairs' is mis"),
     ],
 )
 def test_mistakes_of_prepare(arguments, message, place, capsys):
-    before = {p for p in Path().rglob("*") if p.is_file()}
+    before = set(Path().rglob("*"))
     assert run(prepare, *arguments) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert message in said and said.startswith("error: ")
-    assert {p for p in Path().rglob("*") if p.is_file()} == before
+    assert set(Path().rglob("*")) == before

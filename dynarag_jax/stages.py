@@ -325,7 +325,8 @@ class Evaluate:
     """lists sampled for each of them"""
     examples_sampling: Sampling = Sampling(temperature=1.0)
     reward: RewardWeights = RewardWeights()
-    """of the lists sampled for the examples"""
+    """of the lists sampled for the examples; without 'bertscore' and 'judge', whose models are not
+    here"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
     """prompts sampled at once"""

@@ -29,7 +29,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def use(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """Let small corpora be searched as large ones are."""
     pytest.importorskip("scann")
-    monkeypatch.setattr(build, "SCANN_FROM", 10**9 if method == "brute_force" else 100)
+    monkeypatch.setattr(build, "SCANN_FROM", 100)
+    monkeypatch.setattr(build, "QUANTIZE_FROM", 10**9 if method == "brute_force" else 100)
     monkeypatch.setattr(build, "PARTITION_FROM", 100 if method == "partitioned" else 10**9)
 
 

@@ -169,6 +169,6 @@ def test_corpora_and_settings_that_are_refused():
     for message, changes in wrong.items():
         small = {"kind": "scann"} if "leaves" in changes else {}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "SCANN_FROM", 1)
+            patch.setattr(build, "QUANTIZE_FROM", 1)
             with pytest.raises(InputError, match=re.escape(f"index: {message}")):
                 build_index(vectors(3), **small, **changes)

@@ -30,8 +30,8 @@ from dynarag_jax.retrieval.index.tuning import measure_speed, recall_meter, samp
 
 Kind = Literal["auto", "scann", "exact"]
 
-# Corpus sizes from which ScaNN pays at all, and from which it also partitions the vectors.
-SCANN_FROM, PARTITION_FROM = 20_000, 100_000
+# Corpus sizes from which ScaNN pays, from which it quantizes vectors, and partitions them.
+SCANN_FROM, QUANTIZE_FROM, PARTITION_FROM = 20_000, 5_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class IndexConfig:
 def first_settings(count: int, config: IndexConfig) -> ScannSettings:
     """Method and partitions by corpus size; the rest is tuned."""
     at = min(max(config.at, 2), count)
-    if count < SCANN_FROM:
+    if count < QUANTIZE_FROM:
         return ScannSettings("brute_force", at)
     kind = config.reorder_type
     if count < PARTITION_FROM and not config.leaves:
@@ -125,9 +125,9 @@ def build_index(
     """Index passage vectors for search by inner product.
 
     Corpora below 20,000 vectors are searched exactly in JAX, and so is everything where ScaNN is
-    not installed. ScaNN quantizes the vectors, and partitions them from 100,000. Its recall is
-    measured against exact search, and the cheapest settings that reach the target are taken. Where
-    none does, the index is exact. ``index.describe()`` says what was made, and why.
+    not installed. ScaNN partitions the vectors and quantizes them. Its recall is measured against
+    exact search, and the cheapest settings that reach the target are taken. Where none does, the
+    index is exact. ``index.describe()`` says what was made, and why.
 
     Args:
       vectors: float [n, d], in corpus order: an array, memory-mapped or not, or a list of shards.

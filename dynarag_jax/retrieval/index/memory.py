@@ -14,10 +14,13 @@ from dynarag_jax.retrieval.index.scann import (
     CODE_SAMPLE,
     ITEM_BYTES,
     PER_LEAF,
+    PLACES,
     ScannSettings,
 )
 
 _GIB = 2**30
+# What ScaNN takes however few the vectors.
+_FIXED = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def estimate_scann(count: int, width: int, settings: ScannSettings, copy: bool =
 
     ScaNN copies the vectors in float32 whatever type it keeps in the end, and where there are
     partitions it encodes a second copy, each vector's difference from its partition's center. Codes
-    take four bits for every two numbers, and twice that while they are made.
+    take four bits for every two numbers, in each of a vector's two partitions, and twice that while
+    they are made.
 
     Args:
       copy: the vectors come as several shards or in another type, and are joined first.
@@ -67,18 +71,20 @@ def estimate_scann(count: int, width: int, settings: ScannSettings, copy: bool =
     data = 4 * count * width
     if settings.method == "brute_force":
         return Memory(data * (2 if copy else 1), data, data, {"vectors": data})
-    codes = count * math.ceil(width / BLOCK_WIDTH / 2)
+    places = PLACES if settings.leaves else 1
+    codes = places * count * math.ceil(width / BLOCK_WIDTH / 2)
     parts = {
         "vectors scored again": count * width * ITEM_BYTES[settings.reorder_type],
         "codes": codes,
-        "partitions": 4 * (count + settings.leaves * width) if settings.leaves else 0,
+        "partitions": 4 * (places * count + settings.leaves * width) if settings.leaves else 0,
     }
     search = sum(parts.values())
     # The sample that codes are trained on is copied and split into blocks.
     training = 2 * 4 * width * min(count, CODE_SAMPLE)
     if settings.leaves:
         training += 4 * width * min(count, PER_LEAF * settings.leaves)
-    build = data * (2 if settings.leaves else 1) + 2 * codes + training + (data if copy else 0)
+    copies = (2 if settings.leaves else 1) + (1 if copy else 0)
+    build = copies * data + 2 * codes + training + _FIXED
     return Memory(max(build, search), search, search, parts)
 
 

@@ -25,13 +25,16 @@ def check_vectors(vectors: Any, what: str, width: int | None = None) -> np.ndarr
     """``vectors`` as a contiguous float32 array [n, d]; InputError if it cannot be searched."""
     array = np.asarray(vectors)
     _check_shape(array, what, width)
+    # A sum is not finite if a number is not: a query alone is checked at once.
+    if len(array) == 1 and np.isfinite(array.sum()):
+        return np.ascontiguousarray(array, np.float32)
     for first in range(0, len(array), BLOCK):
         _check_finite(array[first : first + BLOCK], what, first)
     return np.ascontiguousarray(array, np.float32)
 
 
 def _check_shape(array: np.ndarray, what: str, width: int | None) -> None:
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 2 or array.dtype.kind != "f":
         raise InputError(
             f"{what}: expected floating-point vectors [n, d], found {array.dtype} "
             f"{list(array.shape)}"

@@ -13,7 +13,13 @@ import numpy as np
 from dynarag_jax.retrieval.index.base import Index, Recall, Speed
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.rows import Rows, check_vectors
-from dynarag_jax.retrieval.index.scann import BLOCK_WIDTH, ITEM_BYTES, ScannIndex, ScannSettings
+from dynarag_jax.retrieval.index.scann import (
+    BLOCK_WIDTH,
+    ITEM_BYTES,
+    PLACES,
+    ScannIndex,
+    ScannSettings,
+)
 
 Meter = Callable[[Index], Recall]
 
@@ -90,7 +96,7 @@ def measure_speed(index: Index, sample: np.ndarray, at: int) -> Speed:
 
 def bytes_read(settings: ScannSettings, count: int, width: int) -> float:
     """What a query reads: codes of the partitions it looks into, and vectors scored again."""
-    share = settings.leaves_searched / settings.leaves if settings.leaves else 1.0
+    share = PLACES * settings.leaves_searched / settings.leaves if settings.leaves else 1.0
     codes = share * count * width / BLOCK_WIDTH / 2
     centers = 4 * settings.leaves * width
     again = SCATTERED * settings.reorder * width * ITEM_BYTES[settings.reorder_type]

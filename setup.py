@@ -78,6 +78,7 @@ setup(
         "listwise": LISTWISE,
         "data": DATA,
         "watch": WATCH,
+        "mauve": ["mauve-text"],  # needs PyTorch and GPT-2; nothing else does
         "all": RETRIEVAL + LISTWISE + DATA,
         "test": TEST,
         "bench": BENCH,

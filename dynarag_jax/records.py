@@ -105,6 +105,8 @@ class Trajectory:
       reference_logps: ``reference_logp`` by token.
       weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
         under the policy: the sum of weight times f over the lists; None of other lists.
+      missing: terms of the reward that could not be had (a judge's, say) and are in ``reward``
+        with nothing; such a reward is to be compared with none.
     """
 
     list: tuple[int, ...]
@@ -117,6 +119,7 @@ class Trajectory:
     logps: tuple[float, ...] = ()
     reference_logps: tuple[float, ...] = ()
     weight: float | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class Answers:
       texts: distinct answers, from whatever lists they were given.
       rewards: of each answer, without what the reward says about lists.
       reference_logps: log-probability of each answer's tokens under the reference weights.
+      missing: places of the answers whose reward lacks a term, and is to be compared with none.
     """
 
     list: tuple[int, ...]
@@ -136,6 +140,7 @@ class Answers:
     texts: tuple[str, ...]
     rewards: tuple[float, ...]
     reference_logps: tuple[tuple[float, ...], ...]
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,7 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         logps=fields.numbers("logps"),
         reference_logps=fields.numbers("reference_logps"),
         weight=fields.number("weight"),
+        missing=fields.strings("missing") if fields.has("missing") else (),
     )
 
 
@@ -297,6 +303,7 @@ def _answers_from_json(value: dict[str, Any], where: str, shown: int) -> Answers
         texts=texts,
         rewards=rewards,
         reference_logps=tuple(each.numbers(name) for name in each.values),
+        missing=fields.integers("missing") if fields.has("missing") else (),
     )
 
 
@@ -331,13 +338,22 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "tokenizer": rollout.tokenizer,
         "prompt": rollout.prompt,
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
-    } | ({"answers": dict(vars(rollout.answers))} if rollout.answers else {})
+    } | ({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {})
+
+
+def _answers_to_json(answers: Answers) -> dict[str, Any]:
+    value = dict(vars(answers))
+    if not value["missing"]:
+        del value["missing"]
+    return value
 
 
 def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
     value = dict(vars(trajectory))
     if value["weight"] is None:
         del value["weight"]
+    if not value["missing"]:
+        del value["missing"]
     return value
 
 

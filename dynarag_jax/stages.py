@@ -15,9 +15,11 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo as DpoTerm
 from dynarag_jax.objectives.terms import Objectives, TokenNll
-from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.prompts import PromptConfig, Style
 from dynarag_jax.retrieval.stages import BuildIndex, Embed, Label, Retrieve, Update
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.rewards.scorer import BertScoreConfig
 from dynarag_jax.sampling.engine import EngineConfig
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig
@@ -34,6 +36,7 @@ __all__ = [
     "Facts",
     "Gather",
     "Label",
+    "Pairs",
     "Reference",
     "Report",
     "Rerank",
@@ -248,6 +251,8 @@ class Rollout:
     of the generator needs"""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
     reward: RewardWeights = RewardWeights()
+    bertscore: BertScoreConfig = BertScoreConfig()
+    judge: JudgeConfig = JudgeConfig()
     prompts: PromptConfig = PromptConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 64
@@ -255,6 +260,23 @@ class Rollout:
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     """another source of the lists; answers and log-probabilities come from here all the same"""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Write preference pairs of rollouts as text, for training with other tools."""
+
+    rollouts: str = "{run}/rollout/rollouts.jsonl"
+    questions: str = "{run}/label/train.jsonl"
+    """the questions that were sampled from"""
+    which: Literal["best_worst", "all"] = "best_worst"
+    """each question's best against its worst, or every two that differ enough"""
+    min_gap: float = 0.0
+    """the better reward must exceed the worse by more than this"""
+    form: Literal["preference", "llama-factory"] = "preference"
+    """Hugging Face's {prompt, chosen, rejected} in messages, or LLaMA-Factory's alpaca fields"""
+    style: Style = "instruct"
+    """of the prompts, as the rollouts' ``prompts.style``"""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def run(context: Context, stage: Dpo) -> None:
         context.log(
             f"{counts.kept} {'pairs' if pairs else 'groups'} of {kind}s from {len(rollouts)} "
             f"questions; left out: {counts.ties} rewarded alike, {counts.single} with one distinct "
-            f"{kind}"
+            f"{kind}" + (f", {counts.missing} for want of whole rewards" if counts.missing else "")
         )
         if not judged:
             raise InputError(f"{rollouts_path}: no question has two {kind}s of different reward")

@@ -24,6 +24,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
+from dynarag_jax.rewards.judge import Judge, Replies
+from dynarag_jax.rewards.scorer import Scorer
 from dynarag_jax.sampling.rollouts import Reject, Source, own_lists, roll_out
 from dynarag_jax.sampling.server import ServerLists
 from dynarag_jax.sampling.together import Together
@@ -65,6 +67,7 @@ def run(context: Context, stage: Stage) -> None:
     mine = questions[together.team :: together.teams]
     todo = [q for q in mine if q.id not in done]
     source = source_of(stage, writer, todo)
+    scorer = scorer_of(context, stage, together)
     context.truncate_metrics(len(done))
     outputs = {
         kind: JsonlAppender(part(directory, kind, together.team)) if together.leader else None
@@ -79,9 +82,7 @@ def run(context: Context, stage: Stage) -> None:
     try:
         with context.progress(len(questions), context.stage) as bar:
             bar.start_at(sum(q.id in done for q in questions), len(questions))
-            for result in roll_out(
-                writer, reference, source, stage.samples, stage.reward, stage.answers
-            ):
+            for result in roll_out(writer, reference, source, stage.samples, scorer, stage.answers):
                 if isinstance(result, Reject):
                     account.reject(outputs[REJECTS], result)
                 else:
@@ -93,6 +94,8 @@ def run(context: Context, stage: Stage) -> None:
     finally:
         if isinstance(source, ServerLists):
             source.close()
+        if scorer.judge is not None:
+            scorer.judge.close()
         for rows in outputs.values():
             if rows is not None:
                 rows.close()
@@ -102,6 +105,10 @@ def run(context: Context, stage: Stage) -> None:
             f"{name} {count}" for name, count in sorted(source.repairs.items()) if count
         )
         context.log(f"repairs of the server's lists: {kinds or 'none'}")
+    if judge := scorer.judge:
+        said = ", ".join(f"{name} {judge.counts[name]}" for name in ("asked", "cached", "missing"))
+        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common(5))
+        context.log(f"the judge's grades: {said}{': ' + why if why else ''}")
     together.wait("rollout ends")
     if context.primary:
         merge(directory, ROLLOUTS, [q.id for q in questions])
@@ -144,6 +151,26 @@ def source_of(stage: Stage, writer: Writer, questions: Sequence[Question]) -> So
         return own_lists(writer, questions, stage.sampling, stage.samples)
     key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
     return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
+
+
+def scorer_of(context: Context, stage: Stage, together: Together) -> Scorer:
+    """The reward with the models that its terms need."""
+    judge = None
+    if stage.reward.judge:
+        if together.several and together.teams < together.processes:
+            raise InputError(
+                "the reward weighs 'judge', and several processes share questions on this mesh, so "
+                "that each would ask for itself; run.mesh.data and run.mesh.fsdp can divide them"
+            )
+        path = context.path(stage.judge.cache)
+        others = sorted(path.parent.glob(f"{path.stem}.part-*.jsonl"))
+        if together.several:
+            others = [path, *others]
+            path = path.with_name(f"{path.stem}.part-{together.team}.jsonl")
+        key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
+        judge = Judge(stage.judge, key, Replies(path, [p for p in others if p.exists()]))
+    bertscore = stage.bertscore.load() if stage.reward.bertscore else None
+    return Scorer(stage.reward, bertscore=bertscore, judge=judge)
 
 
 # ---------------------------------------------------------------------------- what is said
@@ -204,9 +231,11 @@ class Account:
         if self._own:
             figures["saved/lists"] = lists
         terms = {
-            f"term/{name}": float(np.mean([t.terms[name] for t in every]))
-            for name in every[0].terms
+            f"term/{name}": float(np.mean([t.terms[name] for t in every if name in t.terms]))
+            for name in dict.fromkeys(name for t in every for name in t.terms)
         }
+        if lacking := sum(bool(t.missing) for r in recent for t in r.trajectories):
+            figures["missing_rewards"] = float(lacking)
         self._context.metrics(self._done, **figures, **terms)
         saved = f"{100 * lists:.0f} % of lists' and " if self._own else ""
         self._context.log(
@@ -215,6 +244,7 @@ class Account:
             f"{100 * answers:.0f} % of answers'; {figures['distinct']:.2f} distinct lists a "
             f"question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
             + (f", {dropped} passages not shown" if dropped else "")
+            + (f", {lacking} lists without a whole reward" if lacking else "")
         )
 
 

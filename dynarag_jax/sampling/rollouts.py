@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from dynarag_jax.errors import InputError
@@ -18,7 +18,8 @@ from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.files import fingerprint
 from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import Answers, Question, Rollout, Trajectory, valid_list
-from dynarag_jax.rewards.combine import RewardWeights, score_answer
+from dynarag_jax.rewards.combine import LIST_TERMS, RewardWeights
+from dynarag_jax.rewards.scorer import Answered, Likelihood, Scorer
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Chosen, Writer
 
@@ -155,7 +156,7 @@ def roll_out(
     reference: Writer,
     source: Source,
     samples: int,
-    reward: RewardWeights,
+    reward: RewardWeights | Scorer,
     answers: bool = False,
 ) -> Iterator[Rollout | Reject]:
     """Answer from each distinct list of a source, and reward the answers.
@@ -167,9 +168,13 @@ def roll_out(
       writer: writes the answers.
       reference: the model behind the reference log-probabilities; may be ``writer`` itself.
       samples: lists a question at most.
+      reward: weights alone where no term needs another model than ``writer``.
       answers: gather the distinct answers, too, for preference training of the generator.
     """
     together = writer.together
+    scorer = reward if isinstance(reward, Scorer) else Scorer(reward)
+    if scorer.weights.likelihood and scorer.likelihood is None:
+        scorer.likelihood = gold_likelihood(writer)
     ready: list[Draft] = []
     while True:
         for result in source.step():
@@ -180,7 +185,7 @@ def roll_out(
         waiting, busy = together.sum([len(ready), int(source.busy)])
         if waiting >= writer.batch or not busy:
             if waiting:
-                yield from _complete(writer, reference, ready, samples, reward, answers)
+                yield from _complete(writer, reference, ready, samples, scorer, answers)
             ready = []
         if not busy:
             return
@@ -191,7 +196,7 @@ def _complete(
     reference: Writer,
     drafts: Sequence[Draft],
     samples: int,
-    reward: RewardWeights,
+    scorer: Scorer,
     answers: bool,
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
@@ -199,19 +204,29 @@ def _complete(
     asked = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
     given = iter(writer.try_answers(asked))
     kept: list[Draft] = []
-    rollouts: list[Rollout] = []
+    answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
         texts = [next(given) for _ in own]
         if refused := [a for a in texts if isinstance(a, InputError)]:
             yield Reject(draft.question.id, str(refused[0]))
             continue
-        trajectories = []
-        for chosen, text in zip(own, texts, strict=True):
-            value, terms = score_answer(str(text), draft.question.answers, len(chosen), reward)
-            count = draft.lists.count(chosen)
-            weight = draft.weights[draft.lists.index(chosen)] if draft.weights else None
-            trajectories.append(Trajectory(chosen, count, str(text), terms, value, weight=weight))
         kept.append(draft)
+        pairs = zip(own, texts, strict=True)
+        answered.append([Answered(draft.question, chosen, str(text)) for chosen, text in pairs])
+    # All at once: a model behind a term sees one large batch.
+    rewards = iter(scorer.score([one for each in answered for one in each]))
+    rollouts: list[Rollout] = []
+    for draft, each in zip(kept, answered, strict=True):
+        trajectories = []
+        for one in each:
+            earned, count = next(rewards), draft.lists.count(one.list)
+            weight = draft.weights[draft.lists.index(one.list)] if draft.weights else None
+            trajectories.append(
+                Trajectory(
+                    one.list, count, one.text, earned.terms, earned.value, weight=weight,
+                    missing=earned.missing,
+                )
+            )  # fmt: skip
         rollouts.append(
             Rollout(
                 id=draft.question.id,
@@ -244,7 +259,7 @@ def _complete(
     else:
         rollouts = with_reference(reference, questions, rollouts, samples)
     if answers:
-        rollouts = with_answers(reference, questions, rollouts, samples, reward)
+        rollouts = with_answers(reference, questions, rollouts, samples, scorer.weights)
     yield from rollouts
 
 
@@ -266,7 +281,7 @@ def sample_rollouts(
     questions: Sequence[Question],
     sampling: Sampling,
     samples: int,
-    reward: RewardWeights,
+    reward: RewardWeights | Scorer,
     answers: bool = False,
 ) -> list[Rollout]:
     """The rollouts of some questions, in their order.
@@ -360,18 +375,22 @@ def with_reference(
 def answer_reward(trajectory: Trajectory, reward: RewardWeights) -> float:
     """The part of a trajectory's reward that its answer earned, from the terms on record.
 
+    Terms on record as missing add nothing.
+
     Raises:
       InputError: a term that carries weight is not on record.
     """
-    weights = {f.name: getattr(reward, f.name) for f in fields(reward) if f.name != "passages"}
-    carrying = {name: weight for name, weight in weights.items() if weight}
+    weights = {n: w for n, w in reward.terms().items() if n not in LIST_TERMS}
+    carrying = {n: w for n, w in weights.items() if w and n not in trajectory.missing}
     if lacking := [name for name in carrying if name not in trajectory.terms]:
         raise InputError(
             f"the reward weighs '{lacking[0]}', and the rollouts have recorded only "
             f"{', '.join(trajectory.terms) or 'no terms'}; set its weight to 0"
         )
-    if not carrying:
-        raise InputError("no reward term judges answers: 'passages' judges lists; weigh another")
+    if not any(weights.values()):
+        raise InputError(
+            f"no reward term judges answers: {' and '.join(LIST_TERMS)} judge lists; weigh another"
+        )
     return math.fsum(weight * trajectory.terms[name] for name, weight in carrying.items())
 
 
@@ -392,18 +411,20 @@ def with_answers(
       reference: the model behind the answers' reference log-probabilities.
       questions: in the order of ``rollouts``.
       branches: the most distinct answers of one rollout.
-      reward: its terms on answers rank them; ``passages``, which judges lists, is left out.
+      reward: its terms on answers rank them; those that judge lists are left out.
     """
     limit, tokenizer = reference.prompts.answer_tokens, reference.policy.tokenizer
     contexts, groups = [], []
     for rollout in rollouts:
         if not rollout.trajectories:
             raise InputError(f"question '{rollout.id}': the rollout has no lists")
-        best = max(rollout.trajectories, key=lambda t: t.reward)
+        # Rewards that lack a term compare with none, unless all of them do.
+        whole = [t for t in rollout.trajectories if not t.missing]
+        best = max(whole or rollout.trajectories, key=lambda t: t.reward)
         contexts.append(best.list)
         # By tokens, the best list's first: what differs only beyond the longest answer is one.
         distinct: dict[tuple[int, ...], Trajectory] = {}
-        for t in (best, *rollout.trajectories):
+        for t in (best, *whole, *rollout.trajectories):
             distinct.setdefault(tuple(answer_tokens(tokenizer, t.answer, limit)), t)
         groups.append(distinct)
     logps = reference.answer_logps(questions, contexts, [list(g) for g in groups], branches)
@@ -418,6 +439,48 @@ def with_answers(
             texts=tuple(t.answer for t in group.values()),
             rewards=tuple(answer_reward(t, reward) for t in group.values()),
             reference_logps=tuple(each),
+            missing=tuple(i for i, t in enumerate(group.values()) if not _judged(t, reward)),
         )
         found.append(replace(rollout, answers=answers))
     return found
+
+
+def _judged(trajectory: Trajectory, reward: RewardWeights) -> bool:
+    """Whether every term that judges its answer could be had."""
+    return not any(n not in LIST_TERMS and reward.terms().get(n) for n in trajectory.missing)
+
+
+GOLD_ANSWERS = 8
+"""References of a question whose likelihood is asked for at most, the first ones: some have dozens
+of aliases, and each is a branch of the prompt."""
+
+
+def gold_likelihood(writer: Writer) -> Likelihood:
+    """How likely ``writer`` finds a reference answer, given a list's passages.
+
+    The geometric mean of the probabilities of its tokens, end of text included, so that a long
+    reference is not punished; the best of the first ``GOLD_ANSWERS`` references that are no longer
+    than an answer may be.
+    """
+    limit, tokenizer = writer.prompts.answer_tokens, writer.policy.tokenizer
+
+    def likelihood(asked: Sequence[tuple[Question, tuple[int, ...]]]) -> list[float | None]:
+        golds = []
+        for question, _ in asked:
+            spelled = [
+                answer_tokens(tokenizer, a, limit + 1) for a in question.answers if a.strip()
+            ]
+            golds.append([g for g in spelled if len(g) <= limit][:GOLD_ANSWERS])
+        some = [i for i, gold in enumerate(golds) if gold]
+        logps = writer.answer_logps(
+            [asked[i][0] for i in some],
+            [asked[i][1] for i in some],
+            [golds[i] for i in some],
+            GOLD_ANSWERS,
+        )
+        found: list[float | None] = [None] * len(asked)
+        for i, each in zip(some, logps, strict=True):
+            found[i] = max(math.exp(math.fsum(one) / len(one)) for one in each)
+        return found
+
+    return likelihood

@@ -6,20 +6,14 @@ log-probabilities of the lists are computed here, under the local policy's gramm
 
 from __future__ import annotations
 
-import email.utils
-import http.client
-import json
-import math
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from dynarag_jax.chat import Chat, Failed
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import parse_list_leniently, rerank_messages
 from dynarag_jax.records import Question
@@ -27,11 +21,6 @@ from dynarag_jax.sampling.engine import request_key
 from dynarag_jax.sampling.rollouts import Draft, Reject
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
-
-LONGEST_WAIT = 60.0
-"""Seconds between two attempts at most, whatever a server asks for."""
-LARGEST = 16 << 20
-"""Bytes of a response at most."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +57,6 @@ class ServerConfig:
             raise InputError("server: timeout must be positive, backoff not negative")
 
 
-class _Failed(Exception):
-    """A failed attempt: to be repeated, after ``wait`` seconds if the server says so, or final."""
-
-    def __init__(
-        self,
-        reason: str,
-        wait: float | None = None,
-        *,
-        unreachable: bool = False,
-        final: bool = False,
-    ):
-        super().__init__(reason)
-        self.wait, self.unreachable, self.final = wait, unreachable, final
-
-
 class ServerLists:
     """Lists by a server; a ``rollouts.Source``.
 
@@ -105,10 +79,14 @@ class ServerLists:
         key: str = "",
     ):
         self.repairs: Counter[str] = Counter()
-        self._config, self._writer, self._key = config, writer, key
+        self._config, self._writer = config, writer
         self._sampling, self._samples = sampling, samples
         self._todo = deque(questions)
         self._closed = threading.Event()
+        self._chat = Chat(
+            "server", config.url, key, config.key_variable, config.timeout, config.retries,
+            config.backoff, self._closed,
+        )  # fmt: skip
         self._pool = ThreadPoolExecutor(config.parallel, thread_name_prefix="server")
         self._inside: dict[Future[list[str]], tuple[Question, int]] = {}
 
@@ -137,7 +115,7 @@ class ServerLists:
             question, shown = self._inside.pop(future)
             try:
                 results.append(self._read(question, shown, future.result()))
-            except _Failed as error:
+            except Failed as error:
                 reason = f"question '{question.id}': the server gave no lists: {error}"
                 results.append(Reject(question.id, reason))
         return results
@@ -181,91 +159,5 @@ class ServerLists:
             # Not of OpenAI's own interface, but of vLLM's and SGLang's.
             body |= {"top_k": how.top_k} if how.top_k else {}
             body |= {"min_p": how.min_p} if how.min_p else {}
-            texts += self._with_retries(body)[:left]
+            texts += self._chat.complete(body).texts[:left]
         return texts
-
-    def _with_retries(self, body: dict[str, Any]) -> list[str]:
-        for attempt in range(self._config.retries + 1):
-            try:
-                return self._post(body)
-            except _Failed as error:
-                if error.final or attempt == self._config.retries or self._closed.is_set():
-                    if error.unreachable:
-                        raise InputError(
-                            f"server {self._config.url}: cannot be reached ({error}); start it, or "
-                            f"correct 'url', and run again: what is done is kept"
-                        ) from None
-                    raise
-                pause = self._config.backoff * 2**attempt if error.wait is None else error.wait
-                self._closed.wait(min(pause, LONGEST_WAIT))
-        raise AssertionError("the last attempt returns or raises")
-
-    def _post(self, body: dict[str, Any]) -> list[str]:
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        url = self._config.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        limit = self._config.timeout
-        try:
-            began = time.monotonic()
-            with urllib.request.urlopen(request, timeout=limit) as response:
-                data = b""
-                # A server that sends a byte now and then never lets a read time out.
-                while block := response.read1(1 << 16):
-                    data += block
-                    if time.monotonic() - began > limit:
-                        raise TimeoutError
-                    if len(data) > LARGEST:
-                        raise _Failed(f"a response of more than {LARGEST >> 20} MiB")
-        except urllib.error.HTTPError as error:
-            raise self._status(error) from None
-        except TimeoutError:
-            raise _Failed(f"no answer within {limit:g} s") from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise _Failed(f"no answer within {limit:g} s") from None
-            raise _Failed(str(error.reason), unreachable=True) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _Failed(f"the connection broke ({type(error).__name__})") from None
-        return _texts(data)
-
-    def _status(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status of failure means: again, set aside, or the end of the run."""
-        says = " ".join(error.read(300).decode("utf-8", "replace").split())
-        reason = f"HTTP {error.code} {error.reason}{': ' + says if says else ''}"
-        if error.code in (401, 403, 404, 405):
-            return InputError(
-                f"server {self._config.url}: {reason}; see 'url', 'model' and the key in "
-                f"{self._config.key_variable}"
-            )
-        if error.code in (408, 409, 425, 429) or error.code >= 500:
-            return _Failed(reason, _retry_after(error.headers.get("Retry-After")))
-        return _Failed(reason, final=True)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _texts(data: bytes) -> list[str]:
-    """The texts of a chat completion; _Failed if it is none."""
-    try:
-        choices = json.loads(data)["choices"]
-        texts = [choice["message"]["content"] for choice in choices]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        shown = data[:60].decode("utf-8", "replace")
-        raise _Failed(f"a response that is no chat completion: {shown!r}") from None
-    if not texts:
-        raise _Failed("a response without choices")
-    # Without content there is a refusal or a tool call: text that holds no list.
-    return [text if isinstance(text, str) else "" for text in texts]

@@ -23,13 +23,15 @@ class Together:
       teams: how many teams there are.
       team: this process's, from 0.
       leader: whether this process writes for its team.
+      processes: how many processes there are.
 
     Raises:
       InputError: two processes hold some rows in common, but not all.
     """
 
     def __init__(self, mesh: Mesh):
-        self.several = jax.process_count() > 1
+        self.processes = jax.process_count()
+        self.several = self.processes > 1
         self.teams, self.team, self.leader = 1, 0, True
         if self.several:
             held = _rows_of_processes(mesh)

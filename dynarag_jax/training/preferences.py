@@ -41,12 +41,17 @@ class JudgedCounts:
     """all branches were rewarded alike, or within the minimum gap"""
     single: int = 0
     """all samples were the same branch"""
+    missing: int = 0
+    """fewer than two branches have a whole reward: a term of the others could not be had"""
 
 
 def judge(
     rollouts: Sequence[Rollout], min_gap: float = 0.0, *, pairs: bool, answers: bool = False
 ) -> tuple[list[Judged], JudgedCounts]:
     """The questions whose branches differ in reward, each with its branches in order.
+
+    A branch whose reward lacks a term (a judge did not reply, say) is left out: it is neither
+    better nor worse than another.
 
     Args:
       min_gap: the best reward must exceed the worst by more than this.
@@ -56,21 +61,32 @@ def judge(
     Returns:
       The judged questions and the counts; best and worst are never the same branch.
     """
-    kept, ties, single = [], 0, 0
+    kept, ties, single, missing = [], 0, 0, 0
     for rollout in rollouts:
         if answers:
             rewards = rollout.answers.rewards if rollout.answers else ()
         else:
             rewards = tuple(t.reward for t in rollout.trajectories)
-        ranked = sorted(range(len(rewards)), key=lambda i: -rewards[i])
-        if len(ranked) < 2:
+        whole = comparable(rollout, answers)
+        ranked = sorted(whole, key=lambda i: -rewards[i])
+        if len(rewards) < 2:
             single += 1
+        elif len(ranked) < 2:
+            missing += 1
         elif rewards[ranked[0]] - rewards[ranked[-1]] <= max(min_gap, 1e-9):
             ties += 1
         else:
             order = (ranked[0], ranked[-1], *(() if pairs else ranked[1:-1]))
             kept.append(Judged(rollout, order))
-    return kept, JudgedCounts(len(kept), ties, single)
+    return kept, JudgedCounts(len(kept), ties, single, missing)
+
+
+def comparable(rollout: Rollout, answers: bool = False) -> list[int]:
+    """Places of the lists, or answers, whose rewards lack no term."""
+    if not answers:
+        return [i for i, t in enumerate(rollout.trajectories) if not t.missing]
+    found = rollout.answers
+    return [i for i in range(len(found.texts)) if i not in found.missing] if found else []
 
 
 # ---------------------------------------------------------------------------- what can be trusted

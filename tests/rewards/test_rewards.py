@@ -102,6 +102,24 @@ def test_bad_weights_are_named(bad):
 def test_weights_that_are_all_zero_are_refused():
     with pytest.raises(InputError, match="all reward weights are 0"):
         RewardWeights(em=0, passages=0)
+    with pytest.raises(InputError, match="all reward weights are 0"):
+        RewardWeights(em=0, passages=0, price=0.1)  # a price alone pays for nothing
+
+
+def test_every_passage_has_its_price():
+    """The paper's length term reads the answer and gives k no price at all."""
+    weights = RewardWeights(passages=0, price=0.01)
+    assert score_answer("Paris", ["Paris"], 5, weights) == (pytest.approx(0.95), {"em": 1.0})
+    assert score_answer("Rome", ["Paris"], 5, weights)[0] == pytest.approx(-0.05)
+    rewards = [score_answer("Paris", ["Paris"], k, weights)[0] for k in range(6)]
+    assert rewards == sorted(rewards, reverse=True) and len(set(rewards)) == 6
+    assert weights.highest == 1 and weights.describe() == "EM - 0.01 × k"
+
+
+def test_terms_that_need_a_model_are_not_left_out_in_silence():
+    for name in ("bertscore", "judge", "likelihood"):
+        with pytest.raises(InputError, match=f"'{name}' needs a model; score by a Scorer"):
+            score_answer("Paris", ["Paris"], 1, RewardWeights(**{name: 0.2}))
 
 
 def test_description_names_every_weighted_term():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -20,7 +23,13 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json, read_jsonl
-from dynarag_jax.records import question_to_json, read_rollouts
+from dynarag_jax.prompts import answer_tokens
+from dynarag_jax.records import question_to_json, read_rollouts, rollout_from_json, rollout_to_json
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rollout
 from train import rollout
 from train.program import Context, run_stage
@@ -328,3 +337,64 @@ def test_two_processes_make_the_file_of_one(tmp_path, tiny_model, question, mesh
     assert read_json(files[1] / "done.json")["outputs"].keys() == {
         "rollouts.jsonl", "rejects.jsonl"
     }  # fmt: skip
+
+
+def test_likelihood_of_the_references_as_reward_equals_the_writers_own_log_probabilities(
+    tiny_policy, question
+):
+    writer = Writer(*tiny_policy, 4, 0)
+    long = question("long", answers=("here " * 40,))  # longer than an answer may be
+    questions = [question("a", answers=("here", "port", " ")), long]
+    weights = RewardWeights(em=0, passages=0, likelihood=1.0, price=0.05)
+    made, other = sample_rollouts(writer, writer, questions, Sampling(), 3, weights, answers=False)
+    for t in made.trajectories:
+        spelled = [answer_tokens(writer.policy.tokenizer, a, 5) for a in ("here", "port")]
+        logps = writer.answer_logps(questions[:1], [t.list], [spelled], 2)[0]
+        expected = max(math.exp(sum(each) / len(each)) for each in logps)
+        assert t.terms == {"likelihood": pytest.approx(expected, rel=1e-4)} and not t.missing
+        assert t.reward == pytest.approx(expected - 0.05 * len(t.list), rel=1e-4)
+    assert all(t.missing == ("likelihood",) for t in other.trajectories)
+    again = json.loads(json.dumps(rollout_to_json(other)))
+    assert rollout_from_json(again, "x") == other
+
+
+def test_the_judge_and_its_file_take_part_in_a_rollout(tmp_path, tiny_model, tiny_policy, question):
+    """Grades come from a server; what it said is on disk, and is not asked again."""
+    log: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            log.append(body["messages"][0]["content"])
+            says = "Fine." if "port q1" in log[-1] else "Score: 8/10"
+            data = json.dumps({"choices": [{"message": {"content": says}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    rows = [question_to_json(question(f"q{i}")) for i in range(4)]
+    questions = write(tmp_path / "q.jsonl", rows)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        judge = JudgeConfig(f"http://127.0.0.1:{server.server_address[1]}/v1", "m")
+        reward = RewardWeights(em=0.5, judge=0.5, passages=0)
+        for name in ("one", "two"):
+            shared = replace(judge, cache=str(tmp_path / "judge.jsonl"))
+            rolled(
+                tmp_path / name, tiny_model, questions, tiny_policy[1], reward=reward, judge=shared
+            )
+            asked = len(log)
+        server.shutdown()
+    texts = [(tmp_path / n / "rollout" / "rollouts.jsonl").read_text() for n in ("one", "two")]
+    assert texts[0] == texts[1]
+    assert asked == len(set(log)) == len(list(read_jsonl(tmp_path / "judge.jsonl"))) > 0
+    for made in read_rollouts(tmp_path / "one" / "rollout" / "rollouts.jsonl"):
+        for t in made.trajectories:
+            if made.id == "q1" and t.answer.strip():
+                assert t.missing == ("judge",) and t.reward == 0.5 * t.terms["em"]
+            else:
+                assert t.terms["judge"] == (0.8 if t.answer.strip() else 0) and not t.missing

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from dynarag_jax.chat import retry_after
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Rollout
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.rollouts import Reject, roll_out
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.server import ServerConfig, ServerLists, _retry_after
+from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.sampling.writer import Writer
 
 TEXTS = ["[2], [1]", "None", "[1],[3]", "The needed ones are [3], [3] and [9].", "2, 1"]
@@ -168,10 +169,10 @@ def test_a_server_that_does_not_know_us_ends_the_run(server, writer, question, m
 
 
 def test_retry_after_holds_seconds_or_a_date():
-    assert _retry_after("7") == 7
-    assert _retry_after("-3") == 0
-    assert _retry_after(formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=2)
-    assert [_retry_after(x) for x in ("soon", "nan", "", None)] == [None] * 4
+    assert retry_after("7") == 7
+    assert retry_after("-3") == 0
+    assert retry_after(formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=2)
+    assert [retry_after(x) for x in ("soon", "nan", "", None)] == [None] * 4
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,20 @@ def test_answers_need_to_be_scored_and_are_no_samples_of_one_prompt():
         check_rollouts([GOOD], DPO, EXPECTED, answers=True)
     with pytest.raises(InputError, match="'grpo' needs samples of one prompt"):
         check_rollouts([GOOD], GRPO, EXPECTED, answers=True)
+
+
+def test_a_reward_that_lacks_a_term_is_compared_with_none():
+    """A failed judgment must make its list neither chosen nor rejected."""
+    whole = rollout("a", 0.2, 0.9, 0.1, 0.5)
+    lists = [dataclasses.replace(t, missing=("judge",)) for t in whole.trajectories]
+    best_and_worst = (whole.trajectories[0], lists[1], lists[2], whole.trajectories[3])
+    spoiled = dataclasses.replace(whole, trajectories=best_and_worst)
+    for pairs in (True, False):
+        judged, counts = judge([spoiled], pairs=pairs)
+        assert judged[0].order == (3, 0) and counts.kept == 1
+    one_left = dataclasses.replace(whole, trajectories=(*lists[:3], whole.trajectories[3]))
+    judged, counts = judge([one_left], pairs=True)
+    assert not judged and (counts.missing, counts.single, counts.ties) == (1, 0, 0)
+    answers = Answers((1,), "p", ("x", "y", "z"), (0.1, 0.9, 0.5), ((), (), ()), missing=(1,))
+    judged, _ = judge([dataclasses.replace(whole, answers=answers)], pairs=True, answers=True)
+    assert judged[0].order == (2, 0)

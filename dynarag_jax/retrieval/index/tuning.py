@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import statistics
 import time
@@ -114,8 +115,8 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
     """The settings that read the fewest bytes among those that reach the target.
 
     For each number of candidates to score again, the fewest partitions that reach the target are
-    found by bisection; recall grows with both. The search for settings counts bytes instead of
-    time, so that it gives the same answer on a busy machine.
+    found by doubling and bisection; recall grows with both. Looking stops where it would read more
+    than the best so far. Bytes are counted, not time, so that a busy machine chooses alike.
 
     Returns:
       The index with its recall, and whether the target holds. If it does not, that recall is of all
@@ -123,8 +124,11 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
     """
     start, count, width = index.settings, index.count, index.width
 
+    def cost(reorder: int, leaves: int) -> float:
+        settings = dataclasses.replace(start, reorder=reorder, leaves_searched=leaves)
+        return bytes_read(settings, count, width)
+
     def trial(reorder: int, leaves: int) -> ScannIndex:
-        # Without partitions, start.leaves and so leaves are 0.
         found = index.tuned(dataclasses.replace(start, reorder=reorder, leaves_searched=leaves))
         found.recall = measure(found)
         return found
@@ -132,25 +136,39 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
     def holds(found: ScannIndex) -> bool:
         return found.recall is not None and found.recall.value >= found.recall.target
 
-    best: ScannIndex | None = None
-    widest = index
-    for reorder in _reorders(start.at, count):
-        least = dataclasses.replace(start, reorder=reorder, leaves_searched=min(1, start.leaves))
-        if best and bytes_read(least, count, width) >= bytes_read(best.settings, count, width):
-            break
-        widest = trial(reorder, start.leaves)
-        if not holds(widest):
-            continue
-        found, low, high = widest, 0, start.leaves
+    def narrowest(reorder: int, most: int) -> ScannIndex | None:
+        """With the fewest partitions, at most ``most``; None if those do not reach the target."""
+        low, high = 0, min(most, max(1, start.leaves // 32))
+        while not holds(found := trial(reorder, high)):
+            if high == most:
+                return None
+            low, high = high, min(most, 2 * high)
         while high - low > max(1, low // 16):
-            middle = (low + high) // 2 if high < 16 or low else max(1, high // 8)
+            middle = (low + high) // 2
             candidate = trial(reorder, middle)
             if holds(candidate):
                 found, high = candidate, middle
             else:
                 low = middle
-        if best is None or (
-            bytes_read(found.settings, count, width) < bytes_read(best.settings, count, width)
-        ):
+        return found
+
+    best: ScannIndex | None = None
+    tried = 0
+    # From the middle outwards: what is found first bounds what is looked at afterwards.
+    for reorder in sorted(
+        _reorders(start.at, count), key=lambda r: abs(math.log(r / start.at / 3))
+    ):
+        most = start.leaves
+        if best is not None:
+            spare = bytes_read(best.settings, count, width) - cost(reorder, 0)
+            each = (cost(reorder, most) - cost(reorder, 0)) / most if most else 0.0
+            most = min(most, math.ceil(spare / each) - 1) if each else 0
+            if spare <= 0 or (start.leaves and most < 1):
+                continue
+        elif reorder < tried:
+            continue  # a larger number of candidates did not reach the target either
+        if (found := narrowest(reorder, most)) is not None:
             best = found
-    return (best, True) if best else (widest, False)
+        elif best is None:
+            tried = reorder
+    return (best, True) if best else (trial(tried, start.leaves), False)

@@ -92,6 +92,7 @@ def main() -> None:
           + ", ".join(f"{b}: {s:.0f}" for b, s in speeds.items()))  # fmt: skip
     compiling, _ = timed(ours)
     rates: dict[str, list[float]] = {"ours": [], "sentence-transformers": []}
+    a = b = np.zeros(0)
     for _ in range(options.rounds):
         seconds, a = timed(ours)
         rates["ours"].append(len(texts) / seconds)

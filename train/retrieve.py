@@ -244,9 +244,10 @@ def answer(
                 continue
             # Whole batches, so that a run that was cut off searches as one that was not.
             rankings = search(questions, which)
-            for i in todo if rows is not None else ():
-                filled = fill(questions[i], rankings[i - which.start], store)
-                rows.append(question_to_json(filled))
+            if rows is not None:
+                for i in todo:
+                    filled = fill(questions[i], rankings[i - which.start], store)
+                    rows.append(question_to_json(filled))
             bar.update(len(todo))
     wait(f"{name} ends")
     if context.primary:

@@ -100,7 +100,7 @@ def read_shard(path: Path, rows: int, width: int, dtype: str) -> np.ndarray:
         length = int.from_bytes(stream.read(8), "little")
         size = path.stat().st_size
         try:
-            entry = json.loads(stream.read(length))["vectors"] if length < size else None
+            entry = json.loads(stream.read(length if length < size else 0))["vectors"]
             shape, found = tuple(entry["shape"]), entry["dtype"]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: not a shard of vectors; remove it and embed again") from None

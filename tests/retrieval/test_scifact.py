@@ -17,6 +17,7 @@ from dynarag_jax.retrieval.index import ScannIndex, build_index
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CORPUS = DATA / "scifact-corpus.jsonl.gz"
+TRAINING = DATA / "scifact-claims-train.jsonl.gz"
 CLAIMS = DATA / "scifact-claims-validation.jsonl.gz"
 QRELS = DATA / "scifact-qrels.beir-test.txt.gz"
 
@@ -30,7 +31,8 @@ QRELS = DATA / "scifact-qrels.beir-test.txt.gz"
 def test_scifact_ndcg_is_the_published_one():
     """all-MiniLM-L6-v2 scores nDCG@10 0.645 on BEIR's SciFact (MTEB leaderboard).
 
-    ScaNN at its default target loses less than 0.005 of it, quantized, and partitioned as well.
+    ScaNN loses less than 0.005 of it: as it is built of so many passages at the default target of
+    0.95; partitioned, as larger corpora are, at 0.99. (Partitioned, 0.95 loses 0.010 here.)
     """
     pytrec_eval = pytest.importorskip("pytrec_eval")
     passages = [Passage(v["_id"], v["text"], v["title"]) for _, v in read_jsonl(CORPUS)]
@@ -61,8 +63,9 @@ def test_scifact_ndcg_is_the_published_one():
     assert exact["ndcg_cut_10"] == pytest.approx(0.645, abs=0.01)
     assert exact["recall_40"] == pytest.approx(0.879, abs=0.01)
     pytest.importorskip("scann")
-    for leaves, method in ((0, "quantized"), (72, "partitioned")):
-        index = build_index(vectors, kind="scann", target_recall=0.95, leaves=leaves)
+    asked = embed(encoder, [v["claim"] for _, v in read_jsonl(TRAINING)])
+    for leaves, target, method in ((0, 0.95, "quantized"), (72, 0.99, "partitioned")):
+        index = build_index(vectors, None, asked, kind="scann", target_recall=target, leaves=leaves)
         assert isinstance(index, ScannIndex) and index.settings.method == method
-        assert index.recall is not None and index.recall.value >= 0.95
+        assert index.recall is not None and index.recall.value >= target
         assert exact["ndcg_cut_10"] - measured(index)["ndcg_cut_10"] < 0.005

@@ -490,6 +490,7 @@ def test_disk_full(name, source, tmp_path):
     assert not [line for line in left if "model" in line.removeprefix(str(small)) or "out" in line]
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_half_made(source, tmp_path):
     """Killed between two shards: the target is not there, and the same command then succeeds."""
     script = (

@@ -139,7 +139,7 @@ def test_dropout_keeps_the_mean():
     assert kept[0] != kept[1]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_only_adapters_are_trained_and_dpo_starts_at_log_2(accumulate):
     mesh = make_mesh(1, devices=jax.devices()[:1])
     params = decoder.init_params(LLAMA, jax.random.key(0))

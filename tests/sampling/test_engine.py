@@ -71,6 +71,7 @@ def found(params):
     return {r.id: r for r in engine(params).run(mixed())}
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_the_training_forwards(params, found):
     """Of every token, under the grammar and without it; shared beginnings included."""
 

@@ -118,6 +118,7 @@ def test_result_does_not_depend_on_the_batch(params):
     np.testing.assert_allclose(alone.logps, padded.logps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_sample_what_one_does(params):
     trunk, lengths, keys, n = requests()
     one = sampler(Sampling())(params, trunk, lengths, keys, n)

@@ -280,7 +280,7 @@ def test_a_shorter_grammar_bounds_what_is_found(params):
 # ---------------------------------------------------------------------------- batches and devices
 
 
-@pytest.mark.parametrize("method", ["distinct", "beam"])
+@pytest.mark.parametrize("method", ["distinct", pytest.param("beam", marks=pytest.mark.slow)])
 def test_results_depend_neither_on_the_batch_nor_on_the_devices(params, method):
     rng = np.random.default_rng(0)
     trunk: Any = rng.integers(0, 32, (8, 12)).astype(np.int32)

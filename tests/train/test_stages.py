@@ -181,6 +181,7 @@ def test_adapters_train_alone_continue_exactly_and_load_in_peft(
         )("pretrain")  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
     ran: Stages, tmp_path: Path

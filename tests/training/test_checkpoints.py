@@ -80,6 +80,7 @@ def contents(tree):
     return [(x.dtype, x.shape, x.tobytes()) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
     straight, log, losses = run(tmp_path / "straight", 6)
     assert log == ["begins at 0"]

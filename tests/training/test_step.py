@@ -142,6 +142,7 @@ def test_eight_devices_train_as_one(weights, on_one, sizes):
     assert_equal_runs(run, on_one)
 
 
+@pytest.mark.slow
 def test_microbatches_of_unequal_token_counts_train_as_the_whole(weights, on_one):
     assert_equal_runs(trained(mesh_of(1, 1, 1), weights, accumulate=4), on_one)
     assert_equal_runs(trained(mesh_of(2, 1, 1), weights, accumulate=2), on_one)
@@ -236,6 +237,7 @@ def test_scorer_gives_the_policys_log_probability_of_branches(weights):
     assert loss == np.float32(np.log(2))
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16_weights_are_summed_in_float32(weights):
     """Eight microbatches: a bfloat16 sum would lose what each adds beyond 8 bits."""
     cfg = dataclasses.replace(CFG, param_dtype="bfloat16")

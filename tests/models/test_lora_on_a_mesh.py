@@ -83,7 +83,7 @@ def test_checkpoints_hold_adapters_and_give_them_to_any_mesh(on_a_mesh, tmp_path
     checkpoints.wait()
     checkpoints.close()
     size = sum(f.stat().st_size for f in (tmp_path / "checkpoints").rglob("*") if f.is_file())
-    # The frozen weights, which hardly pack, would take more alone. What the adapters take depends on
+    # The frozen weights, which hardly pack, would take more alone. What adapters take depends on
     # how many versions of its index the format has written, which is a matter of time.
     assert size < 4 * decoder.count_parameters(LLAMA)
     for mesh in (

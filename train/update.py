@@ -1,6 +1,6 @@
 """Add passages to an indexed corpus and remove others.
 
-python -m train.update configs/wikipedia.py --add new.jsonl --remove gone.txt
+python -m train.update configs/wikipedia_update.py --add new.jsonl --remove gone.txt
 
 The corpus with its changes, its vectors and its index are written to the stage's own directory,
 which ``retrieve`` reads as it does those of ``embed`` and ``index``; what was there before is left

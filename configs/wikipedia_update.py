@@ -1,6 +1,7 @@
 """Wikipedia with passages added and removed, after configs/wikipedia.py: its vectors stay.
 
-    python -m train.pipeline configs/wikipedia_update.py --update.add new.jsonl --update.remove gone.txt
+    python -m train.pipeline configs/wikipedia_update.py \
+        --update.add new.jsonl --update.remove gone.txt
 
 A passage of ``new.jsonl`` whose id is known replaces the one that has it.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -126,6 +127,14 @@ def vectors_of(
             finish(directory, plan)
         wait(f"{what} are finished")
     return open_vectors(directory, plan.encoder, plan.texts)
+
+
+def passage_vectors(
+    context: Context, encoder: LoadedEncoder, store: Store, directory: Path, what: str, **how: Any
+) -> Vectors:
+    """The vectors of a corpus' passages; ``how`` as of ``vectors_of``."""
+    texts, prompt = PassageTexts(store), encoder.passage_prompt
+    return vectors_of(context, encoder, texts, prompt, directory, what, store.fingerprint, **how)
 
 
 def index_of(

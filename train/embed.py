@@ -7,9 +7,8 @@ python -m train.embed configs/wikipedia.py --corpus.files psgs_w100.tsv.gz --sto
 from __future__ import annotations
 
 from dynarag_jax.exchange.encoders import load_encoder
-from dynarag_jax.retrieval.embed import PassageTexts
 from dynarag_jax.stages import Embed
-from train.corpus import PASSAGES, VECTORS, corpus_inputs, located, store_of, vectors_of
+from train.corpus import PASSAGES, VECTORS, corpus_inputs, located, passage_vectors, store_of
 from train.program import Context, main
 
 
@@ -19,14 +18,12 @@ def run(context: Context, stage: Embed) -> None:
     context.manifest(inputs=corpus_inputs(corpus))
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     store = store_of(context, corpus, context.stage_directory / PASSAGES)
-    vectors = vectors_of(
+    vectors = passage_vectors(
         context,
         encoder,
-        PassageTexts(store),
-        encoder.passage_prompt,
+        store,
         context.stage_directory / VECTORS,
         "passages",
-        store.fingerprint,
         stored=stage.stored,
         shard=stage.shard,
         batch_tokens=stage.batch_tokens,

@@ -22,7 +22,6 @@ from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
 from dynarag_jax.records import Question, question_to_json, stream_questions
-from dynarag_jax.retrieval.embed import PassageTexts
 from dynarag_jax.retrieval.fusion import Ranking, fuse
 from dynarag_jax.retrieval.retrieve import check, fill, nearest, rows_by_id, with_gold
 from dynarag_jax.retrieval.scores import retrieval_scores, scores_table
@@ -43,6 +42,7 @@ from train.corpus import (
     index_of,
     load_index_of,
     located,
+    passage_vectors,
     require_encoder,
     store_of,
     vectors_of,
@@ -142,15 +142,8 @@ def searches(
         return dict.fromkeys(sets, by_words), False
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     if vectors is None:
-        vectors = vectors_of(
-            context,
-            encoder,
-            PassageTexts(store),
-            encoder.passage_prompt,
-            context.stage_directory / VECTORS,
-            "passages",
-            store.fingerprint,
-        )
+        place = context.stage_directory / VECTORS
+        vectors = passage_vectors(context, encoder, store, place, "passages")
     else:
         require_encoder(stage.embedded, vectors, stage.encoder, encoder)
     asked = {

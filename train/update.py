@@ -21,7 +21,6 @@ from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.files import atomic_directory, read_lines
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval.corpora import Account, CorpusConfig
-from dynarag_jax.retrieval.embed import PassageTexts
 from dynarag_jax.retrieval.index import update_index
 from dynarag_jax.retrieval.shards import Plan, Vectors, finish, open_vectors, write_shard
 from dynarag_jax.retrieval.store import Store, write_store
@@ -34,9 +33,9 @@ from train.corpus import (
     embedded,
     load_index_of,
     located,
+    passage_vectors,
     require_encoder,
     store_of,
-    vectors_of,
 )
 from train.program import Context, main
 
@@ -62,11 +61,7 @@ def run(context: Context, stage: Update) -> None:
     fresh: Vectors | None = None
     if added:
         new = store_of(context, added, work / PASSAGES)
-        texts = PassageTexts(new)
-        prompt = encoder.passage_prompt
-        fresh = vectors_of(
-            context, encoder, texts, prompt, work / VECTORS, "added passages", new.fingerprint
-        )
+        fresh = passage_vectors(context, encoder, new, work / VECTORS, "added passages")
         known = [row for passage in new if (row := store.row(passage.id)) is not None]
         gone |= set(known)
         if known:

@@ -57,6 +57,9 @@ def main() -> None:
     options = parser.parse_args()
 
     import jax
+
+    # As the programs do where JAX runs on the CPU.
+    jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 2))
     import torch
     from sentence_transformers import SentenceTransformer
 

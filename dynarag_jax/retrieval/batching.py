@@ -35,11 +35,11 @@ class Bucket(NamedTuple):
 
 
 def _candidate_lengths(longest: int) -> list[int]:
-    """Padded lengths to choose from: multiples of 4, in coarser steps as they grow."""
+    """Padded lengths to choose from: multiples of 4, then steps of a 16th to a 32nd of the length."""
     lengths, step = [4], 4
     while lengths[-1] < longest:
         lengths.append(lengths[-1] + step)
-        step = max(4, 2 ** (lengths[-1].bit_length() - 4))
+        step = max(4, 2 ** (lengths[-1].bit_length() - 5))
     return lengths
 
 

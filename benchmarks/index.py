@@ -122,7 +122,9 @@ def ours(
     from dynarag_jax.retrieval.index import IndexConfig, Rows, ScannIndex, build_index
     from dynarag_jax.retrieval.index.tuning import recall_meter, sample_queries, tune
 
-    config = IndexConfig("scann", target_recall=TARGETS[0], at=K, sample=len(tuning))
+    config = IndexConfig(
+        "scann", target_recall=TARGETS[0], at=K, first_recall=0, sample=len(tuning)
+    )
     first = build("ours, tuned", lambda: build_index(x, config, tuning), built)
     systems = {}
     for target in TARGETS:

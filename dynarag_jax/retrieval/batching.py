@@ -35,7 +35,7 @@ class Bucket(NamedTuple):
 
 
 def _candidate_lengths(longest: int) -> list[int]:
-    """Padded lengths to choose from: multiples of 4, then steps of a 16th to a 32nd of the length."""
+    """Padded lengths to choose from: multiples of 4, then of a 32nd to a 16th of the length."""
     lengths, step = [4], 4
     while lengths[-1] < longest:
         lengths.append(lengths[-1] + step)

@@ -160,6 +160,7 @@ def test_corpora_and_settings_that_are_refused():
         "reorder_type must be float32, bfloat16 or int8, found 'int4'": {"reorder_type": "int4"},
         "target_recall must be in (0, 1], found 0.0": {"target_recall": 0.0},
         "target_recall must be in (0, 1], found 1.1": {"target_recall": 1.1},
+        "first_recall must be in [0, 1], found 1.1": {"first_recall": 1.1},
         "at must be at least 1, found 0": {"at": 0},
         "sample must be at least 1, found 0": {"sample": 0},
         "memory_gib must not be negative, found -1": {"memory_gib": -1},

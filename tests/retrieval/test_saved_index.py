@@ -140,9 +140,9 @@ def test_damage_is_found(tmp_path, monkeypatch):
     change(place, kind=None)
     refused(place, "field 'kind' must be str, found None")
     change(place, format=99)
-    refused(place, "field 'format' must be 2, found 99")
+    refused(place, "field 'format' must be 3, found 99")
     (place / "manifest.json").write_text("[]")
-    refused(place, "field 'format' must be 2, found []")
+    refused(place, "field 'format' must be 3, found []")
     (place / "manifest.json").write_text("{")
     refused(place, "not valid JSON")
 

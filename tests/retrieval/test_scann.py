@@ -81,7 +81,8 @@ def test_the_search_is_widened_until_the_target_holds(monkeypatch, method):
     # Unclustered data: the hardest, where a narrow search finds too little.
     corpus, queries = vectors(3000, 32), vectors(200, 32, seed=1)
     easy, hard = (
-        build_index(corpus, target_recall=target, at=20, queries=queries) for target in (0.5, 0.97)
+        build_index(corpus, target_recall=target, at=20, queries=queries, first_recall=0)
+        for target in (0.5, 0.97)
     )
     expected, _ = by_hand(corpus, queries, 20)
     for index, target in ((easy, 0.5), (hard, 0.97)):
@@ -89,7 +90,10 @@ def test_the_search_is_widened_until_the_target_holds(monkeypatch, method):
         # The recall that is claimed is the recall that there is, but for scores equal in float32.
         found = overlap(index.search(queries, 20)[0], expected)
         assert index.recall and index.recall.value == pytest.approx(found, abs=1e-3)
-        assert index.recall == Recall(index.recall.value, 20, 200, "queries", target)
+        first = overlap(index.search(queries, 20)[0], expected[:, :10])
+        assert index.recall.first == pytest.approx(first, abs=1e-3)
+        told = Recall(index.recall.value, 20, 200, "queries", target, index.recall.first, 0)
+        assert index.recall == told and index.recall.holds
         assert index.recall.value >= target
         # What it finds, it scores exactly.
         positions, scores = index.search(queries, 20)
@@ -106,6 +110,24 @@ def test_the_search_is_widened_until_the_target_holds(monkeypatch, method):
     assert overlap(hard.tuned(narrower).search(queries, 20)[0], expected) < 0.97
     # A search for more than it was tuned for widens in proportion.
     assert overlap(hard.search(queries, 100)[0], by_hand(corpus, queries, 100)[0]) > 0.9
+
+
+def test_the_best_ten_have_a_target_of_their_own(monkeypatch):
+    use(monkeypatch, "partitioned")
+    corpus, queries = vectors(3000, 32), vectors(200, 32, seed=1)
+    loose, strict = (
+        build_index(corpus, target_recall=0.6, at=40, queries=queries, first_recall=first)
+        for first in (0, 0.98)
+    )
+    best = by_hand(corpus, queries, 10)[0]
+    assert overlap(loose.search(queries, 40)[0], best) < 0.98
+    assert overlap(strict.search(queries, 40)[0], best) >= 0.98
+    assert strict.recall and f"{strict.recall.first:.4f} of the 0.98 for the best 10" in (
+        strict.describe()
+    )
+    index = build_index(corpus, target_recall=0.5, at=3, first_recall=1, reorder_type="int8")
+    assert isinstance(index, ExactIndex)
+    assert " of the best 3, not 1)" in index.description
 
 
 def test_a_target_out_of_reach_falls_to_exact_and_says_so(monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import PathLike, atomic_directory, read_json, sha256_file, write_json
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, IDS = "manifest.json", "ids.json"
 # Directories of additions and removals, of which the manifest names one.
 CHANGES = "changes-"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dynarag_jax.retrieval.index.base import Index, Recall, Speed
+from dynarag_jax.retrieval.index.base import FIRST, Index, Recall, Speed
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.rows import Rows, check_vectors
 from dynarag_jax.retrieval.index.scann import (
@@ -50,12 +50,18 @@ def sample_queries(
 
 
 def recall_meter(
-    rows: Rows, sample: np.ndarray, own: np.ndarray, source: str, at: int, target: float
+    rows: Rows,
+    sample: np.ndarray,
+    own: np.ndarray,
+    source: str,
+    at: int,
+    target: float,
+    first_target: float = 0.0,
 ) -> Meter:
     """A function that measures an index against exact search on ``sample``.
 
-    A result counts if its exact score reaches the exact ``at``-th best, so that equal vectors do
-    not look like misses.
+    A result counts if its exact score reaches the exact ``at``-th best (the ``FIRST``-th, for
+    recall of the first), so that equal vectors do not look like misses.
     """
 
     def best(index: Index) -> np.ndarray:
@@ -67,16 +73,20 @@ def recall_meter(
         return -np.sort(-scores, axis=1)
 
     exact = best(ExactIndex(rows, checked=True))
-    wanted = np.isfinite(exact)
-    last = np.where(wanted, exact, np.inf).min(axis=1, keepdims=True)
-    floor = last - 1e-6 * np.maximum(1.0, np.abs(last))
+
+    def share(found: np.ndarray, of: int) -> float:
+        wanted = np.isfinite(exact[:, :of])
+        last = np.where(wanted, exact[:, :of], np.inf).min(axis=1, keepdims=True)
+        floor = last - 1e-6 * np.maximum(1.0, np.abs(last))
+        hits = np.minimum((found >= floor).sum(axis=1), wanted.sum(axis=1))
+        # A corpus of one has no neighbors to miss.
+        return float(np.mean(np.where(wanted.any(axis=1), hits / np.maximum(1, wanted.sum(1)), 1)))
 
     def measure(index: Index) -> Recall:
-        hits = (best(index) >= floor) & wanted
-        share = hits.sum(axis=1) / np.maximum(1, wanted.sum(axis=1))
-        # A corpus of one has no neighbors to miss.
-        value = float(np.mean(np.where(wanted.any(axis=1), share, 1.0)))
-        return Recall(value, at, len(sample), source, target)
+        found = best(index)
+        return Recall(
+            share(found, at), at, len(sample), source, target, share(found, FIRST), first_target
+        )
 
     return measure
 
@@ -134,7 +144,7 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
         return found
 
     def holds(found: ScannIndex) -> bool:
-        return found.recall is not None and found.recall.value >= found.recall.target
+        return found.recall is not None and found.recall.holds
 
     def narrowest(reorder: int, most: int) -> ScannIndex | None:
         """With the fewest partitions, at most ``most``; None if those do not reach the target."""

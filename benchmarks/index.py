@@ -176,7 +176,7 @@ def faiss_systems(
         for target in TARGETS:
             choices = [
                 choice
-                for factor in (1.5, 2, 3, 5)
+                for factor in (1.5, 2, 3, 5, 8, 12)
                 if (choice := probed(name, index, number, factor, queries, exact, target))
             ]
             systems[target] += fastest(choices, queries)

@@ -204,7 +204,12 @@ def start_jax(run: Run) -> None:
     if "xla_force_host_platform_device_count" not in flags and (
         run.cpu_devices or "JAX_NUM_CPU_DEVICES" not in os.environ
     ):
-        jax.config.update("jax_num_cpu_devices", run.cpu_devices or min(_cores(), 2))
+        devices = run.cpu_devices or min(_cores(), 2)
+        jax.config.update("jax_num_cpu_devices", devices)
+        if devices > _cores():
+            # XLA's pool has a thread a core; a device may hold two of them while it waits for the
+            # others, and those that find none left would wait forever.
+            os.environ.setdefault("NPROC", str(4 * devices))
     if run.compilation_cache == "off":
         jax.config.update("jax_enable_compilation_cache", False)
     elif run.compilation_cache or "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import Prediction
-from dynarag_jax.metrics.answers import normalize
 from dynarag_jax.metrics.benchmarks import BENCHMARKS, headline_of, score_prediction
 from dynarag_jax.metrics.ranking import (
     answer_recall_at,
+    asks_for_text,
     ndcg_at,
     precision_at,
     recall_at,
@@ -106,13 +106,6 @@ def by_benchmark(given: str = "") -> Answerer:
 
 
 # ---------------------------------------------------------------------------- lists
-
-
-def asks_for_text(question: Question) -> bool:
-    """Whether a passage can be said to contain the answer: a phrase, and not yes or no."""
-    if question.task != "short":
-        return False
-    return any(normalize(a) not in ("", "yes", "no", "noanswer") for a in question.answers)
 
 
 def list_scores(

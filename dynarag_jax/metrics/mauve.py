@@ -31,7 +31,7 @@ def mauve(
     """MAUVE in [0, 1] of predictions against references, one of each a question, set up as ALCE's.
 
     Args:
-      model: a GPT-2 by hub id or directory.
+      model: a GPT-2 by hub id or directory; the package wants ``gpt2`` in its name.
       options: further arguments of ``mauve.compute_mauve``, such as ``device_id``.
 
     Raises:

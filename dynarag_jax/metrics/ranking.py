@@ -15,6 +15,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.metrics.answers import Normalizer, normalize
+from dynarag_jax.records import Question
 
 
 def _top(ranked: Iterable[Hashable], k: int | None) -> list[Hashable]:
@@ -65,6 +66,13 @@ def reciprocal_rank(
     wanted = set(relevant)
     ranks = (rank for rank, i in enumerate(_top(ranked, k), 1) if i in wanted)
     return 1 / next(ranks, math.inf)
+
+
+def asks_for_text(question: Question) -> bool:
+    """Whether a passage can be said to contain the answer: a phrase, and not yes or no."""
+    if question.task != "short":
+        return False
+    return any(normalize(a) not in ("", "yes", "no", "noanswer") for a in question.answers)
 
 
 def answer_recall_at(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from dynarag_jax.metrics.intervals import Interval, bootstrap
-from dynarag_jax.metrics.ranking import answer_recall_at, ndcg_at, recall_at, reciprocal_rank
+from dynarag_jax.metrics.ranking import (
+    answer_recall_at,
+    asks_for_text,
+    ndcg_at,
+    recall_at,
+    reciprocal_rank,
+)
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.embed import passage_text
 
@@ -22,7 +28,8 @@ def retrieval_scores(
 
     - ``recall@k``, ``ndcg@10`` and ``mrr`` against the relevant passages: those judged above 0, or
       the questions' ``gold``. Questions that need none are left out; ``n`` tells how many counted.
-    - ``answer_recall@k``: whether one of the first k passages, title included, contains an answer.
+    - ``answer_recall@k``: whether one of the first k passages, title included, contains an answer,
+      of questions that ask for a phrase, not for yes or no.
 
     Args:
       questions: with passages, best first; gone through once.
@@ -45,7 +52,7 @@ def retrieval_scores(
                 values[f"recall@{k}"].append(recall_at(ids, relevant, k))
             values["ndcg@10"].append(ndcg_at(ids, dict(grades), 10))
             values["mrr"].append(reciprocal_rank(ids, relevant))
-        if question.answers:
+        if asks_for_text(question):
             texts = [passage_text(p) for p in question.passages]
             first = next(
                 (k for k, t in enumerate(texts, 1) if answer_recall_at([t], question.answers, 1)),

@@ -38,11 +38,17 @@ def gather(key: str, own: bytes) -> list[bytes]:
     client = distributed.global_state.client
     assert client is not None
     turn = next(_calls.setdefault(key, itertools.count()))
-    where = f"dynarag_jax/{key}/{turn}"
-    client.key_value_set_bytes(f"{where}/{jax.process_index()}", own)
-    return [
-        own
-        if index == jax.process_index()
-        else client.blocking_key_value_get_bytes(f"{where}/{index}", TIMEOUT_MS)
+    here = jax.process_index()
+
+    def where(index: int, turn: int = turn) -> str:
+        return f"dynarag_jax/{key}/{turn}/{index}"
+
+    client.key_value_set_bytes(where(here), own)
+    found = [
+        own if index == here else client.blocking_key_value_get_bytes(where(index), TIMEOUT_MS)
         for index in range(jax.process_count())
     ]
+    if turn:
+        # Whoever speaks in this turn has read all of the last one: the service need not keep it.
+        client.key_value_delete(where(here, turn - 1))
+    return found

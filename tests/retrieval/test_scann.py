@@ -229,11 +229,11 @@ def test_memory_of_all_of_wikipedia():
         assert (
             memory.search
             == memory.disk
-            == pytest.approx(count * width * size + codes + 8 * count, rel=1e-3)
+            == pytest.approx(count * width * size + codes + 8 * count + 4 * 9165 * width, rel=1e-3)
         )
-        # The vectors, each one's difference from its center, codes twice, and the samples of 256
-        # vectors for each of 4,583 partitions and twice 100,000.
-        samples = 4 * width * (256 * 4583 + 200_000)
+        # The vectors, each one's difference from its center, codes twice, and the samples of 128
+        # vectors for each of 9,165 partitions and twice 100,000.
+        samples = 4 * width * (128 * 9165 + 200_000)
         assert memory.build == pytest.approx(2 * 4 * count * width + 2 * codes + samples, rel=1e-3)
     joined = estimate(count, width, IndexConfig("scann"), copy=True)
     assert joined.build - memory.build == 4 * count * width

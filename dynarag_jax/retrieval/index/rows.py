@@ -7,6 +7,7 @@ looked at is brought into memory.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def check_vectors(vectors: Any, what: str, width: int | None = None) -> np.ndarr
     array = np.asarray(vectors)
     _check_shape(array, what, width)
     # A sum is not finite if a number is not: a query alone is checked at once.
-    if len(array) == 1 and np.isfinite(array.sum()):
+    if len(array) == 1 and math.isfinite(array.sum()):
         return np.ascontiguousarray(array, np.float32)
     for first in range(0, len(array), BLOCK):
         _check_finite(array[first : first + BLOCK], what, first)

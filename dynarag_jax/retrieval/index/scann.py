@@ -21,7 +21,7 @@ Method = Literal["brute_force", "quantized", "partitioned"]
 # Dimensions a code of four bits stands for, and vectors it is trained on.
 BLOCK_WIDTH, CODE_SAMPLE = 2, 100_000
 # Training vectors a partition: with fewer, partitions follow the noise of the sample.
-PER_LEAF = 256
+PER_LEAF = 128
 # SOAR (arXiv 2404.00774) puts each vector into a second partition whose center errs in another
 # direction; the weight of that direction, as in its paper's experiments.
 SOAR, PLACES = 1.5, 2
@@ -154,7 +154,7 @@ class ScannIndex(Index):
         if len(queries) == 1:
             # A query alone gets a shorter answer where ScaNN finds too few.
             found, scores = self._searcher.search(queries[0], *wanted)
-            return found[None].astype(np.int64), scores[None]
+            return found[None], scores[None]
         share = -(-len(queries) // (os.cpu_count() or 1))
         positions, scores = self._searcher.search_batched_parallel(
             queries, *wanted, batch_size=min(256, share)
@@ -164,7 +164,7 @@ class ScannIndex(Index):
         if missing.any():
             positions = np.where(missing, -1, positions.astype(np.int64))
             scores = np.where(missing, -np.inf, scores)
-        return positions.astype(np.int64, copy=False), scores
+        return positions, scores
 
     def rows(self) -> Rows | None:
         """The float32 vectors of a saved index that keeps them."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.index_cost
 
-An index of Wikipedia's 21 million passages has 4,584 partitions, found on a sample of 256 vectors
+An index of Wikipedia's 21 million passages has 9,168 partitions, found on a sample of 128 vectors
 each. What that costs is a sum: something fixed, so much for each vector of the sample (k-means), so
 much for each vector of the corpus (its partitions and codes). Three builds with those partitions,
 which differ in sample and number, tell the three apart; a fourth, of another size, is foretold and

@@ -110,7 +110,9 @@ def test_three_stages_and_one_make_the_same(place, bert_directory):
     lines = Path("one/retrieve/q.trec").read_text().splitlines()
     assert len(lines) == 25 * 6 and lines[0].split()[2] == one[0].passages[0].id
     scores = read_json("one/retrieve/evaluation.json")["q.jsonl"]
-    assert scores["mrr"]["n"] == 24 and scores["answer_recall@5"]["n"] == 25
+    # No passage is asked to contain an answer that is an article and nothing else.
+    phrases = [q for q in read_questions("q.jsonl") if set(q.answers) - {"a", "an", "the"}]
+    assert scores["mrr"]["n"] == 24 and scores["answer_recall@5"]["n"] == len(phrases) == 22
     assert (
         scores["recall@5"]["mean"] == read_json("one/retrieve/recall.json")["q.jsonl"]["recall@5"]
     )

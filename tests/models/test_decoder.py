@@ -182,7 +182,7 @@ def random_batch(n, r=R, seed=0):
     )
 
 
-@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 8])
 def test_trunk_layout_equals_naive_concatenation_with_gradients(params, n):
     trunk, branches = random_batch(n)
     real = np.arange(R) < np.array(BRANCH_LENGTHS[n])[..., None]

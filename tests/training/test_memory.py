@@ -114,6 +114,7 @@ def test_the_gradient_of_master_weights_is_not_rounded_to_bfloat16():
     np.testing.assert_allclose(np.asarray(dx, np.float64), expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_bfloat16_steps_sum_gradients_over_devices_and_microbatches_in_float32():
     cfg = dataclasses.replace(CFG, dtype="bfloat16")
     mesh = mesh_of(2, 1, 1)

@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="of synthetic vectors")
     parser.add_argument("--queries", type=int, default=1000, help="timed; as many tune ours")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--leaves", type=int, default=0, help="partitions of ours; 0: the default")
     parser.add_argument("--hnsw-links", type=int, default=16)
     parser.add_argument("--hnsw-construction", type=int, default=80)
     parser.add_argument(
@@ -116,14 +117,24 @@ def fewest(search: Callable[[int], float], most: int, target: float) -> tuple[in
 
 
 def ours(
-    x: np.ndarray, tuning: np.ndarray, queries: np.ndarray, exact: np.ndarray, built: list[Built]
+    x: np.ndarray,
+    tuning: np.ndarray,
+    queries: np.ndarray,
+    exact: np.ndarray,
+    built: list[Built],
+    leaves: int,
 ) -> dict[float, list[System]]:
     """``build_index`` at the first target; at the others the same partitions, tuned again."""
     from dynarag_jax.retrieval.index import IndexConfig, Rows, ScannIndex, build_index
     from dynarag_jax.retrieval.index.tuning import recall_meter, sample_queries, tune
 
     config = IndexConfig(
-        "scann", target_recall=TARGETS[0], at=K, first_recall=0, sample=len(tuning)
+        "scann",
+        target_recall=TARGETS[0],
+        at=K,
+        first_recall=0,
+        sample=len(tuning),
+        leaves=leaves,
     )
     first = build("ours, tuned", lambda: build_index(x, config, tuning), built)
     systems = {}
@@ -264,7 +275,7 @@ def compare(name: str, x: np.ndarray, queries: np.ndarray, o: argparse.Namespace
     reference = ExactIndex(x)
     exact = reference.search(timed, K)[0]
     built: list[Built] = []
-    systems = ours(x, tuning, timed, exact, built)
+    systems = ours(x, tuning, timed, exact, built, o.leaves)
     for target, more in faiss_systems(x, timed, exact, built, o).items():
         systems[target] += more
     exactly = System("ours, exact", "", lambda q: reference.search(q, K)[0], 1.0)

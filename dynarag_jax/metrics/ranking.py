@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.metrics.answers import Normalizer, normalize
+from dynarag_jax.metrics.answers import normalize
+from dynarag_jax.metrics.matching import has_answer
 from dynarag_jax.records import Question
 
 
@@ -75,19 +76,14 @@ def asks_for_text(question: Question) -> bool:
     return any(normalize(a) not in ("", "yes", "no", "noanswer") for a in question.answers)
 
 
-def answer_recall_at(
-    passages: Sequence[str], answers: Iterable[str], k: int, normalizer: Normalizer = normalize
-) -> float:
-    """1.0 if some of the first ``k`` passage texts contains a normalized answer, else 0.0.
+def answer_recall_at(passages: Sequence[str], answers: Sequence[str], k: int) -> float:
+    """1.0 if some of the first ``k`` passage texts contains an answer (``has_answer``), else 0.0.
 
-    The answer must stand as whole words ("10" is not found in "1910"), as in DPR (Karpukhin et al.
-    2020). An answer that normalizes to nothing is found nowhere.
+    This is the top-k accuracy of DPR (Karpukhin et al. 2020).
     """
-    wanted = [f" {text} " for answer in answers if (text := normalizer(answer))]
     if k < 1:
         raise InputError(f"the cutoff k must be at least 1, found {k}")
-    texts = (f" {normalizer(passage)} " for passage in passages[:k])
-    return float(any(answer in text for text in texts for answer in wanted))
+    return float(any(has_answer(passage, answers) for passage in passages[:k]))
 
 
 # ---------------------------------------------------------------------------- sets

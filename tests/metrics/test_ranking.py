@@ -79,14 +79,11 @@ def test_a_cutoff_below_one_is_refused():
         m.answer_recall_at(["a"], ["a"], 0)
 
 
-def test_answer_recall_needs_whole_words():
+def test_answer_recall_looks_at_the_first_k():
     passages = ["It was built in 1910.", "The Eiffel-Tower", "in 10 years, the U.S. won"]
-    assert m.answer_recall_at(passages, ["10"], 2) == 0
-    assert m.answer_recall_at(passages, ["10"], 3) == 1
-    assert m.answer_recall_at(passages, ["10 years the US"], 3) == 1
+    assert [m.answer_recall_at(passages, ["10"], k) for k in (1, 2, 3, 9)] == [0, 0, 1, 1]
     assert m.answer_recall_at(passages, ["tower", "1910"], 1) == 1
-    assert m.answer_recall_at(passages, ["the", ""], 3) == 0
-    assert m.answer_recall_at(passages, [], 3) == 0
+    assert m.answer_recall_at(passages, [], 3) == m.answer_recall_at([], ["10"], 3) == 0
 
 
 def test_set_scores():

@@ -36,7 +36,7 @@ def stands_in(passage: str, answers: list[str]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "passage, answer, stands",
+    ("passage", "answer", "stands"),
     [
         ("Currington's vocals range widely.", "Currington", True),
         ("In the 2002–2003 season they won.", "2003", True),
@@ -93,7 +93,7 @@ def every_pair(name: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize(
-    "name, pairs, found",
+    ("name", "pairs", "found"),
     [
         ("litm-nq-open-oracle.jsonl.gz", 2655, 2655),  # every oracle passage holds the answer
         ("litm-nq-20docs.jsonl.gz", 8820, 441),  # and no distractor does

@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import PathLike
+from dynarag_jax.models.batching import Batches
 from dynarag_jax.models.encoder import EncoderConfig, Params, encode
-from dynarag_jax.retrieval.batching import Batches
 from dynarag_jax.sharding import make_mesh, named
 
 LAYERS: Mapping[str, int] = {

@@ -14,9 +14,9 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, Pooling
+from dynarag_jax.models.batching import Batches
 from dynarag_jax.models.encoder import EncoderConfig, Params, encode
 from dynarag_jax.records import Passage
-from dynarag_jax.retrieval.batching import Batches
 from dynarag_jax.retrieval.shards import Plan, load_shapes, save_shapes, standing, write_shard
 from dynarag_jax.sharding import make_mesh, named
 

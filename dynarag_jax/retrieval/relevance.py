@@ -21,10 +21,10 @@ from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.t5 import load_t5, monot5_text, monot5_tokens
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import PathLike, read_json
+from dynarag_jax.models.batching import Batches, Rows
 from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
 from dynarag_jax.records import Question
-from dynarag_jax.retrieval.batching import Batches, Rows
 from dynarag_jax.retrieval.embed import passage_text
 from dynarag_jax.sharding import make_mesh, named
 

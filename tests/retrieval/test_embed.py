@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, BertModel
 import dynarag_jax.retrieval.embed as module
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
+from dynarag_jax.models.batching import plan
 from dynarag_jax.records import Passage
-from dynarag_jax.retrieval.batching import plan
 from dynarag_jax.retrieval.embed import embed, passage_text
 
 from .conftest import WORDS

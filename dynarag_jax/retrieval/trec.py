@@ -1,16 +1,26 @@
-"""TREC runs and judgments: ``qid Q0 docid rank score tag``, and ``qid 0 docid relevance``."""
+"""TREC's forms: runs, judgments and metrics by question.
+
+``qid Q0 docid rank score tag``, ``qid 0 docid relevance``, ``metric <tab> qid <tab> value``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import PathLike, read_lines
 from dynarag_jax.records import Question
+
+
+def trec_word(text: str) -> str:
+    """One of TREC's columns: white space and ``%`` are percent-encoded, so that no two ids meet."""
+    return re.sub(r"[\s%]", lambda found: quote(found[0]), text) or "-"
 
 
 def trec_lines(questions: Iterable[Question], tag: str = "dynarag_jax") -> Iterator[str]:
@@ -26,6 +36,45 @@ def trec_lines(questions: Iterable[Question], tag: str = "dynarag_jax") -> Itera
                     raise InputError(f"the id '{name}' holds white space, which a TREC run cannot")
             score = -rank if passage.score is None else passage.score
             yield f"{question.id} Q0 {passage.id} {rank} {score:.6f} {tag}\n"
+
+
+def list_lines(lists: Iterable[tuple[str, Sequence[str]]], tag: str) -> Iterator[str]:
+    """The lines of a run from lists that say an order and no scores; the scores are 1 / rank.
+
+    Args:
+      lists: a question's id and the ids of its passages, best first.
+    """
+    for question, passages in lists:
+        for rank, passage in enumerate(passages, 1):
+            words = f"{trec_word(question)} Q0 {trec_word(passage)} {rank}"
+            yield f"{words} {1 / rank:.9f} {trec_word(tag)}\n"
+
+
+def judgment_lines(questions: Iterable[Question]) -> Iterator[str]:
+    """A line of judgments, of relevance 1, for every needed passage."""
+    for question in questions:
+        for passage in question.gold or ():
+            yield f"{trec_word(question.id)} 0 {trec_word(passage)} 1\n"
+
+
+def value_lines(
+    values: Iterable[tuple[str, Mapping[str, float]]], counts: Mapping[str, int], prefix: str = ""
+) -> Iterator[str]:
+    """Metrics by question, then ``counts`` and the means as those of the question ``all``.
+
+    Args:
+      values: a question's id and its metrics by name.
+      prefix: before every name, to tell datasets apart.
+    """
+    met: dict[str, list[float]] = {}
+    for question, own in values:
+        for name, value in own.items():
+            met.setdefault(name, []).append(value)
+            yield f"{trec_word(prefix + name)}\t{trec_word(question)}\t{value:.4f}\n"
+    for name, count in counts.items():
+        yield f"{trec_word(prefix + name)}\tall\t{count}\n"
+    for name, all_of in met.items():
+        yield f"{trec_word(prefix + name)}\tall\t{np.mean(all_of):.4f}\n"
 
 
 def _cells(path: PathLike, count: tuple[int, ...], what: str) -> Iterator[tuple[str, list[str]]]:

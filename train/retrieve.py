@@ -21,6 +21,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint, write_json
 from dynarag_jax.metrics.ranking import recall_at
+from dynarag_jax.processes import ids_of, merge, part, parts, wait
 from dynarag_jax.records import Question, question_to_json, stream_questions
 from dynarag_jax.retrieval.fusion import Ranking, fuse
 from dynarag_jax.retrieval.retrieve import check, fill, nearest, rows_by_id, with_gold
@@ -29,7 +30,6 @@ from dynarag_jax.retrieval.shards import Vectors
 from dynarag_jax.retrieval.store import Store
 from dynarag_jax.retrieval.trec import read_qrels, read_run, trec_lines
 from dynarag_jax.stages import Retrieve
-from dynarag_jax.training.hosts import wait
 from train.corpus import (
     BM25,
     INDEX,
@@ -47,7 +47,6 @@ from train.corpus import (
     store_of,
     vectors_of,
 )
-from train.parts import ids_of, merge, part, parts
 from train.program import Context, main
 
 # The questions of one file to their rankings, a batch at a time.

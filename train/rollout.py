@@ -23,15 +23,14 @@ import numpy as np
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam, ids_of, merge, part, parts, wait
 from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
 from dynarag_jax.rewards.judge import Judge, Replies
 from dynarag_jax.rewards.scorer import Scorer
 from dynarag_jax.sampling.rollouts import Reject, Source, own_lists, roll_out
 from dynarag_jax.sampling.server import ServerLists
-from dynarag_jax.sampling.together import Together
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import Rollout as Stage
-from train.parts import ids_of, merge, part, parts
 from train.program import Context, main
 
 ROLLOUTS, REJECTS = "rollouts", "rejects"
@@ -47,7 +46,7 @@ def run(context: Context, stage: Stage) -> None:
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
-    seed, directory, together = context.run.seed, context.stage_directory, Together(context.mesh)
+    seed, directory, together = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
     writer = reference = Writer(policy, stage.prompts, stage.batch, seed, stage.engine)
     if stage.reference:
@@ -60,9 +59,9 @@ def run(context: Context, stage: Stage) -> None:
             with JsonlAppender(path) as rows:
                 if rows.repaired:
                     context.log(f"{path}: removed an unfinished last line of {rows.repaired} bytes")
-    together.wait("rollout begins")
+    wait("rollout begins")
     standing, set_aside = (ids_of(parts(directory, kind)) for kind in (ROLLOUTS, REJECTS))
-    together.wait("rollout has read")
+    wait("rollout has read")
     done = standing | set_aside
     mine = questions[together.team :: together.teams]
     todo = [q for q in mine if q.id not in done]
@@ -109,7 +108,7 @@ def run(context: Context, stage: Stage) -> None:
         said = ", ".join(f"{name} {judge.counts[name]}" for name in ("asked", "cached", "missing"))
         why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common(5))
         context.log(f"the judge's grades: {said}{': ' + why if why else ''}")
-    together.wait("rollout ends")
+    wait("rollout ends")
     if context.primary:
         merge(directory, ROLLOUTS, [q.id for q in questions])
         left_out = merge(
@@ -117,7 +116,7 @@ def run(context: Context, stage: Stage) -> None:
         )
         if left_out:
             context.log(f"set aside {left_out} questions: see {directory / 'rejects.jsonl'}")
-    together.wait("rollout is merged")
+    wait("rollout is merged")
 
 
 def questions_of(path: Path, stage: Stage, seed: int) -> tuple[list[Question], list[Reject]]:
@@ -153,7 +152,7 @@ def source_of(stage: Stage, writer: Writer, questions: Sequence[Question]) -> So
     return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
 
 
-def scorer_of(context: Context, stage: Stage, together: Together) -> Scorer:
+def scorer_of(context: Context, stage: Stage, together: ProcessTeam) -> Scorer:
     """The reward with the models that its terms need."""
     judge = None
     if stage.reward.judge:

@@ -31,6 +31,7 @@ from dynarag_jax.exchange.tensors import (
 from dynarag_jax.files import PathLike, read_json, write_json
 from dynarag_jax.models.config import DecoderConfig, Params, is_parameter
 from dynarag_jax.models.lora import MATRICES, LoraConfig, adapter_table
+from dynarag_jax.processes import is_primary
 
 _STEM = "adapter_model"
 # Fields of adapter_config.json whose other values compute something else.
@@ -99,7 +100,7 @@ def save_adapters(
     }
     with shared_directory(directory, overwrite) as temporary:
         write_tensors(temporary, plan, dtype, 1 << 62, _STEM)
-        if jax.process_index() == 0:
+        if is_primary():
             write_json(temporary / "adapter_config.json", config)
             if card:
                 (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -35,6 +35,7 @@ from dynarag_jax.files import PathLike, read_json, sha256_file, write_json
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.lora import MATRICES
+from dynarag_jax.processes import is_primary
 
 __all__ = [
     "ARCHITECTURES",
@@ -219,7 +220,7 @@ def save_decoder(
     config = config_to_hf(cfg, dtype, ids)
     with shared_directory(directory, overwrite) as temporary:
         write_tensors(temporary, tensor_plan(cfg, params), dtype, shard_bytes)
-        if jax.process_index() == 0:
+        if is_primary():
             write_json(temporary / "config.json", config)
             write_json(temporary / "generation_config.json", generation)
             tokenizer.save_pretrained(temporary)

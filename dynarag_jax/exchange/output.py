@@ -6,13 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import PathLike, atomic_directory
-
-_NAME_BYTES = 4096
+from dynarag_jax.processes import agree, is_primary, raise_together, wait
 
 Failure = OSError | InputError
 
@@ -33,45 +29,21 @@ def shared_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
             failure: Failure | None = None
             temporary = Path()
             try:
-                if jax.process_index() == 0:
+                if is_primary():
                     temporary = stack.enter_context(atomic_directory(path, overwrite))
             except (OSError, InputError) as error:
                 failure = error
-            agree(failure)
-            temporary = _same_everywhere(temporary)
+            raise_together(failure)
+            temporary = Path(agree(str(temporary.absolute())))
             try:
                 if not temporary.is_dir():
                     raise InputError(f"{path}: not a directory that all processes share")
                 yield temporary
             except (OSError, InputError) as error:
                 failure = error
-            agree(failure)
+            raise_together(failure)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be written ({reason}); nothing is left of it") from None
     # Nobody goes on, to read it perhaps, before it has its name.
-    agree(None)
-
-
-def agree(failure: Failure | None) -> None:
-    """Raise on every process if one of them has a failure: its own, or that another has one."""
-    failed = failure is not None
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))
-    if failed:
-        raise failure or OSError("another process could not write its part")
-
-
-def _same_everywhere(path: Path) -> Path:
-    """The first process's path."""
-    if jax.process_count() == 1:
-        return path
-    from jax.experimental import multihost_utils
-
-    name = np.zeros(_NAME_BYTES, np.uint8)
-    raw = str(path.absolute()).encode()
-    name[: len(raw)] = list(raw)
-    name = np.asarray(multihost_utils.broadcast_one_to_all(name)).astype(np.uint8)
-    return Path(bytes(name[name > 0]).decode())
+    wait("the directory has its name")

@@ -24,8 +24,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from dynarag_jax import processes
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.output import agree
 from dynarag_jax.files import read_json, write_json
 
 FLOATS: Mapping[str, np.dtype] = {
@@ -333,18 +333,18 @@ def write_tensors(
     failure: OSError | InputError | None = None
     for number, (file, shard) in enumerate(zip(names, shards, strict=True)):
         arrays = (p.get() for p in shard)
-        mine = number % jax.process_count() == jax.process_index()
+        mine = number % processes.count() == processes.index()
         if mine and failure is None:
             try:
                 _write_shard(directory / file, shard, arrays, kind, STORED[dtype], metadata)
             except (OSError, InputError) as error:
                 failure = error
-        if failure is None or jax.process_count() > 1:
+        if failure is None or processes.count() > 1:
             # Fetching is a collective: the others wait for this process's part in it.
             for _ in arrays:
                 pass
-    agree(failure)
-    if len(shards) > 1 and jax.process_index() == 0:
+    processes.raise_together(failure)
+    if len(shards) > 1 and processes.is_primary():
         weights = {p.name: file for file, shard in zip(names, shards, strict=True) for p in shard}
         total = sum(math.prod(p.shape) for p in plan) * kind.itemsize
         write_json(

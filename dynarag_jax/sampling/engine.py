@@ -25,10 +25,10 @@ from jax.sharding import Mesh
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.sampling.choice import Sampling, Settings
 from dynarag_jax.sampling.pool import Entering, Pool, Shape, free_bytes, no_requests, slot_bytes
 from dynarag_jax.sampling.sampler import Mode
-from dynarag_jax.sampling.together import Together
 from dynarag_jax.sharding import batch_shards
 
 STOPS = 4
@@ -174,7 +174,7 @@ class Engine:
         self.cfg, self.params, self.mesh, self.grammar = cfg, params, mesh, grammar
         self.config = config or EngineConfig()
         self.branches, self.max_tokens, self.seed = branches, max_tokens, seed
-        self.together = Together(mesh)
+        self.team = ProcessTeam(mesh)
         self.work = Work()
         shards = batch_shards(mesh)
         self._lengths = sorted(lengths)
@@ -244,7 +244,7 @@ class Engine:
                 else:
                     self.submit(request)
             yield from self.step()
-            if not self.together.any(more or self.busy):
+            if not self.team.any(more or self.busy):
                 return
 
     @property
@@ -264,7 +264,7 @@ class Engine:
                 self._refill()
                 results += self._decode()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or self.together.several:
+            if "RESOURCE_EXHAUSTED" not in str(error) or self.team.several:
                 raise
             self._shrink()
         results += self._refused
@@ -275,7 +275,7 @@ class Engine:
         """Stay with the pool while it has work, then take the length that waits most."""
         waiting = [len(self._waiting[n]) for n in self._lengths]
         guests = sum(g is not None for g in self._guests)
-        *totals, occupied = self.together.sum([*waiting, guests])
+        *totals, occupied = self.team.sum([*waiting, guests])
         current = self._lengths.index(self._length) if self._pool else 0
         if self._pool and (occupied or totals[current]):
             return True
@@ -295,7 +295,7 @@ class Engine:
         budget = self._budget
         if budget is None:
             budget = int(self.config.cache_gib * 2**30) or free_bytes(self.mesh)
-        budget = self.together.least(budget)
+        budget = self.team.min(budget)
         slots = self._most[length]
         while slots:
             shape = self._shape(length, slots)
@@ -356,7 +356,7 @@ class Engine:
         pool = self._require_pool()
         while True:
             entering, chosen = self._select(pool)
-            most, shared = self.together.most([len(chosen), int(entering.start.max())])
+            most, shared = self.team.max([len(chosen), int(entering.start.max())])
             if not most:
                 return
             for request, slot in chosen:
@@ -414,7 +414,7 @@ class Engine:
 
     def _mode(self) -> Mode:
         """What the requests so far need, in any process: what was compiled serves on."""
-        lists, free, random, filters = (bool(x) for x in self.together.most(self._needs))
+        lists, free, random, filters = (bool(x) for x in self.team.max(self._needs))
         return Mode(lists, free or not lists, random, filters)
 
     # ------------------------------------------------------------------ branches leave
@@ -422,7 +422,7 @@ class Engine:
     def _decode(self) -> list[Sampled]:
         pool = self._require_pool()
         slots = pool.shape.slots
-        waiting, guests = self.together.sum(
+        waiting, guests = self.team.sum(
             [len(self._waiting[self._length]), sum(g is not None for g in self._guests)]
         )
         want = slots - guests + max(1, math.ceil(slots * self.config.refill)) if waiting else slots

@@ -114,7 +114,7 @@ class SearchedLists:
     def __init__(
         self, writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
     ):
-        if writer.together.several:
+        if writer.team.several:
             raise InputError(
                 f"method '{sampling.method}' searches in one process, and this is one of several; "
                 f"set method = 'independent', or start it on one host alone"
@@ -171,7 +171,7 @@ def roll_out(
       reward: weights alone where no term needs another model than ``writer``.
       answers: gather the distinct answers, too, for preference training of the generator.
     """
-    together = writer.together
+    team = writer.team
     scorer = reward if isinstance(reward, Scorer) else Scorer(reward)
     if scorer.weights.likelihood and scorer.likelihood is None:
         scorer.likelihood = gold_likelihood(writer)
@@ -182,7 +182,7 @@ def roll_out(
                 yield result
             else:
                 ready.append(result)
-        waiting, busy = together.sum([len(ready), int(source.busy)])
+        waiting, busy = team.sum([len(ready), int(source.busy)])
         if waiting >= writer.batch or not busy:
             if waiting:
                 yield from _complete(writer, reference, ready, samples, scorer, answers)
@@ -240,7 +240,7 @@ def _complete(
     # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
     # a narrower type the two round differently, and what training subtracts must be its own.
     exact = writer.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
-    if writer.together.any(not exact):
+    if writer.team.any(not exact):
         rollouts = with_behavior(writer, questions, rollouts, samples)
     else:
         rollouts = [_sampled_logps(writer, d, r) for d, r in zip(kept, rollouts, strict=True)]

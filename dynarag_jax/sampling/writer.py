@@ -14,6 +14,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Params
 from dynarag_jax.policy.grammar import Grammar, read_list
 from dynarag_jax.policy.model import Policy, label_grammar
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.distinct import find
@@ -21,7 +22,6 @@ from dynarag_jax.sampling.engine import Engine, EngineConfig, Request, Sampled
 from dynarag_jax.sampling.pool import free_bytes, local_part
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import Found, make_search
-from dynarag_jax.sampling.together import Together
 from dynarag_jax.sharding import batch_shards
 from dynarag_jax.training.batches import Example, Shape, collate, place
 from dynarag_jax.training.examples import ExampleMaker
@@ -72,7 +72,7 @@ class Writer:
         # A batch smaller than the mesh, or one that does not divide, is rounded up to what does.
         shards = batch_shards(policy.mesh)
         self.batch = -(-batch // shards) * shards
-        self.together = Together(policy.mesh)
+        self.team = ProcessTeam(policy.mesh)
         self.maker = ExampleMaker(policy.tokenizer, policy.spelling, prompts)
         self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
         self._list_engines: dict[int, Engine] = {}
@@ -301,14 +301,14 @@ class Writer:
     ) -> list[list[tuple[float, ...]]]:
         results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         padding = Example("", [0], ([self.policy.spelling.end],), supervised=())
-        share = self.batch // self.together.teams
+        share = self.batch // self.team.teams
         for length in lengths:
             indices = [
                 i for i, e in enumerate(examples)
                 if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)
             ]  # fmt: skip
             shape = Shape(length, branches, longest, self.prompts.ids)
-            (rounds,) = self.together.most([-(-len(indices) // share)])
+            (rounds,) = self.team.max([-(-len(indices) // share)])
             for start in range(0, rounds * share, share):
                 group = indices[start : start + share]
                 padded = [examples[i] for i in group] + [padding] * (share - len(group))

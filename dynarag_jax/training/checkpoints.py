@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.models.config import Params
+from dynarag_jax.processes import is_primary
 from dynarag_jax.training.step import State
 
 
@@ -149,7 +150,7 @@ class Checkpoints:
             return {}
 
     def _write_values(self) -> None:
-        if jax.process_index() == 0 and self.best:
+        if is_primary() and self.best:
             steps = {str(k): [*mean, scheduled] for k, (mean, scheduled) in self._values.items()}
             write_json(self._values_path, {"figure": self.best.figure, "steps": steps})
 

@@ -14,11 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from dynarag_jax import processes
 from dynarag_jax.errors import InputError
-from dynarag_jax.training.hosts import gather
 
 WINDOW = 16
 """steps whose examples are sorted by length together"""
@@ -261,10 +260,10 @@ class Grouping:
         """Per step of a window, its positions and the longest prompt among them."""
         lane = self._lanes[name]
         positions = np.arange(steps.start * lane.batch, steps.stop * lane.batch)
-        count, index = jax.process_count(), jax.process_index()
+        count, index = processes.count(), processes.index()
         own = np.array([lane.measure(int(p)) for p in positions[index::count]], np.int64)
         lengths = np.zeros(len(positions), np.int64)
-        for i, part in enumerate(gather(f"lengths/{name}/{steps.start}", own.tobytes())):
+        for i, part in enumerate(processes.gather(f"lengths/{name}/{steps.start}", own.tobytes())):
             lengths[i::count] = np.frombuffer(part, np.int64)
         by_length = np.argsort(lengths, kind="stable").reshape(len(steps), lane.batch)
         ranked = sorted(steps, key=lambda step: _rank(self._seed, step))

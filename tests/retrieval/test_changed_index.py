@@ -241,7 +241,7 @@ from dynarag_jax.retrieval.index import build_shards, load_index
 x, q = np.load(place + "/x.npy", mmap_mode="r"), np.load(place + "/q.npy")
 ids = [f"p{i}" for i in range(len(x))]
 build_shards(place + "/index", x, ids, "e" * 64, 3, process=process, processes=2)
-from dynarag_jax.training.hosts import gather
+from dynarag_jax.processes import gather
 gather("built", b"")
 index = load_index(place + "/index", "e" * 64, ids, process=process, processes=2)
 import dynarag_jax.retrieval.index.sharded as sharded

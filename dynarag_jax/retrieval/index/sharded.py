@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.processes import gather as gather_bytes
 from dynarag_jax.retrieval.index.base import Index, ranked
 from dynarag_jax.retrieval.index.manifest import MANIFEST
-from dynarag_jax.training import hosts
 
 _NAME = re.compile(r"shard-(\d{5})-of-(\d{5})")
 # Bytes of results that a process tells the others at a time.
@@ -62,7 +62,7 @@ class ShardedIndex(Index):
         counts: Sequence[int],
         width: int,
         processes: int = 1,
-        gather: Callable[[str, bytes], list[bytes]] = hosts.gather,
+        gather: Callable[[str, bytes], list[bytes]] = gather_bytes,
     ):
         """Search ``shards`` as one index.
 

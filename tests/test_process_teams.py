@@ -1,0 +1,116 @@
+"""Several processes as one: real ones agree, and what they appended becomes one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynarag_jax import processes
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import make_mesh
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROCESS = """
+import json, sys
+import jax
+port, here = sys.argv[1], int(sys.argv[2])
+from dynarag_jax import processes
+assert processes.count() == 1 and processes.is_primary()  # before it has joined
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=here)
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import make_mesh
+
+said = {"index": processes.index(), "count": processes.count(), "first": processes.is_primary()}
+said["agreed"] = processes.agree({"word": f"of {here}", "number": 2**40 + here, "none": None})
+said["short"] = processes.agree("a longer word" if here else "ä")
+said["any"] = [processes.in_any(here == 1), processes.in_any(False)]
+for turn in range(2):
+    said["gathered"] = [x.decode() for x in processes.gather("key", f"{here}/{turn}".encode())]
+processes.raise_together(None)
+try:
+    processes.raise_together(InputError("mine") if here else None)
+except (InputError, OSError) as error:
+    said["raised"] = [type(error).__name__, str(error)]
+for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1)):
+    team = processes.ProcessTeam(make_mesh(*sizes))
+    said[str(sizes)] = [team.teams, team.team, team.leader, team.sum([1, 2**40]),
+                        team.max([here, -here]), team.min(5 - here), team.any(here == 1)]
+processes.wait("the end")
+print(json.dumps(said))
+"""
+
+
+def test_two_processes_agree():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(i)],
+            env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    out = [p.communicate(timeout=240) for p in both]
+    assert [p.returncode for p in both] == [0, 0], out
+    first, second = (json.loads(said.splitlines()[-1]) for said, _ in out)
+    assert [x["index"] for x in (first, second)] == [0, 1]
+    assert [x["first"] for x in (first, second)] == [True, False]
+    assert first["raised"] == ["OSError", "another process could not write its part"]
+    assert second["raised"] == ["InputError", "mine"]
+    for said in (first, second):
+        assert said["count"] == 2
+        assert said["agreed"] == {"word": "of 0", "number": 2**40, "none": None}
+        assert said["short"] == "ä" and said["any"] == [True, False]
+        assert said["gathered"] == ["0/1", "1/1"]
+    # Two teams of one, one team of both, two teams again; sums are over teams, not processes.
+    for said, here in ((first, 0), (second, 1)):
+        assert said["(2, 2, 1)"] == [2, here, True, [2, 2**41], [1, 0], 4, True]
+        assert said["(1, 1, 4)"] == [1, 0, here == 0, [1, 2**40], [1, 0], 4, True]
+        assert said["(1, 4, 1)"] == said["(2, 2, 1)"]
+
+
+def test_one_process_agrees_with_itself():
+    processes.wait("nobody")
+    processes.raise_together(None)
+    assert processes.agree([1, "x"]) == [1, "x"] and processes.in_any(True)
+    assert processes.gather("key", b"own") == [b"own"] and not processes.stop_requested(3)
+    with pytest.raises(InputError, match="mine"):
+        processes.raise_together(InputError("mine"))
+    team = processes.ProcessTeam(make_mesh(devices=jax.devices()[:1]))
+    assert (team.teams, team.team, team.leader, team.sum([3]), team.min(2)) == (1, 0, True, [3], 2)
+
+
+@given(
+    st.permutations(range(6)),
+    st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_parts_become_one_file_in_order(tmp_path_factory, order, held, merged_before):
+    directory = tmp_path_factory.mktemp("parts")
+    first: dict[str, dict] = {}
+    for team, ids in enumerate(held):
+        path = processes.part(directory, "rows", team)
+        if merged_before and team == 0:
+            path = directory / "rows.jsonl"
+        rows = [{"id": f"q{i}", "from": f"{team}/{place}"} for place, i in enumerate(ids)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            first.setdefault(row["id"], row)
+    assert processes.ids_of(processes.parts(directory, "rows")) == first.keys()
+    wanted = [f"q{i}" for i in order[:5]]
+    assert processes.merge(directory, "rows", wanted) == len(first)
+    lines = (directory / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [first[i] for i in wanted if i in first]
+    assert [path.name for path in directory.iterdir()] == ["rows.jsonl"]

@@ -4,6 +4,7 @@
 #   make test         the fast tests
 #   make test-all     all tests
 #   make lint         lint, format and types
+#   make docs         the documentation as a site, in site/; a broken link fails
 #   make clean        remove what was installed and cached; runs/ stays
 #
 # PYTHON=/path/to/python3 chooses the Python, VENV=dir the environment's place.
@@ -24,7 +25,7 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=1 $(XLA_FLAGS)"
 # A file's tests stay together, since they share what they set up.
 PYTEST := $(TEST_ENV) $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test test-all lint docs format clean
 
 quickstart:
 	@requirements/install run
@@ -44,11 +45,16 @@ lint:
 	@$(PY) -m ruff format -q --check . || { echo "error: not formatted; 'make format' mends it" >&2; exit 1; }
 	@$(PY) -m pyright --pythonpath $(PY)
 
+docs:
+	@requirements/install docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --clean
+	@echo "wrote site/index.html"
+
 format:
 	@requirements/install test
 	@$(PY) -m ruff check -q --fix .
 	@$(PY) -m ruff format -q .
 
 clean:
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

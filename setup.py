@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 CORE = [
-    "jax>=0.10.1,<0.12",
+    "jax>=0.10.1,<0.13",
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
@@ -56,6 +56,8 @@ TEST = [
     "rouge>=1.0.1,<1.1",
     "scipy>=1.14,<2",
 ]
+# The site of the documentation; ruff formats its signatures.
+DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings-python>=2,<3", "ruff==0.17.6"]
 
 README = HERE / "README.md"
 
@@ -82,6 +84,7 @@ setup(
         "all": RETRIEVAL + LISTWISE + DATA,
         "test": TEST,
         "bench": BENCH,
+        "docs": DOCS,
     },
     classifiers=[
         "Intended Audience :: Science/Research",
@@ -89,6 +92,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -48,7 +48,7 @@ lint:
 docs:
 	@requirements/install docs
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --clean
-	@echo "wrote site/index.html"
+	@echo "wrote site/; $(PY) -m http.server -d site shows it"
 
 format:
 	@requirements/install test

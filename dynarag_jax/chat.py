@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.replies import Reply, read_choice
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts at most, whatever a server asks for."""
@@ -42,10 +43,11 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The texts of a chat completion, one a choice, and what it cost."""
+class Completion:
+    """The replies of a chat completion, one a choice, and what they cost."""
 
-    texts: list[str]
+    replies: list[Reply]
+    """thoughts taken off; those that were cut off or refused are missing, with the reason"""
     tokens: int | None = None
     """prompt and completion together, where the server says so"""
 
@@ -76,8 +78,8 @@ class Chat:
     closed: threading.Event
     before: Callable[[], None] = lambda: None
 
-    def complete(self, body: dict[str, Any]) -> Reply:
-        """Ask until there is a reply.
+    def complete(self, body: dict[str, Any]) -> Completion:
+        """Ask until there is a completion.
 
         Raises:
           Failed: there is none after all attempts, or the server refuses this request for good.
@@ -99,7 +101,7 @@ class Chat:
                 self.closed.wait(min(pause, LONGEST_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
-    def _post(self, body: dict[str, Any]) -> Reply:
+    def _post(self, body: dict[str, Any]) -> Completion:
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
         url = self.url.rstrip("/") + "/chat/completions"
@@ -126,7 +128,7 @@ class Chat:
             raise Failed(str(error.reason), unreachable=True) from None
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"the connection broke ({type(error).__name__})") from None
-        return read_reply(data)
+        return read_completion(data)
 
     def _status(self, error: urllib.error.HTTPError) -> Exception:
         """What an HTTP status of failure means: again, set aside, or the end of the run."""
@@ -156,20 +158,16 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def read_reply(data: bytes) -> Reply:
+def read_completion(data: bytes) -> Completion:
     """Read a chat completion; Failed if it is none."""
     try:
         value = json.loads(data)
-        texts = [choice["message"]["content"] for choice in value["choices"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        replies = [read_choice(choice) for choice in value["choices"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         shown = data[:60].decode("utf-8", "replace")
         raise Failed(f"a response that is no chat completion: {shown!r}") from None
-    if not texts:
+    if not replies:
         raise Failed("a response without choices")
     usage = value.get("usage")
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    # Without content there is a refusal or a tool call: an empty text.
-    return Reply(
-        [text if isinstance(text, str) else "" for text in texts],
-        total if isinstance(total, int) and total >= 0 else None,
-    )
+    return Completion(replies, total if isinstance(total, int) and total >= 0 else None)

@@ -20,6 +20,7 @@ from dynarag_jax.prompts import (
     answer_prompt,
     answer_tokens,
     buckets,
+    conversation,
     decode_answer,
     format_list,
     format_passage,
@@ -210,6 +211,42 @@ def test_a_template_that_says_the_date_says_the_same_one_every_day(dated):
     assert alone.startswith(time.strftime("%d %b %Y"))
 
 
+def test_a_template_that_drops_the_instruction_is_given_it_in_the_users_turn():
+    silent = (
+        "{% for m in messages if m.role != 'system' %}<|start|>{{ m.content | trim }}{% endfor %}"
+    )
+    tokenizer = byte_tokenizer(silent)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why? "}]
+    assert conversation(tokenizer, messages) == [{"role": "user", "content": "Be brief.\n\nWhy? "}]
+    assert tokenizer.decode(render(tokenizer, messages)) == "<|start|>Be brief.\n\nWhy?"
+    deaf = byte_tokenizer("<|start|>Hello")
+    with pytest.raises(InputError, match="leaves out or rewrites the user's message"):
+        render(deaf, messages)
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>", "<thought>\n", "[THINK]"])
+def test_a_thought_that_the_template_opens_is_closed(opening):
+    closing = opening.strip().replace("<", "</").replace("[", "[/")
+    tokens = render(tokenizer := byte_tokenizer(CHAT + opening), [{"role": "user", "content": "?"}])
+    assert tokenizer.decode(tokens).endswith(f"assistant\n{opening.strip()}\n\n{closing}\n\n")
+
+
+def test_named_templates_need_a_default():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
+    with pytest.raises(InputError, match="named rag, tool_use and none named 'default'"):
+        render(tokenizer, [{"role": "user", "content": "?"}])
+    tokenizer.chat_template |= {"default": CHAT}
+    assert tokenizer.decode(render(tokenizer, [{"role": "user", "content": "?"}])).endswith("nt\n")
+
+
+def test_markers_that_are_no_special_tokens_are_taken_out_too():
+    tokenizer = byte_tokenizer(CHAT)
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("word", special=False)])
+    text = tokenizer.decode(render(tokenizer, [{"role": "user", "content": "a <think> word"}]))
+    assert "<|start|>user\na   word<|eot_id|>" in text
+
+
 def test_a_model_that_can_think_aloud_is_told_not_to():
     quiet = "{% if enable_thinking is defined and enable_thinking is false %}quiet{% endif %}"
     tokenizer = byte_tokenizer(CHAT + quiet)
@@ -387,7 +424,35 @@ def test_every_dropped_id_is_counted(numbers, separator, brackets):
         ("[ 3 ] [1]", (3, 1), Repairs(spacing=1)),
         ("[3] > [1]", (3, 1), Repairs(spacing=1)),
         ("The passages [3] and [1] help.", (3, 1), Repairs(extra_text=1)),
-        ("None of [2] helps", (2,), Repairs(extra_text=1)),
+        ("None of [2] helps", (), Repairs(extra_text=1, unreadable=1)),
+        ("Needed passages: [2, 1]", (2, 1), Repairs(unbracketed=2, extra_text=1)),
+        ("The ranking is [2, 1].", (2, 1), Repairs(unbracketed=2, extra_text=1)),
+        ("Answer: 3, 1", (3, 1), Repairs(unbracketed=2, extra_text=1)),
+        ("Answer: None", (), Repairs(extra_text=1)),
+        ("Passage 3 > Passage 1", (3, 1), Repairs(unbracketed=2, extra_text=1)),
+        ("[Passage 3] > [Passage 1]", (3, 1), Repairs(extra_text=1)),
+        ("```json\n[2, 1]\n```", (2, 1), Repairs(unbracketed=2)),
+        ('{"list": ["2", "1"]}', (2, 1), Repairs(unbracketed=2, extra_text=1)),
+        ("[]", (), Repairs(spacing=1)),
+        ("1 and 3", (1, 3), Repairs(unbracketed=2)),
+        ("2-1-3", (2, 1, 3), Repairs(unbracketed=3)),
+        ("1. [3]\n2. [1]", (3, 1), Repairs(spacing=1)),
+        ("- **[3]**\n- **[1]**", (3, 1), Repairs(spacing=1)),
+        ("[1] is about Berlin. [3], too.\n\n[2]", (2,), Repairs(extra_text=1)),
+        ("Needed passages: [2]\nWhy: [1] is off topic.", (2,), Repairs(extra_text=1)),
+        ("Neither [1] nor [3] helps.\nNone", (), Repairs(extra_text=1)),
+        ("<think>[1] is off topic.</think>\n\n[2]", (2,), Repairs(thought=1)),
+        ("Perhaps [1].</think>[2]", (2,), Repairs(thought=1)),
+        # What is cut off, or could be meant otherwise.
+        ("<think>Perhaps [1]", (), Repairs(unreadable=1, thought=1)),
+        ("[3], [1", (), Repairs(extra_text=1, unreadable=1)),
+        ("[3], [1], ", (), Repairs(extra_text=1, unreadable=1)),
+        ("1-3", (), Repairs(extra_text=1, unreadable=1)),
+        ("1.5", (), Repairs(extra_text=1, unreadable=1)),
+        ("[1] is about Berlin. [2] names it.", (), Repairs(extra_text=1, unreadable=1)),
+        ("Passage 3 is irrelevant.", (), Repairs(extra_text=1, unreadable=1)),
+        ("Answer: [3], [1] or [2]", (), Repairs(extra_text=1, unreadable=1)),
+        ("[2] or None", (), Repairs(extra_text=1, unreadable=1)),
         ("None of them", (), Repairs(extra_text=1)),
         ("In 1987, 3 of them", (), Repairs(extra_text=1, unreadable=1)),
         ("", (), Repairs(unreadable=1)),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.prompts import Tokenizer, format_list
+from dynarag_jax.prompts import ChatTokenizer, format_list
 from dynarag_jax.records import valid_list
 
 
@@ -64,7 +64,7 @@ def _common(sequences: Sequence[tuple[int, ...]]) -> int:
     return sum(1 for _ in columns)
 
 
-def find_spelling(tokenizer: Tokenizer, ids: int) -> Spelling:
+def find_spelling(tokenizer: ChatTokenizer, ids: int) -> Spelling:
     """Find how ``tokenizer`` spells lists over ids 1..``ids``.
 
     The pieces are read off the tokens of whole lists, so that a constrained sample has the very
@@ -134,7 +134,7 @@ def _piecewise_spelling(
     return Spelling(prefix, bodies, suffix + between + prefix, suffix, none, end)
 
 
-def _spells(tokenizer: Tokenizer, spelling: Spelling, ids: int) -> bool:
+def _spells(tokenizer: ChatTokenizer, spelling: Spelling, ids: int) -> bool:
     """Whether decoding the spelled tokens gives the text back, up to spaces."""
     if not spelling.none or len(set(spelling.ids)) != len(spelling.ids):
         return False

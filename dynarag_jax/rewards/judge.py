@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from dynarag_jax.chat import Chat, Failed, Reply
+from dynarag_jax.chat import Chat, Failed
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, PathLike, read_jsonl
+from dynarag_jax.replies import Reply, read_reply, without_chat_markers
 from dynarag_jax.rewards.verdicts import parse_verdict
 
 PROMPT = """\
@@ -132,29 +133,34 @@ class Replies:
         except OSError:
             pass  # a file system without locks
         self._lock = threading.Lock()
-        self._known: dict[str, str] = {}
+        self._known: dict[str, Reply] = {}
         self.requests = self.tokens = 0
         for each in dict.fromkeys(Path(p) for p in (path, *others)):
             for number, row in read_jsonl(each):
-                key, reply = row.get("key"), row.get("reply")
-                if not isinstance(key, str) or not isinstance(reply, str):
+                key, text = row.get("key"), row.get("reply")
+                missing = row.get("missing", "")
+                if not (
+                    isinstance(key, str) and isinstance(text, str) and isinstance(missing, str)
+                ):
                     self._file.close()
                     raise InputError(f"{each}:{number}: not a judge's reply; remove the line")
                 if key not in self._known:
-                    self._known[key] = reply
+                    self._known[key] = Reply("", missing) if missing else read_reply(text)
                     self.requests += 1
                     self.tokens += int(row.get("tokens") or 0)
 
-    def get(self, key: str) -> str | None:
+    def get(self, key: str) -> Reply | None:
         """What was replied, if it was asked before."""
         return self._known.get(key)
 
-    def put(self, key: str, reply: str, tokens: int | None) -> None:
-        """Keep a reply."""
+    def put(self, key: str, reply: Reply, tokens: int | None) -> None:
+        """Keep a reply, or the reason why it is missing."""
         with self._lock:
             if key not in self._known:
                 self._known[key] = reply
-                self._file.append({"key": key, "reply": reply, "tokens": tokens})
+                row = {"key": key, "reply": reply.text, "tokens": tokens}
+                row |= {"missing": reply.missing} if reply.missing else {}
+                self._file.append(row)
 
     def close(self) -> None:
         """Close the file."""
@@ -216,12 +222,12 @@ class Judge:
         found: dict[str, Judgment] = {}
         waiting = {}
         for key, body in distinct.items():
-            text = self.replies.get(key) if self.replies else None
-            if text is None:
+            reply = self.replies.get(key) if self.replies else None
+            if reply is None:
                 waiting[key] = self._pool.submit(self._ask, key, body)
             else:
                 self.counts["cached"] += 1
-                found[key] = self._read(text)
+                found[key] = self._read(reply)
         try:
             for key, future in waiting.items():
                 found[key] = future.result()
@@ -242,9 +248,9 @@ class Judge:
         config = self.config
         references = "; ".join(one.references) or "(none)"
         filled = {
-            "{question}": one.question,
-            "{references}": references,
-            "{answer}": one.answer.strip(),
+            "{question}": without_chat_markers(one.question),
+            "{references}": without_chat_markers(references),
+            "{answer}": without_chat_markers(one.answer.strip()),
             "{lowest}": f"{config.lowest:g}",
             "{highest}": f"{config.highest:g}",
         }
@@ -256,22 +262,24 @@ class Judge:
             "max_tokens": config.max_tokens,
         }
 
-    def _read(self, text: str) -> Judgment:
-        verdict = parse_verdict(text, self.config.lowest, self.config.highest)
+    def _read(self, reply: Reply) -> Judgment:
+        if reply.missing:
+            return Judgment(None, reply.missing)
+        verdict = parse_verdict(reply.text, self.config.lowest, self.config.highest)
         return Judgment(verdict.score, verdict.reason)
 
     # ------------------------------------------------------------------ in threads
 
     def _ask(self, key: str, body: dict[str, Any]) -> Judgment:
         try:
-            reply: Reply = self._chat.complete(body)
+            completion = self._chat.complete(body)
         except Failed as error:
             return Judgment(None, f"no reply: {error}")
         with self._lock:
-            self._tokens += reply.tokens or 0
+            self._tokens += completion.tokens or 0
         if self.replies is not None:
-            self.replies.put(key, reply.texts[0], reply.tokens)
-        return self._read(reply.texts[0])
+            self.replies.put(key, completion.replies[0], completion.tokens)
+        return self._read(completion.replies[0])
 
     def _spend(self) -> None:
         """Count a request before it is made."""

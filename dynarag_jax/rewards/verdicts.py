@@ -11,6 +11,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from dynarag_jax.replies import read_reply
+
 SCALES = (5.0, 10.0, 100.0)
 """Full marks that a judge may state itself ("8/10"), besides those of the declared scale."""
 
@@ -35,7 +37,6 @@ _LABEL = re.compile(
     r"(?:\s+is)?\s*[:=]?\s*",
     re.IGNORECASE,
 )
-_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
 def parse_verdict(text: str, lowest: float = 0.0, highest: float = 100.0) -> Verdict:
@@ -43,7 +44,7 @@ def parse_verdict(text: str, lowest: float = 0.0, highest: float = 100.0) -> Ver
 
     Accepted, on a scale from 0 to 100: ``92.5``, ``Score: 92.5``, ``85/100``, ``8 out of 10``,
     ``Final score: **8/10**``, ``90 %``, ``{"score": 85}``, each with an explanation before a label
-    or beside the JSON, and behind a ``<think>`` section.
+    or beside the JSON, and behind a thought.
 
     Args:
       lowest, highest: the declared scale; a bare number is read on it.
@@ -52,9 +53,10 @@ def parse_verdict(text: str, lowest: float = 0.0, highest: float = 100.0) -> Ver
       The score, (value - lowest) / (highest - lowest), or value / full where the text states its
       own full marks; None with the reason where the text is anything else.
     """
-    text = _THINKING.sub("", text)
-    if not text.strip():
-        return Verdict(None, "nothing was answered")
+    reply = read_reply(text)
+    if reply.missing:
+        return Verdict(None, reply.missing)
+    text = reply.text
     objects = _objects(text)
     if objects:
         wanted = ("score", "rating")

@@ -15,8 +15,14 @@ from typing import Any
 
 from dynarag_jax.chat import Chat, Failed
 from dynarag_jax.errors import InputError
-from dynarag_jax.prompts import parse_list_leniently, rerank_messages
+from dynarag_jax.prompts import (
+    TEMPLATE_SETTINGS,
+    conversation,
+    parse_list_leniently,
+    rerank_messages,
+)
 from dynarag_jax.records import Question
+from dynarag_jax.replies import Reply
 from dynarag_jax.sampling.engine import request_key
 from dynarag_jax.sampling.rollouts import Draft, Reject
 from dynarag_jax.sampling.sampler import Sampling
@@ -42,7 +48,10 @@ class ServerConfig:
     backoff: float = 1.0
     """seconds before the first of them, twice as long before each next; Retry-After comes first"""
     max_tokens: int = 256
-    """tokens of a list at most"""
+    """tokens of a list at most, a thought before it included; a longer reply is missing"""
+    template_settings: bool = True
+    """send chat_template_kwargs, by which servers write the prompt that is trained on and models
+    that can think first do not; false for servers that refuse the field"""
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -62,7 +71,8 @@ class ServerLists:
 
     Attributes:
       repairs: how often each kind of repair was needed, by the names of ``prompts.Repairs``, and
-        ``too_long`` of lists cut to the configured length; ``unreadable`` texts are left out.
+        ``too_long`` of lists cut to the configured length; ``unreadable`` texts are left out, and
+        so are ``missing`` ones: cut off, refused, or nothing behind a thought.
 
     Args:
       writer: its prompts' configuration and tokenizer decide how many passages are shown.
@@ -88,7 +98,7 @@ class ServerLists:
             config.backoff, self._closed,
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(config.parallel, thread_name_prefix="server")
-        self._inside: dict[Future[list[str]], tuple[Question, int]] = {}
+        self._inside: dict[Future[list[Reply]], tuple[Question, int]] = {}
 
     @property
     def busy(self) -> bool:
@@ -120,12 +130,18 @@ class ServerLists:
                 results.append(Reject(question.id, reason))
         return results
 
-    def _read(self, question: Question, shown: int, texts: list[str]) -> Draft | Reject:
-        lists = []
-        for text in texts:
-            chosen, repairs = parse_list_leniently(text, shown)
+    def _read(self, question: Question, shown: int, replies: list[Reply]) -> Draft | Reject:
+        lists, reasons = [], []
+        for reply in replies:
+            self.repairs.update(["thought"] if reply.thought else [])
+            if reply.missing:
+                self.repairs["missing"] += 1
+                reasons.append(reply.missing)
+                continue
+            chosen, repairs = parse_list_leniently(reply.text, shown)
             self.repairs.update({name: count for name, count in vars(repairs).items() if count})
             if repairs.unreadable:
+                reasons.append(f"{reply.text[:60]!r}")
                 continue
             longest = self._writer.prompts.max_list
             self.repairs["too_long"] += len(chosen) > longest
@@ -133,20 +149,21 @@ class ServerLists:
         if not lists:
             return Reject(
                 question.id,
-                f"question '{question.id}': none of the server's {len(texts)} texts holds a list, "
-                f"the first is {texts[0][:60]!r}",
+                f"question '{question.id}': none of the server's {len(replies)} texts holds a "
+                f"list, of the first: {reasons[0]}",
             )
         return Draft(question, shown, tuple(lists), (), f"server:{self._config.model}")
 
     # ------------------------------------------------------------------ in threads
 
-    def _ask(self, question: Question, shown: int) -> list[str]:
-        """The texts of all samples; servers that give fewer at once are asked again."""
+    def _ask(self, question: Question, shown: int) -> list[Reply]:
+        """The replies of all samples; servers that give fewer at once are asked again."""
         style = self._writer.prompts.style
         messages = rerank_messages(question, question.passages[:shown], style)
-        texts: list[str] = []
-        while len(texts) < self._samples:
-            how, left = self._sampling, self._samples - len(texts)
+        messages = conversation(self._writer.policy.tokenizer, messages)
+        replies: list[Reply] = []
+        while len(replies) < self._samples:
+            how, left = self._sampling, self._samples - len(replies)
             body: dict[str, Any] = {
                 "model": self._config.model,
                 "messages": messages,
@@ -154,10 +171,12 @@ class ServerLists:
                 "temperature": how.temperature,
                 "top_p": how.top_p,
                 "max_tokens": self._config.max_tokens,
-                "seed": request_key(self._writer.seed, f"{question.id}/{len(texts)}") >> 1,
+                "seed": request_key(self._writer.seed, f"{question.id}/{len(replies)}") >> 1,
             }
             # Not of OpenAI's own interface, but of vLLM's and SGLang's.
+            if self._config.template_settings:
+                body["chat_template_kwargs"] = dict(TEMPLATE_SETTINGS)
             body |= {"top_k": how.top_k} if how.top_k else {}
             body |= {"min_p": how.min_p} if how.min_p else {}
-            texts += self._chat.complete(body).texts[:left]
-        return texts
+            replies += self._chat.complete(body).replies[:left]
+        return replies

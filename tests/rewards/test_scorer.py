@@ -12,6 +12,7 @@ from dynarag_jax.exchange.encoders import LoadedEncoder
 from dynarag_jax.metrics.bertscore import BertScorer
 from dynarag_jax.models.encoder import EncoderConfig, init_params
 from dynarag_jax.records import Question
+from dynarag_jax.replies import Reply
 from dynarag_jax.rewards import judge as judging
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
@@ -42,7 +43,7 @@ def judge(tmp_path):
     with Judge(config, replies=Replies(tmp_path / "judge.jsonl")) as judge:
         for answer, says in {"lira": "92.5", "orta": "Not bad.", "the port": "Score: 1/10"}.items():
             key = judging._key(judge._body(Asked(QUESTION.text, QUESTION.answers, answer)))
-            judge.replies.put(key, says, 9)
+            judge.replies.put(key, Reply(says), 9)
         yield judge
 
 

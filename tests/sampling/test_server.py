@@ -14,6 +14,7 @@ import pytest
 
 from dynarag_jax.chat import retry_after
 from dynarag_jax.errors import InputError
+from dynarag_jax.prompts import TEMPLATE_SETTINGS
 from dynarag_jax.records import Rollout
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.rollouts import Reject, roll_out
@@ -22,6 +23,8 @@ from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.sampling.writer import Writer
 
 TEXTS = ["[2], [1]", "None", "[1],[3]", "The needed ones are [3], [3] and [9].", "2, 1"]
+
+THOUGHTS = ["<think>[1] or [3]?</think>\n\n[2]", "[3].</think>[2]", "[2]", "<think>[1]", "[1], [3"]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,8 +62,13 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return None
         count = min(body["n"], 2) if name == "few" else body["n"]
-        texts = ["no idea", ""] * 4 if name == "mute" else TEXTS
-        choices = [{"message": {"content": texts[i % len(texts)]}} for i in range(count)]
+        texts = {"mute": ["no idea", ""] * 4, "thinks": THOUGHTS}.get(name, TEXTS)
+        choices = [
+            {"message": {"content": texts[i % len(texts)]}, "finish_reason": "stop"}
+            for i in range(count)
+        ]
+        if name == "cut":
+            choices = [choice | {"finish_reason": "length"} for choice in choices]
         return self.reply(200, json.dumps({"choices": choices}).encode())
 
     def reply(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
@@ -149,9 +157,24 @@ def test_what_a_sick_server_spoils_is_set_aside_and_the_rest_goes_on(server, wri
         assert isinstance(reject, Reject)
         assert f"question '{name}'" in reject.reason and says in reject.reason
         assert "\n" not in reject.reason
-    assert not found and repairs["unreadable"] == 5
+    assert not found and (repairs["unreadable"], repairs["missing"]) == (3, 2)
     counts = [sum(n == name for n, *_ in server.log) for name in ("garbage", "toolong", "hangs")]
     assert counts == [3, 1, 3]
+
+
+def test_thoughts_are_no_lists_and_cut_replies_are_missing(server, writer, question):
+    marked = question("marked", text="port marked? <eos>[9] ")
+    found, repairs = ask(writer, settings(server), [question("thinks"), question("cut"), marked])
+    assert [t.list for t in found["thinks"].trajectories] == [(2,)]
+    assert [t.count for t in found["thinks"].trajectories] == [3]
+    assert (repairs["thought"], repairs["missing"], repairs["unreadable"]) == (3, 6, 1)
+    assert "cut off at the limit of tokens" in found["cut"].reason
+    bodies = {name: body for name, body, *_ in server.log}
+    for body in bodies.values():
+        assert body["chat_template_kwargs"] == TEMPLATE_SETTINGS
+    assert "<eos>" not in json.dumps(bodies["marked"]["messages"])
+    ask(writer, settings(server, template_settings=False), [question("thinks")])
+    assert "chat_template_kwargs" not in server.log[-1][1]
 
 
 def test_a_server_that_cannot_be_reached_ends_the_run(server, writer, question):

@@ -169,7 +169,7 @@ def _inside(tokens: list[re.Match[str]]) -> int:
 
 def _range(text: str) -> bool:
     """Whether two ids with a dash between them could mean all from the one to the other."""
-    for chain in re.findall(r"\d+(?:[\])]?\s*[-–—]\s*[\[(]?\d+)+", text):
+    for chain in re.findall(r"\d+(?:[\])]?(?:[-–—]\s*|\s+[-–—]\s+)[\[(]?\d+)+", text):
         ends = [int(i[:18]) for i in re.findall(r"\d+", chain)]
         if len(ends) == 2 and ends[1] > ends[0] + 1:
             return True

@@ -71,6 +71,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["dynarag_jax", "dynarag_jax.*"]),
+    package_data={"dynarag_jax.report": ["templates/*"]},
     install_requires=CORE,
     extras_require={
         "cuda": ["jax[cuda12]"],

@@ -16,6 +16,15 @@ Chosen = tuple[int, ...]
 NO_RETRIEVAL, ORACLE = "no retrieval", "oracle passages"
 
 
+SHUFFLED = ", shuffled"
+"""behind a model's name: it saw the candidates in random order"""
+
+
+def shuffled_name(system: str) -> str:
+    """The name of a system that is shown the candidates in random order."""
+    return system + SHUFFLED
+
+
 def top_k_name(k: int) -> str:
     """The name of the system that reads the retriever's first ``k`` passages."""
     return f"top-{k}"

@@ -1,20 +1,23 @@
 """Tables, plots, and the page one looks at."""
 
-from dynarag_jax.report.figures import figure, write_figure
+from dynarag_jax.report.figures import figures, write_figures
 from dynarag_jax.report.page import render, write_report
 from dynarag_jax.report.schema import (
-    Choice,
     Curve,
-    Example,
     KMatrix,
+    PolicyChoice,
+    RankRow,
     RunFacts,
     RunReport,
     SampledList,
     ShownPassage,
+    ShownQuestion,
     SystemRow,
     TypeRow,
     TypeScores,
 )
+from dynarag_jax.report.schema import PolicyChoice as Choice
+from dynarag_jax.report.schema import ShownQuestion as Example
 from dynarag_jax.report.summary import summary, write_summary
 from dynarag_jax.report.terminal import terminal_table
 
@@ -23,18 +26,21 @@ __all__ = [
     "Curve",
     "Example",
     "KMatrix",
+    "PolicyChoice",
+    "RankRow",
     "RunFacts",
     "RunReport",
     "SampledList",
     "ShownPassage",
+    "ShownQuestion",
     "SystemRow",
     "TypeRow",
     "TypeScores",
-    "figure",
+    "figures",
     "render",
     "summary",
     "terminal_table",
-    "write_figure",
+    "write_figures",
     "write_report",
     "write_summary",
 ]

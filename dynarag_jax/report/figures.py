@@ -1,45 +1,43 @@
-"""Single figures as SVG files, for a README or a paper."""
+"""Single figures of a report as SVG files, for a README or a paper."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from pathlib import Path
 
-from dynarag_jax.errors import InputError, nearest
+from markupsafe import Markup
+
 from dynarag_jax.files import PathLike, atomic_write
-from dynarag_jax.report.plots import heat_map, same_shape
-from dynarag_jax.report.points import systems_plot
+from dynarag_jax.report.page import templates
 from dynarag_jax.report.schema import RunReport
-from dynarag_jax.report.style import FIGURE
+from dynarag_jax.report.svg.matrices import heat_map, rank_map, same_shape
+from dynarag_jax.report.svg.systems import systems_plot
 
-Figure = Literal["systems", "k_before", "k_after"]
 
+def figures(report: RunReport) -> dict[str, str]:
+    """The figures that a report has, by name: SVG documents that follow light and dark mode.
 
-def figure(report: RunReport, name: Figure) -> str:
-    """One figure of the report as an SVG document that follows the reader's light or dark mode.
-
-    Raises:
-      InputError: the report has no such figure.
+    ``systems`` is always there; ``k_before``, ``k_after`` and ``ranks`` where needed passages are
+    known.
     """
-    if name not in get_args(Figure):
-        known = get_args(Figure)
-        raise InputError(
-            f"report: no figure '{name}'; there are {', '.join(known)}{nearest(name, known)}"
-        )
-    if name == "systems":
-        drawn = systems_plot(report.systems, report.answer_metric, report.facts.needed_mean_k)
-    else:
-        matrices = [m for m in (report.k_before, report.k_after) if m and m.counts]
-        wanted = report.k_before if name == "k_before" else report.k_after
-        if wanted is None or not wanted.counts:
-            raise InputError(f"report: this run has no figure '{name}'")
-        shaped, more = same_shape(matrices)
-        drawn = heat_map(wanted.title, shaped[matrices.index(wanted)], more)
-    opening, rest = drawn.split(">", 1)
-    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{FIGURE}</style>{rest}\n'
+    needed = report.facts.needed_mean_k
+    drawn = {"systems": systems_plot(report.systems, report.answer_metric, needed)}
+    named = {"k_before": report.k_before, "k_after": report.k_after}
+    matrices = {name: matrix for name, matrix in named.items() if matrix and matrix.counts}
+    shaped, more = same_shape(list(matrices.values()))
+    for (name, matrix), counts in zip(matrices.items(), shaped, strict=True):
+        drawn[name] = heat_map(matrix.title, counts, more)
+    if report.ranks:
+        drawn["ranks"] = rank_map(report.ranks)
+    return {name: _document(plot) for name, plot in drawn.items()}
 
 
-def write_figure(path: PathLike, report: RunReport, name: Figure) -> None:
-    """Write one figure as an SVG file, atomically; errors as for ``figure``."""
-    text = figure(report, name)
-    with atomic_write(path) as stream:
-        stream.write(text)
+def _document(plot: Markup) -> str:
+    opening, rest = (Markup(part) for part in str(plot).split(">", 1))
+    return templates().get_template("figure.svg").render(opening=opening, rest=rest)
+
+
+def write_figures(directory: PathLike, report: RunReport) -> None:
+    """Write every figure as ``NAME.svg``, atomically."""
+    for name, text in figures(report).items():
+        with atomic_write(Path(directory) / f"{name}.svg") as stream:
+            stream.write(text)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.lists import shuffled_name
 from dynarag_jax.metrics.intervals import Difference, Interval
 
-Role = Literal["cloning", "feedback", "fixed", "none", "oracle", "other"]
+Role = Literal["cloning", "feedback", "shuffled", "fixed", "none", "oracle", "other"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -95,13 +96,31 @@ class KMatrix:
 
 
 @dataclass(frozen=True)
+class RankRow:
+    """Where the needed passages stand, over the questions that need equally many.
+
+    Attributes:
+      needed: passages that each of these questions needs.
+      questions: how many they are.
+      at: ``at[i]`` of them have a needed passage at rank i + 1 of the candidates.
+      absent: needed passages that are no candidates, over all of these questions.
+    """
+
+    needed: int
+    questions: int
+    at: Sequence[int]
+    absent: int = 0
+
+
+@dataclass(frozen=True)
 class SystemRow:
     """One system's scores over the same questions, each a mean with its interval.
 
     Attributes:
       name: as shown (``behavior cloning``, ``feedback, round 1``, ``top 3``).
       role: what it is; decides its mark and color. The headline compares the ``cloning`` row with
-        the last ``feedback`` row; ``fixed`` rows are joined by a line.
+        the last ``feedback`` row; ``fixed`` rows are joined by a line; a ``shuffled`` row is that
+        of another system with the candidates in random order, named after it (``shuffled_name``).
       answer: the answer metric (EM), a fraction of 1.
       set_f1: F1 of the chosen against the needed set, a fraction; None where unknown.
       mean_k: passages read for a question.
@@ -184,7 +203,7 @@ class SampledList:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PolicyChoice:
     """The list a policy chose for an example, and the answer; ``right`` is None where unknown."""
 
     name: str
@@ -194,7 +213,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownQuestion:
     """One question shown in full.
 
     Attributes:
@@ -211,7 +230,7 @@ class Example:
     passages: Sequence[ShownPassage]
     type: str = ""
     sampled: Sequence[SampledList] = ()
-    choices: Sequence[Choice] = ()
+    choices: Sequence[PolicyChoice] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +247,7 @@ class RunReport:
       k_before, k_after: needed k against chosen k before and after feedback.
       change: the answer metric after feedback minus before, over the same questions.
       types: breakdown by question type.
+      ranks: where the candidates' order puts the needed passages, by how many are needed.
       examples: questions shown in full.
       notes: remarks on this run, one paragraph each, shown at the top.
     """
@@ -241,7 +261,8 @@ class RunReport:
     k_after: KMatrix | None = None
     change: Difference | None = None
     types: Sequence[TypeRow] = ()
-    examples: Sequence[Example] = ()
+    ranks: Sequence[RankRow] = ()
+    examples: Sequence[ShownQuestion] = ()
     notes: Sequence[str] = ()
 
     def first(self, role: Role) -> SystemRow | None:
@@ -251,3 +272,8 @@ class RunReport:
     def last(self, role: Role) -> SystemRow | None:
         """The last system of a role, or None."""
         return next((s for s in reversed(self.systems) if s.role == role), None)
+
+    def shuffled(self, row: SystemRow) -> SystemRow | None:
+        """The row of the same system that was shown the candidates in random order, or None."""
+        name = shuffled_name(row.name)
+        return next((s for s in self.systems if s.role == "shuffled" and s.name == name), None)

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 
 from dynarag_jax.metrics.intervals import Interval
-from dynarag_jax.report import scales
+from dynarag_jax.report import numbers
 from dynarag_jax.report.schema import RunReport
 
 WIDTH = 100
@@ -32,6 +32,16 @@ def _fit(text: str, width: int) -> str:
             text = text[:-1]
         text = text.rstrip() + "…"
     return text + " " * (width - _columns(text))
+
+
+def _name(text: str, width: int) -> str:
+    """As ``_fit``; what is cut is the middle, since names often differ at their ends."""
+    if _columns(text) <= width:
+        return _fit(text, width)
+    tail = ""
+    while _columns(text[-len(tail) - 1 :]) <= width // 2:
+        tail = text[-len(tail) - 1 :]
+    return _fit(text, width - _columns(tail)) + tail
 
 
 def _wrapped(parts: list[str], gap: str = "   ") -> list[str]:
@@ -70,18 +80,18 @@ def terminal_table(report: RunReport) -> str:
     about = [f"config {_one_line(facts.config)}", f"seed {facts.seed}"]
     about.append(f"{facts.questions:,} question{'' if facts.questions == 1 else 's'}")
     if facts.needed_mean_k is not None:
-        about.append(f"needed mean k {scales.passages(facts.needed_mean_k)}")
+        about.append(f"needed mean k {numbers.passages(facts.needed_mean_k)}")
     lines += [*_wrapped(about), ""]
     if rows:
         read = [s.tokens for s in rows]
         columns = [
             (
                 f"{_one_line(report.answer_metric)[:14]} %",
-                _scores([s.answer for s in rows], scales.percent),
+                _scores([s.answer for s in rows], numbers.percent),
             ),
-            ("set F1 %", _scores([s.set_f1 for s in rows], scales.percent)),
-            ("mean k", _scores([s.mean_k for s in rows], scales.passages)),
-            ("passage tokens", _scores(read, scales.tokens_format(read))),
+            ("set F1 %", _scores([s.set_f1 for s in rows], numbers.percent)),
+            ("mean k", _scores([s.mean_k for s in rows], numbers.passages)),
+            ("passage tokens", _scores(read, numbers.tokens_format(read))),
         ]
         if any(s.failed for s in rows):
             columns.append(("failed", [f"{s.failed:,}".rjust(6) for s in rows]))
@@ -95,7 +105,7 @@ def terminal_table(report: RunReport) -> str:
         lines.append("─" * (first + sum(widths) + len(gap) * len(widths)))
         for i, name in enumerate(names):
             cells = [cells[i].ljust(w) for (_, cells), w in zip(columns, widths, strict=True)]
-            lines.append(f"{_fit(name, first)}{gap}{gap.join(cells)}".rstrip())
+            lines.append(f"{_name(name, first)}{gap}{gap.join(cells)}".rstrip())
         lines.append("[low,high]: 95 % interval, bootstrap over questions")
     if report.change:
         c = report.change
@@ -107,8 +117,8 @@ def terminal_table(report: RunReport) -> str:
         )
     if facts.seconds:
         total = sum(facts.seconds.values())
-        stages = [f"{_one_line(k)} {scales.duration(v)}" for k, v in facts.seconds.items()]
-        lines += ["", *_wrapped([*stages, f"total {scales.duration(total)}"])]
+        stages = [f"{_one_line(k)} {numbers.duration(v)}" for k, v in facts.seconds.items()]
+        lines += ["", *_wrapped([*stages, f"total {numbers.duration(total)}"])]
     if facts.peak_memory_bytes is not None:
-        lines.append(f"peak memory {scales.memory(facts.peak_memory_bytes)}")
+        lines.append(f"peak memory {numbers.memory(facts.peak_memory_bytes)}")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ def full_report() -> s.RunReport:
         system("behavior cloning", "cloning", 0.77, 0.58, 2.70, 54, k_sd=1.42),
         system("feedback, round 1", "feedback", 0.83, 0.87, 1.80, 36, k_sd=1.01, failed=3),
         system("feedback, round 2", "feedback", 0.84, 0.89, 1.72, 34, k_sd=0.98),
+        system("feedback, round 2, shuffled", "shuffled", 0.66, 0.51, 1.9, 37, k_sd=1.1),
         *(
             system(f"top {k}", "fixed", em, 0.5, float(k), 20.0 * k)
             for k, em in ((1, 0.49), (2, 0.61), (3, 0.68), (4, 0.665), (5, 0.64), (6, 0.6),
@@ -68,7 +69,7 @@ def full_report() -> s.RunReport:
         )
         for i in range(1, 9)
     )  # fmt: skip
-    example = s.Example(
+    example = s.ShownQuestion(
         "test-0017", "In which country was the founder of Ostrava Works born?", ("Velden",),
         passages, "two_hop",
         (
@@ -78,16 +79,16 @@ def full_report() -> s.RunReport:
             s.SampledList((8, 3, 1, 4, 6, 7, 2), 1, "Kelmont", 0.0, {"em": 0.0, "passages": 0.0}),
         ),
         (
-            s.Choice("behavior cloning", (5, 1, 7), "Kelmont", False),
-            s.Choice("feedback, round 2", (2, 5), "Velden", True),
+            s.PolicyChoice("behavior cloning", (5, 1, 7), "Kelmont", False),
+            s.PolicyChoice("feedback, round 2", (2, 5), "Velden", True),
         ),
     )  # fmt: skip
-    long = s.Example(
+    long = s.ShownQuestion(
         "nq-3", "who wrote the song that was played at the opening of the games in the year in "
         "which the tower was finished", ("Ann Author", "A. Author", "Ann B. Author"),
         tuple(s.ShownPassage(i, "Some long passage of a hundred words. " * 15, f"Title {i}", None)
               for i in range(1, 21)), "",
-        (), (s.Choice("feedback, round 2", (), "", None),),
+        (), (s.PolicyChoice("feedback, round 2", (), "", None),),
     )  # fmt: skip
     a, b = rng.random(n) < 0.84, rng.random(n) < 0.77
     return s.RunReport(
@@ -110,6 +111,11 @@ def full_report() -> s.RunReport:
             s.TypeRow(name, 150, float(k), s.TypeScores(0.7 + k / 20, 0.5, k + 0.9),
                       s.TypeScores(0.8 + k / 20, 0.9, k + 0.1))
             for k, name in enumerate(("common knowledge", "one_hop", "two_hop", "three_hop"))
+        ),
+        ranks=(
+            s.RankRow(1, 210, (190, 9, 4, 3, 2, 1, 1, 0)),
+            s.RankRow(2, 205, (180, 8, 6, 5, 7, 170, 9, 20), 5),
+            s.RankRow(3, 120, (100, 6, 7, 5, 96, 99, 20, 21), 6),
         ),
         examples=[example, long],
         notes=("These numbers are made up for a test.",),

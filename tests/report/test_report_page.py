@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.metrics.intervals import Interval, bootstrap
-from dynarag_jax.report import figure, render, write_figure, write_report
+from dynarag_jax.report import figures, render, write_figures, write_report
 from dynarag_jax.report import schema as s
 
 VOID = {"br", "hr", "meta", "col"}
@@ -130,21 +130,22 @@ def test_every_text_is_escaped():
         curves=[s.Curve(n, n, [1, 2], {n: [1, 2], n + "2": [2, 1]}, n)],
         k_before=s.KMatrix(n, ((1,),)), k_after=s.KMatrix(n, ((1,),)),
         types=[s.TypeRow(n, 1, 1.0, s.TypeScores(1, 1, 1), None)],
-        examples=[s.Example(n, n, (n,), (s.ShownPassage(1, n, n, True),), n,
+        examples=[s.ShownQuestion(n, n, (n,), (s.ShownPassage(1, n, n, True),), n,
                             (s.SampledList((1,), 1, n, 0.0, {n: 1.0}),),
-                            (s.Choice(n, (1,), n, True),))],
+                            (s.PolicyChoice(n, (1,), n, True),))],
         notes=(n,),
     )  # fmt: skip
     page = check(render(report))
     assert page.text.count("alert('x')") >= 20
-    ElementTree.fromstring(figure(report, "systems"))
+    for drawn in figures(report).values():
+        ElementTree.fromstring(drawn)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec=None), max_size=30))
 def test_any_text_gives_a_page_that_can_be_written(text):
     """Lone surrogates and control characters too, which JSON may bring."""
-    example = s.Example("q", text, (text,), (s.ShownPassage(1, text, text),), text)
+    example = s.ShownQuestion("q", text, (text,), (s.ShownPassage(1, text, text),), text)
     page = render(minimal(examples=[example], notes=(text,)))
     page.encode("utf-8")
     check(page)
@@ -154,7 +155,7 @@ def test_any_text_gives_a_page_that_can_be_written(text):
 def test_one_question_no_rollouts_missing_stage():
     interval = one(1.0)
     cloning = s.SystemRow("behavior cloning", "cloning", interval, None, interval)
-    example = s.Example("q", "who?", (), ())
+    example = s.ShownQuestion("q", "who?", (), ())
     page = check(render(minimal(systems=[cloning], examples=[example])))
     assert "on 1 question and" in page.text and "One question in full" in page.text
     assert "Before feedback" not in page.text  # there is no later stage to be before
@@ -205,15 +206,42 @@ def test_wide_matrices_keep_every_question():
 
 
 def test_figures_are_documents_of_their_own(report, tmp_path):
-    for name in ("systems", "k_before", "k_after"):
-        write_figure(tmp_path / f"{name}.svg", report, name)
-        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+    write_figures(tmp_path, report)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "systems.svg", "k_before.svg", "k_after.svg", "ranks.svg",
+    }  # fmt: skip
+    for path in tmp_path.iterdir():
+        root = ElementTree.parse(path).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
         assert not [v for e in root.iter() for k, v in e.attrib.items() if "href" in k]
-    with pytest.raises(InputError, match=r"no figure 'k_afte'; .*did you mean 'k_after'"):
-        figure(report, "k_afte")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="this run has no figure 'k_after'"):
-        figure(dataclasses.replace(report, k_after=None), "k_after")
+    assert set(figures(minimal())) == {"systems"}
+
+
+def test_candidates_in_random_order_stand_at_the_top(report):
+    shuffled = next(s for s in report.systems if s.role == "shuffled")
+    assert report.shuffled(report.last("feedback")) == shuffled
+    top = check(render(report)).text.split("How to read this page")[0]
+    said = f"With the candidates in random order it is {100 * shuffled.answer.mean:.1f} %"
+    assert said in top and "EM, candidates shuffled" in top
+    others = [s for s in report.systems if s is not shuffled]
+    page = check(render(dataclasses.replace(report, systems=others)))
+    assert "random order" not in page.text
+
+
+def test_every_needed_passage_has_its_rank(report):
+    page = render(report)
+    for row in report.ranks:
+        for rank, count in enumerate(row.at, 1):
+            said = f"needed {row.needed}, at rank {rank}: {count}, of {row.questions} questions"
+            assert said in page
+        said = f"needed {row.needed}, not among the candidates: {row.absent}, of"
+        assert said in page
+    many = s.RankRow(2, 5, tuple(range(40)))
+    page = render(minimal(ranks=[many, s.RankRow(1, 9, (9,))]))
+    check(page)
+    assert "not among" not in page
+    counts = re.findall(r"needed 2, at rank \d+\+?: (\d+), of 5", page)
+    assert sum(map(int, counts)) == sum(many.at)
 
 
 def test_parts_that_do_not_fit_are_named():

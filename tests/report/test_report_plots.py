@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynarag_jax.report import scales
-from dynarag_jax.report.labels import Box, _meets, place_labels
-from dynarag_jax.report.plots import _smooth, line_panel, same_shape
+from dynarag_jax.report import numbers as written
 from dynarag_jax.report.schema import Curve, KMatrix
+from dynarag_jax.report.svg import scales
+from dynarag_jax.report.svg.labels import Box, _meets, place_labels
+from dynarag_jax.report.svg.lines import _smooth, line_panel
+from dynarag_jax.report.svg.matrices import same_shape
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -48,12 +50,12 @@ def test_whole_ticks():
      (3599.7, "1 h 00 min")],
 )  # fmt: skip
 def test_durations(seconds, text):
-    assert scales.duration(seconds) == text
+    assert written.duration(seconds) == text
 
 
 def test_numbers_as_text():
-    assert scales.percent(0.8315) == "83.2" and scales.passages(1.716) == "1.72"
-    assert scales.memory(1_873_000_000) == "1.87 GB" and scales.memory(5_400_000) == "5 MB"
+    assert written.percent(0.8315) == "83.2" and written.passages(1.716) == "1.72"
+    assert written.memory(1_873_000_000) == "1.87 GB" and written.memory(5_400_000) == "5 MB"
     assert [scales.tick_label(v) for v in (0, 0.05, 1000, 0.30000000000000004, 1e-7)] == [
         "0", "0.05", "1,000", "0.3", "1e-7",
     ]  # fmt: skip

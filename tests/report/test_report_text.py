@@ -22,7 +22,12 @@ def test_table_says_what_the_report_says(report):
     lines = table.splitlines()
     assert max(map(width, lines)) <= 100
     for system in report.systems:
-        row = next(line for line in lines if line.startswith(system.name))
+        # A name too long for its column loses its middle, and no two look alike.
+        names = [line for line in lines if line.startswith(system.name)] or [
+            line for line in lines if "…" in line and system.name.startswith(line.split("…")[0])
+        ]
+        (row,) = names if system.role == "shuffled" else names[:1]
+        assert "shuffled" in row or system.role != "shuffled"
         a, k = system.answer, system.mean_k
         assert f"{100 * a.mean:.1f} [{100 * a.low:.1f},{100 * a.high:.1f}]" in row
         assert f"{k.mean:.2f} [{k.low:.2f},{k.high:.2f}]" in row

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from dynarag_jax.report.labels import Box, place_labels
-from dynarag_jax.report.markup import Markup, element, join
-from dynarag_jax.report.plots import axes, svg, text
-from dynarag_jax.report.scales import Scale, ends, linear, passages, percent, shorten, text_width
+from dynarag_jax.report.numbers import ends, passages, percent
 from dynarag_jax.report.schema import Role, SystemRow
+from dynarag_jax.report.svg.drawing import axes, svg, text
+from dynarag_jax.report.svg.labels import Box, place_labels
+from dynarag_jax.report.svg.markup import Markup, element, join
+from dynarag_jax.report.svg.scales import Scale, linear, shorten, text_width
 
 _SIZE = 11.5
 
@@ -21,6 +22,8 @@ def mark(role: Role, x: float, y: float) -> Markup:
             return element("circle", cx=x, cy=y, r=5.5, class_=f"mark {role}")
         case "cloning":
             return element("circle", cx=x, cy=y, r=5, class_=f"mark open {role}")
+        case "shuffled":
+            return element("circle", cx=x, cy=y, r=4, class_=f"mark open {role}")
         case "fixed":
             return element("rect", x=x - 4, y=y - 4, width=8, height=8, class_=f"mark {role}")
         case "none":

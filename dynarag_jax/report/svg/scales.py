@@ -1,13 +1,11 @@
-"""Axes and numbers: ticks at round values, linear and logarithmic scales, how numbers are shown."""
+"""Axes: ticks at round values, linear and logarithmic scales, and how wide text is."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from dynarag_jax.metrics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
     return Scale(below, above, start, end, [t for t in ticks if below <= t <= above], log=True)
 
 
-# ---------------------------------------------------------------------------- numbers as text
+# ---------------------------------------------------------------------------- text
 
 
 def tick_label(value: float) -> str:
@@ -84,54 +82,6 @@ def tick_label(value: float) -> str:
         return f"{value:,.0f}"
     return f"{value:.6g}"
 
-
-def percent(value: float) -> str:
-    """A fraction as percent with one decimal, without the sign."""
-    return f"{100 * value:.1f}"
-
-
-def passages(value: float) -> str:
-    """A mean number of passages."""
-    return f"{value:.2f}"
-
-
-def whole(value: float) -> str:
-    """A mean of large numbers, without decimals."""
-    return f"{value:,.0f}"
-
-
-def tenths(value: float) -> str:
-    """A mean of small numbers, with one decimal."""
-    return f"{value:,.1f}"
-
-
-def tokens_format(values: Iterable[Interval | None]) -> Callable[[float], str]:
-    """How to show a column of token counts: decimals only where all of them are below 100."""
-    return whole if max((v.high for v in values if v), default=0.0) >= 99.95 else tenths
-
-
-def duration(seconds: float) -> str:
-    """``4 min 05 s``, ``2 h 03 min``, ``0.8 s``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def memory(size: int) -> str:
-    """Bytes as GB or MB (powers of ten)."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def ends(interval: Interval, show: Callable[[float], str]) -> str:
-    """``low–high`` of an interval, each written by ``show``."""
-    return f"{show(interval.low)}–{show(interval.high)}"
-
-
-# ---------------------------------------------------------------------------- widths
 
 _NARROW, _WIDE = set("iljtfI.,:;'|!()[] "), set("mwMW@%")
 

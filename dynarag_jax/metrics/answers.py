@@ -1,46 +1,27 @@
 """Answer metrics: exact match, F1, containment, STR-EM, label accuracy; ROUGE is in ``rouge``.
 
 Every function takes one prediction and its references and returns a score in [0, 1], the maximum
-over the references. A blank prediction scores 0, and so does a question without references: no
-question ever leaves the denominator (see ``every_question``).
+over the references. A blank prediction scores 0, and so does a question without references, so
+that no question ever leaves the denominator.
 
 Normalizers map text to text. ``normalize`` is SQuAD's (Rajpurkar et al. 2016), which NQ-open,
-HotpotQA, 2WikiMultihopQA and ASQA use too; ``normalize_trivia`` is TriviaQA's (Joshi et al. 2017).
+HotpotQA, 2WikiMultihopQA and ASQA use too; ``normalize_trivia`` is TriviaQA's (Joshi et al. 2017);
+others are in ``normalizers``.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from dynarag_jax.errors import InputError, nearest
+from dynarag_jax.metrics.normalizers import Normalizer
+from dynarag_jax.metrics.normalizers import normalize as normalize
+from dynarag_jax.metrics.normalizers import normalize_trivia as normalize_trivia
 from dynarag_jax.metrics.rouge import rouge_l as rouge_l
 from dynarag_jax.metrics.rouge import rouge_lsum as rouge_lsum
-
-Normalizer = Callable[[str], str]
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# TriviaQA's evaluator adds four quotes to the ASCII punctuation (the last is in both).
-_BLANK_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def normalize(text: str) -> str:
-    """SQuAD's normalizer: lower-case, delete ASCII punctuation, drop a/an/the, collapse spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DELETE_PUNCTUATION)).split())
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def normalize_trivia(text: str) -> str:
-    """TriviaQA's normalizer: as SQuAD's, but punctuation and quotes become spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_BLANK_PUNCTUATION)).split())
-
 
 # ---------------------------------------------------------------------------- short answers
 
@@ -106,7 +87,11 @@ def containment(
     return float(any((a := normalizer(answer)) != "" and a in text for answer in answers))
 
 
-def str_em(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
+def str_em(
+    prediction: str,
+    short_answers: Sequence[Sequence[str]],
+    normalizer: Normalizer = normalize,
+) -> float:
     """ASQA's STR-EM (Stelmakh et al. 2022): the share of QA pairs that the prediction answers.
 
     Args:
@@ -116,12 +101,17 @@ def str_em(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
     """
     if not short_answers:
         return 0.0
-    return sum(containment(prediction, pair) for pair in short_answers) / len(short_answers)
+    found = (containment(prediction, pair, normalizer) for pair in short_answers)
+    return sum(found) / len(short_answers)
 
 
-def str_hit(prediction: str, short_answers: Sequence[Sequence[str]]) -> float:
+def str_hit(
+    prediction: str,
+    short_answers: Sequence[Sequence[str]],
+    normalizer: Normalizer = normalize,
+) -> float:
     """1.0 if the prediction answers every QA pair, else 0.0 (ALCE, Gao et al. 2023)."""
-    return float(bool(short_answers) and str_em(prediction, short_answers) == 1.0)
+    return float(bool(short_answers) and str_em(prediction, short_answers, normalizer) == 1.0)
 
 
 # ---------------------------------------------------------------------------- labels
@@ -194,33 +184,3 @@ def label_accuracy(
             raise InputError(f"reference label '{answer}' is none of {', '.join(labels)}{hint}")
         gold.add(label)
     return float(parse_label(prediction, labels) in gold)
-
-
-# ---------------------------------------------------------------------------- the denominator
-
-
-def every_question(
-    ids: Sequence[str], scores: Mapping[str, float | None]
-) -> tuple[np.ndarray, int]:
-    """Scores in the order of ``ids``, 0 where a question has none.
-
-    Args:
-      ids: every question that was asked.
-      scores: the score by question id; absent or None where the question failed.
-
-    Returns:
-      The scores, f64[Q], and how many of them are failures counted as 0.
-
-    Raises:
-      InputError: an id repeats, or a score belongs to a question that was not asked.
-    """
-    asked = set(ids)
-    if len(asked) != len(ids):
-        twice = next(i for i, count in Counter(ids).items() if count > 1)
-        raise InputError(f"question id '{twice}' repeats; ids must be unique")
-    for i in scores:
-        if i not in asked:
-            raise InputError(f"a score for question '{i}', which was not asked{nearest(i, ids)}")
-    found = [scores.get(i) for i in ids]
-    values = np.array([0.0 if score is None else score for score in found], dtype=np.float64)
-    return values, sum(score is None for score in found)

@@ -12,11 +12,12 @@ from types import MappingProxyType
 
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.metrics import answers as m
+from dynarag_jax.metrics.normalizers import Normalizer
 from dynarag_jax.metrics.rouge import rouge_l, rouge_l_kilt, rouge_lsum, split_sentences
 from dynarag_jax.records import Question
 
-Metric = Callable[[Question, str], float]
-"""From a question and a prediction to a score in [0, 1]."""
+Metric = Callable[[Question, str, Normalizer], float]
+"""From a question, a prediction and how both are normalized to a score in [0, 1]."""
 
 
 def short_answers(question: Question) -> list[list[str]]:
@@ -43,65 +44,53 @@ def short_answers(question: Question) -> list[list[str]]:
     return found
 
 
-def _em(question: Question, prediction: str) -> float:
-    return m.exact_match(prediction, question.answers)
+def _em(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.exact_match(prediction, question.answers, normalizer)
 
 
-def _squad_f1(question: Question, prediction: str) -> float:
-    return m.f1(prediction, question.answers, closed_rule=False)
+def _squad_f1(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.f1(prediction, question.answers, normalizer, closed_rule=False)
 
 
-def _hotpot_f1(question: Question, prediction: str) -> float:
-    return m.f1(prediction, question.answers)
+def _hotpot_f1(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.f1(prediction, question.answers, normalizer)
 
 
-def _containment(question: Question, prediction: str) -> float:
-    return m.containment(prediction, question.answers)
+def _containment(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.containment(prediction, question.answers, normalizer)
 
 
-def _trivia_em(question: Question, prediction: str) -> float:
-    return m.exact_match(prediction, question.answers, m.normalize_trivia)
-
-
-def _trivia_f1(question: Question, prediction: str) -> float:
-    return m.f1(prediction, question.answers, m.normalize_trivia, closed_rule=False)
-
-
-def _trivia_acc(question: Question, prediction: str) -> float:
-    return m.containment(prediction, question.answers, m.normalize_trivia)
-
-
-def _fever_accuracy(question: Question, prediction: str) -> float:
+def _fever_accuracy(question: Question, prediction: str, normalizer: Normalizer) -> float:
     try:
         return m.label_accuracy(prediction, question.answers)
     except InputError as error:
         raise InputError(f"question '{question.id}': {error}") from None
 
 
-def _label_accuracy(question: Question, prediction: str) -> float:
+def _label_accuracy(question: Question, prediction: str, normalizer: Normalizer) -> float:
     """FEVER's where the references are its labels; of other labels the exact match."""
     if all(m.parse_label(answer) is not None for answer in question.answers):
         return m.label_accuracy(prediction, question.answers)
-    return m.exact_match(prediction, question.answers)
+    return m.exact_match(prediction, question.answers, normalizer)
 
 
-def _str_em(question: Question, prediction: str) -> float:
-    return m.str_em(prediction, short_answers(question))
+def _str_em(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.str_em(prediction, short_answers(question), normalizer)
 
 
-def _str_hit(question: Question, prediction: str) -> float:
-    return m.str_hit(prediction, short_answers(question))
+def _str_hit(question: Question, prediction: str, normalizer: Normalizer) -> float:
+    return m.str_hit(prediction, short_answers(question), normalizer)
 
 
-def _rouge_l(question: Question, prediction: str) -> float:
+def _rouge_l(question: Question, prediction: str, normalizer: Normalizer) -> float:
     return rouge_l(prediction, question.answers)
 
 
-def _rouge_l_kilt(question: Question, prediction: str) -> float:
+def _rouge_l_kilt(question: Question, prediction: str, normalizer: Normalizer) -> float:
     return rouge_l_kilt(prediction, question.answers)
 
 
-def _asqa_rouge(question: Question, prediction: str) -> float:
+def _asqa_rouge(question: Question, prediction: str, normalizer: Normalizer) -> float:
     """On lower-cased sentences, one a line, as ASQA's script."""
     lines = ["\n".join(split_sentences(answer.lower())) for answer in question.answers]
     return rouge_lsum("\n".join(split_sentences(prediction.lower())), lines)
@@ -113,7 +102,7 @@ _HOTPOT: Mapping[str, Metric] = {"em": _em, "f1": _hotpot_f1, "containment": _co
 BENCHMARKS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {
         "nq": _SQUAD,
-        "triviaqa": {"em": _trivia_em, "acc": _trivia_acc, "f1": _trivia_f1},
+        "triviaqa": {"em": _em, "acc": _containment, "f1": _squad_f1},
         "hotpotqa": _HOTPOT,
         "2wikimultihopqa": _HOTPOT,
         "asqa": {"str_em": _str_em, "rouge_lsum": _asqa_rouge, "str_hit": _str_hit},
@@ -159,16 +148,20 @@ def headline_of(dataset: str, task: str = "short") -> str:
     return next(iter(metrics_of(dataset, task)))
 
 
-def score_prediction(question: Question, prediction: str, dataset: str = "") -> dict[str, float]:
+def score_prediction(
+    question: Question, prediction: str, dataset: str = "", normalizer: Normalizer | None = None
+) -> dict[str, float]:
     """The benchmark's metrics of one prediction, each in [0, 1], the headline first.
 
     Args:
       question: with its reference answers; ASQA's short answers in ``extra["qa_pairs"]``.
       prediction: the answer; ``""`` for a question that failed.
       dataset: a name of ``BENCHMARKS``; empty takes the metrics of the question's task.
+      normalizer: of answers in EM, F1 and containment; None takes the benchmark's own.
 
     Raises:
       InputError: nothing is known of the dataset, or the question lacks what its metrics read.
     """
+    rules = normalizer or (m.normalize_trivia if dataset == "triviaqa" else m.normalize)
     found = metrics_of(dataset, question.task)
-    return {name: metric(question, prediction) for name, metric in found.items()}
+    return {name: metric(question, prediction, rules) for name, metric in found.items()}

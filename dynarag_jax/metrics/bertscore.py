@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -42,21 +41,12 @@ LAYERS: Mapping[str, int] = {
 
 
 @dataclass(frozen=True)
-class Scores:
+class BertScores:
     """Precision, recall and F1 of each candidate, float32 [N]."""
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
-
-
-@dataclass(frozen=True)
-class Idf:
-    """Weights of word pieces by inverse document frequency: log((N + 1) / (count + 1))."""
-
-    weights: Mapping[int, float]
-    unseen: float
-    """of word pieces that no reference holds"""
 
 
 # ---------------------------------------------------------------------------- on the devices
@@ -115,7 +105,6 @@ class BertScorer:
     Args:
       encoder: its tokenizer decides where long texts are cut.
       layer: whose hidden states are compared; 0 are the embeddings.
-      idf: weights of word pieces; None weighs all alike, special tokens not at all.
       baseline: precision, recall and F1 of unrelated texts: scores are moved so that these are 0.
       mesh: whose devices share the work; None takes all local ones.
       batch_tokens: word pieces of a full batch per device; None fits the machine.
@@ -132,7 +121,6 @@ class BertScorer:
         encoder: LoadedEncoder,
         layer: int,
         *,
-        idf: Idf | None = None,
         baseline: tuple[float, float, float] | None = None,
         prefix_space: bool = True,
         mesh: Mesh | None = None,
@@ -146,7 +134,7 @@ class BertScorer:
             )
         if baseline is not None and (len(baseline) != 3 or not all(b < 1 for b in baseline)):
             raise InputError(f"BERTScore: baseline {baseline} must be three numbers below 1")
-        self.encoder, self.idf, self.baseline, self.capacity = encoder, idf, baseline, capacity
+        self.encoder, self.baseline, self.capacity = encoder, baseline, capacity
         self.mesh = mesh or make_mesh(devices=jax.local_devices())
         self._cfg = replace(cfg, layers=layer)
         layers = jax.tree.map(lambda p: p[:layer], encoder.params["layers"])
@@ -167,13 +155,9 @@ class BertScorer:
         given = [self._prefix + text if text else "" for text in stripped]
         return [e.ids for e in self.encoder.tokenizer.encode_batch_fast(given)]
 
-    def idf_of(self, references: Sequence[str]) -> Idf:
-        """Inverse document frequencies over the references, for another scorer's ``idf``."""
-        counts = Counter(i for ids in self.tokenize(references) for i in set(ids))
-        total = len(references) + 1
-        return Idf({i: math.log(total / (n + 1)) for i, n in counts.items()}, math.log(total))
-
-    def score(self, candidates: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
+    def score(
+        self, candidates: Sequence[str], references: Sequence[str | Sequence[str]]
+    ) -> BertScores:
         """Score each candidate against its reference, or the best of several.
 
         Where there are several, precision, recall and F1 are each the maximum over them, as in the
@@ -209,7 +193,7 @@ class BertScorer:
         if self.baseline is not None:
             base = np.asarray(self.baseline, np.float32)
             best = (best - base) / (1 - base)
-        return Scores(*best.T)
+        return BertScores(*best.T)
 
     def _passes(self, pairs: np.ndarray, tokens: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         """Pairs whose texts fit into memory at once; those of one reference stay together."""
@@ -254,9 +238,8 @@ class BertScorer:
         return found
 
     def _weights(self, ids: Sequence[int]) -> np.ndarray:
-        if self.idf is None:
-            return np.array([i not in self._special for i in ids], np.float32)
-        return np.array([self.idf.weights.get(i, self.idf.unseen) for i in ids], np.float32)
+        """1 for every word piece, 0 for special tokens."""
+        return np.array([i not in self._special for i in ids], np.float32)
 
     def _matching(
         self,

@@ -16,8 +16,7 @@ and a file belongs to ASQA if its path contains "asqa".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.metrics.answers import normalize
@@ -122,52 +121,3 @@ def score_prediction(
     if prediction is None or not references:
         return None
     return METRICS[metric](prediction, references)
-
-
-@dataclass(frozen=True)
-class Overall:
-    """What the released script prints, and what it leaves unsaid.
-
-    Attributes:
-      mean: over the questions that were kept; in percent for ``f1``, a fraction for the others.
-      kept: questions in the denominator.
-      dropped: questions that left it.
-    """
-
-    mean: float
-    kept: int
-    dropped: int
-
-
-def overall(
-    questions: Iterable[Question],
-    predictions: Mapping[str, str | None],
-    dataset: str = "",
-    metric: str = "",
-) -> Overall:
-    """The released script's one number over a file of questions.
-
-    Args:
-      predictions: by question id; absent or None where the question failed.
-
-    Raises:
-      InputError: no question is left, where the released script says that nothing was computed.
-    """
-    scores, dropped = [], 0
-    for question in questions:
-        score = score_prediction(question, predictions.get(question.id), dataset, metric)
-        if score is None:
-            dropped += 1
-        else:
-            scores.append(score)
-    if not scores:
-        raise InputError(f"{MARK}: none of {dropped} questions has an answer and a prediction")
-    return Overall(sum(scores) / len(scores), len(scores), dropped)
-
-
-def guess_dataset(path: str) -> str:
-    """The dataset by substrings of a path, in the released order; "search" contains "arc"."""
-    for name in ("fever", "nq", "hotpotqa", "eli5", "triviaqa", "2wikimqa", "arc", "asqa", "popqa"):
-        if name in path:
-            return name
-    return ""

@@ -262,8 +262,9 @@ def test_the_released_protocol_gives_the_one_number_that_the_scripts_print():
     ).flat()
     (summary,) = summarize(rows)
     for metric in released.METRICS:
-        theirs = released.overall(questions, texts, "nq", metric)
+        scores = [released.score_prediction(q, texts.get(q.id), "nq", metric) for q in questions]
+        kept = [score for score in scores if score is not None]  # they take the mean of these
         ours = summary.figures[f"released {metric}"]
         scale = 100 if metric == "f1" else 1
-        assert ours.mean * scale == pytest.approx(theirs.mean, abs=1e-12), metric
-        assert ours.n == theirs.kept < 60 == theirs.kept + theirs.dropped
+        assert ours.mean * scale == pytest.approx(sum(kept) / len(kept), abs=1e-12), metric
+        assert ours.n == len(kept) < 60

@@ -272,20 +272,3 @@ def test_fever_labels(text, label):
 def test_an_unknown_reference_label_is_an_input_error():
     with pytest.raises(InputError, match=r"'SUPORTS' is none of SUPPORTS.*did you mean 'SUPPORTS'"):
         m.label_accuracy("SUPPORTS", ["SUPORTS"])
-
-
-# ---------------------------------------------------------------------------- the denominator
-
-
-def test_every_question_stays_in_the_denominator():
-    """The released code drops failed and unanswerable questions before it takes the mean."""
-    values, failed = m.every_question(["q1", "q2", "q3", "q4"], {"q1": 1.0, "q3": None, "q4": 0.5})
-    assert values.tolist() == [1.0, 0.0, 0.0, 0.5] and failed == 2
-    assert values.mean() == 1.5 / 4
-
-
-def test_every_question_refuses_strange_and_repeated_ids():
-    with pytest.raises(InputError, match="question 'q9', which was not asked"):
-        m.every_question(["q1"], {"q9": 1.0})
-    with pytest.raises(InputError, match="'q1' repeats"):
-        m.every_question(["q1", "q2", "q1"], {})

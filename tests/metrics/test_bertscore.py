@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.metrics.bertscore import LAYERS, Idf, load_bert_scorer
+from dynarag_jax.metrics.bertscore import LAYERS, load_bert_scorer
 
 WORDS = (
     "the a cat dog sat ran on in mat park red blue green who where what fast slow new old".split()
@@ -126,18 +126,6 @@ def test_equals_the_package_where_words_hold_their_space(roberta):
     within = [tokenizer.token_to_id(t) for t in ("<s>", "Ġcat", "</s>")]
     assert load_bert_scorer(roberta, 2).tokenize(["cat", " cat "]) == [within, within]
     assert bare.tokenize(["cat"]) != [within]
-
-
-def test_idf_equals_the_package(bert):
-    candidates, references = pairs(5, 120)
-    theirs = official(bert, 2, candidates, references, idf=True, idf_sents=references)
-    scorer = load_bert_scorer(bert, 2)
-    weighted = load_bert_scorer(bert, 2, idf=scorer.idf_of(references))
-    np.testing.assert_allclose(ours(weighted, candidates, references), theirs, atol=1e-4)
-    assert np.abs(theirs - ours(scorer, candidates, references)).max() > 1e-3
-    # A word piece of every reference weighs nothing, and then there is nothing to average.
-    nothing = load_bert_scorer(bert, 2, idf=Idf({}, 0.0))
-    assert (ours(nothing, ["cat"], ["cat"]) == 0).all()
 
 
 def test_several_references_and_a_baseline_equal_the_package(bert, tmp_path):

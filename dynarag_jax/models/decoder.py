@@ -43,16 +43,17 @@ from dynarag_jax.models.products import matmul
 from dynarag_jax.sharding import constrain
 
 __all__ = [
-    "Cache",
+    "BranchCache",
     "Decoder",
     "DecoderConfig",
     "Family",
     "Parameter",
     "Params",
     "RopeScaling",
+    "TrunkCache",
     "count_parameters",
     "embed",
-    "empty_cache",
+    "empty_branch_cache",
     "extend",
     "init_params",
     "is_parameter",
@@ -188,11 +189,21 @@ LAYER_INPUT = "layer_input"
 """The name under which rematerialization knows what enters a layer."""
 
 
-class Cache(NamedTuple):
-    """Keys and values of all layers: [L, B, P, G, K] of trunks, [L, B, N, R, G, K] of branches."""
+class TrunkCache(NamedTuple):
+    """Keys and values of trunks, computed once and read by all of their branches.
 
-    k: jax.Array
-    v: jax.Array
+    Here both are [L, B, P, G, K]; ``decoding`` lays them out as one token reads them.
+    """
+
+    k: Any
+    v: Any
+
+
+class BranchCache(NamedTuple):
+    """Keys and values of branches, each its own; here both are [L, B, N, R, G, K]."""
+
+    k: Any
+    v: Any
 
 
 def _remat(cfg: DecoderConfig, body: Any) -> Any:
@@ -233,7 +244,7 @@ def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
 
 def prefill(
     cfg: DecoderConfig, params: Params, trunk: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, TrunkCache]:
     """Run the trunks alone.
 
     Args:
@@ -245,12 +256,12 @@ def prefill(
     """
     positions = jnp.arange(trunk.shape[1])
 
-    def layer(x: jax.Array, w: Layer) -> tuple[jax.Array, Cache]:
+    def layer(x: jax.Array, w: Layer) -> tuple[jax.Array, TrunkCache]:
         x = checkpoint_name(x, LAYER_INPUT)
         w = _ready(cfg, w)
         q, k, v = _qkv(cfg, w, x, positions)
         x = _after_attention(cfg, w, x, _trunk_attention(cfg, w, q, k, v, lengths))
-        return constrain(x, "batch", None, None), Cache(k, v)
+        return constrain(x, "batch", None, None), TrunkCache(k, v)
 
     x = constrain(embed(cfg, params, trunk), "batch", None, None)
     x, cache = _over_layers(cfg, _remat(cfg, layer), x, _layers(cfg, params))
@@ -261,30 +272,32 @@ def extend(
     cfg: DecoderConfig,
     params: Params,
     tokens: jax.Array,
-    trunk_cache: Cache,
+    trunk_cache: TrunkCache,
     lengths: jax.Array,
-    own: Cache,
+    branch_cache: BranchCache,
     first: jax.Array,
-) -> tuple[jax.Array, Cache]:
-    """Run T more tokens of every branch, against the trunk cache and the branches' own.
+) -> tuple[jax.Array, BranchCache]:
+    """Run T more tokens of every branch, against the trunk cache and the branch cache.
 
     Args:
       tokens: [B, N, T]; token t stands at branch position ``first + t``.
       trunk_cache: of the trunks, [L, B, P, G, K].
       lengths: [B], the trunks' lengths.
-      own: [L, B, N, R, G, K], filled up to ``first``.
+      branch_cache: [L, B, N, R, G, K], filled up to ``first``.
       first: scalar.
 
     Returns:
-      final hidden states [B, N, T, D] (normalized) and the own cache with the T tokens written.
+      final hidden states [B, N, T, D] (normalized) and the branch cache with the T tokens written.
     """
     positions = lengths[:, None, None] + first + jnp.arange(tokens.shape[2])
 
-    def layer(x: jax.Array, inputs: tuple[Layer, Cache, Cache]) -> tuple[jax.Array, Cache]:
+    def layer(
+        x: jax.Array, inputs: tuple[Layer, TrunkCache, BranchCache]
+    ) -> tuple[jax.Array, BranchCache]:
         w, past, mine = inputs
         w = _ready(cfg, w)
         q, k, v = _qkv(cfg, w, x, positions)
-        mine = Cache(
+        mine = BranchCache(
             jax.lax.dynamic_update_slice_in_dim(mine.k, k, first, axis=2),
             jax.lax.dynamic_update_slice_in_dim(mine.v, v, first, axis=2),
         )
@@ -295,14 +308,14 @@ def extend(
         return constrain(x, "batch", None, None, None), mine
 
     x = constrain(embed(cfg, params, tokens), "batch", None, None, None)
-    x, own = _over_layers(cfg, layer, x, (_layers(cfg, params), trunk_cache, own))
-    return _norm(cfg, x, params["final_norm"]), own
+    x, cache = _over_layers(cfg, layer, x, (_layers(cfg, params), trunk_cache, branch_cache))
+    return _norm(cfg, x, params["final_norm"]), cache
 
 
-def empty_cache(cfg: DecoderConfig, batch: int, branches: int, length: int) -> Cache:
-    """An own cache of zeros, [L, B, N, R, G, K]."""
+def empty_branch_cache(cfg: DecoderConfig, batch: int, branches: int, length: int) -> BranchCache:
+    """A branch cache of zeros, [L, B, N, R, G, K]."""
     shape = (cfg.layers, batch, branches, length, cfg.kv_heads, cfg.head_size)
-    return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
+    return BranchCache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
 
 
 def trunk_and_branches(

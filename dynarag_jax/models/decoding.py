@@ -9,7 +9,7 @@ Dimension letters are those of ``attention``; also S slots: trunks that decode b
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from dynarag_jax.models.attention import soft_cap
 from dynarag_jax.models.config import DecoderConfig, Params
 from dynarag_jax.models.decoder import (
+    BranchCache,
     Layer,
+    TrunkCache,
     _after_attention,
     _layers,
     _norm,
@@ -31,45 +33,29 @@ LOWEST = -1e30
 """Below every score, and finite: rows that see no key stay free of NaN."""
 
 
-class Trunks(NamedTuple):
-    """Keys and values of trunks: per layer in a tuple, or stacked with a leading axis of layers."""
-
-    k: Any
-    """[B, G, K, P]"""
-    v: Any
-    """[B, G, P, K]"""
-
-
-class Own(NamedTuple):
-    """Keys and values of branches, per layer in a tuple: [S, N, G, R, K]."""
-
-    k: Any
-    v: Any
-
-
-def empty_trunks(cfg: DecoderConfig, batch: int, length: int) -> Trunks:
-    """Stacked trunk caches of zeros."""
+def empty_trunk_cache(cfg: DecoderConfig, batch: int, length: int) -> TrunkCache:
+    """A trunk cache of zeros, stacked: k [L, B, G, K, P], v [L, B, G, P, K]."""
     lead, k = (cfg.layers, batch, cfg.kv_heads), cfg.head_size
     return _pin(
-        Trunks(
+        TrunkCache(
             jnp.zeros((*lead, k, length), cfg.dtype),
             jnp.zeros((*lead, length, k), cfg.dtype),
         )
     )
 
 
-def empty_own(cfg: DecoderConfig, slots: int, branches: int, length: int) -> Own:
-    """Own caches of zeros."""
+def empty_branch_cache(cfg: DecoderConfig, slots: int, branches: int, length: int) -> BranchCache:
+    """A branch cache of zeros: per layer in a tuple, k and v [S, N, G, R, K]."""
     shape = (slots, branches, cfg.kv_heads, length, cfg.head_size)
 
     def zeros() -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.layers))
 
-    return Own(zeros(), zeros())
+    return BranchCache(zeros(), zeros())
 
 
-def _pin(cache: Trunks) -> Trunks:
-    return Trunks(*(constrain(x, "layers", "batch", "kv_heads", None, None) for x in cache))
+def _pin(cache: TrunkCache) -> TrunkCache:
+    return TrunkCache(*(constrain(x, "layers", "batch", "kv_heads", None, None) for x in cache))
 
 
 # ---------------------------------------------------------------------------- prompts
@@ -78,7 +64,7 @@ def _pin(cache: Trunks) -> Trunks:
 def _attend(
     cfg: DecoderConfig,
     q: jax.Array,
-    cache: Trunks,
+    cache: TrunkCache,
     layer: jax.Array,
     positions: jax.Array,
     lengths: jax.Array,
@@ -122,15 +108,15 @@ def _attend(
     return value.transpose(0, 3, 1, 2, 4).reshape(b, c, h, size)
 
 
-def fill(
+def prefill(
     cfg: DecoderConfig,
     params: Params,
     trunk: jax.Array,
     lengths: jax.Array,
     chunk: int,
-    cache: Trunks | None = None,
+    cache: TrunkCache | None = None,
     start: jax.Array | None = None,
-) -> tuple[jax.Array, Trunks]:
+) -> tuple[jax.Array, TrunkCache]:
     """Run trunks, ``chunk`` tokens at a time, as far as the longest of them reaches.
 
     Args:
@@ -148,10 +134,10 @@ def fill(
     room = -(-p // chunk) * chunk + (chunk if start is not None else 0)
     trunk = jnp.pad(trunk, ((0, 0), (0, room - p)))
     if cache is None:
-        cache = empty_trunks(cfg, b, room)
+        cache = empty_trunk_cache(cfg, b, room)
     else:
         cache = _pin(
-            Trunks(
+            TrunkCache(
                 jnp.pad(cache.k, ((0, 0),) * 4 + ((0, room - p),)),
                 jnp.pad(cache.v, ((0, 0),) * 3 + ((0, room - p), (0, 0))),
             )
@@ -172,7 +158,9 @@ def fill(
             cache,
         )
 
-    def run_chunk(carry: tuple[jax.Array, Trunks, jax.Array]) -> tuple[Any, Trunks, jax.Array]:
+    def run_chunk(
+        carry: tuple[jax.Array, TrunkCache, jax.Array],
+    ) -> tuple[Any, TrunkCache, jax.Array]:
         i, cache, last = carry
         if start is None:
             at = i * chunk
@@ -183,11 +171,13 @@ def fill(
             positions = at[:, None] + jnp.arange(chunk)
             tokens = jnp.take_along_axis(trunk, positions, axis=1)
 
-        def layer(carry: tuple[jax.Array, Trunks], inputs: tuple[Any, Layer]) -> tuple[Any, None]:
+        def layer(
+            carry: tuple[jax.Array, TrunkCache], inputs: tuple[Any, Layer]
+        ) -> tuple[Any, None]:
             (x, cache), (place, w) = carry, inputs
             w = _ready(cfg, w)
             q, k, v = _qkv(cfg, w, x, positions)
-            cache = Trunks(
+            cache = TrunkCache(
                 write(cache.k, k.transpose(0, 2, 3, 1), place, at, axis=4),
                 write(cache.v, v.transpose(0, 2, 1, 3), place, at, axis=3),
             )
@@ -206,7 +196,7 @@ def fill(
     _, cache, last = jax.lax.while_loop(
         lambda carry: carry[0] * chunk < todo, run_chunk, (jnp.int32(0), cache, nothing)
     )
-    kept = Trunks(cache.k[..., :p], cache.v[..., :p, :])
+    kept = TrunkCache(cache.k[..., :p], cache.v[..., :p, :])
     return _norm(cfg, last, params["final_norm"]), kept
 
 
@@ -222,34 +212,34 @@ def split_layers(cfg: DecoderConfig, params: Params) -> list[Layer]:
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.layers)]
 
 
-def step(
+def decode_token(
     cfg: DecoderConfig,
     params: Params,
     layers: list[Layer],
     tokens: jax.Array,
-    trunks: Trunks,
+    trunk_cache: TrunkCache,
     lengths: jax.Array,
-    own: Own,
+    branch_cache: BranchCache,
     place: jax.Array,
-) -> tuple[jax.Array, Own]:
+) -> tuple[jax.Array, BranchCache]:
     """Run one more token of every branch.
 
-    Slots are at different places. A branch's keys lie in its own cache by their position, so that
-    sums run in the same order whenever the slot's request came.
+    Slots are at different places. A branch's keys lie in its cache by their position, so that sums
+    run in the same order whenever the slot's request came.
 
     Args:
       tokens: [S, N].
-      trunks: per layer, [S, G, K, P] and [S, G, P, K].
+      trunk_cache: per layer in a tuple, k [S, G, K, P] and v [S, G, P, K].
       lengths: [S], of the trunks.
-      own: per layer, [S, N, G, R, K].
+      branch_cache: per layer in a tuple, [S, N, G, R, K].
       place: [S], branch position of the tokens, less than R.
 
     Returns:
-      normalized hidden states [S, N, D], and the own caches with the tokens written.
+      normalized hidden states [S, N, D], and the branch cache with the tokens written.
     """
     s, n = tokens.shape
     g, m, size = cfg.kv_heads, cfg.heads // cfg.kv_heads, cfg.head_size
-    p, r = trunks.k[0].shape[-1], own.k[0].shape[3]
+    p, r = trunk_cache.k[0].shape[-1], branch_cache.k[0].shape[3]
     positions = (lengths + place)[:, None]
     key, own_key = jnp.arange(p), jnp.arange(r)
     old, now = own_key < place[:, None], own_key == place[:, None]
@@ -265,8 +255,8 @@ def step(
             past &= own_key > place[:, None] - w.sight.window
         together = q.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, size)
         wide = {"preferred_element_type": jnp.float32}
-        trunk = jnp.matmul(together, trunks.k[i], **wide)
-        mine = jnp.matmul(q, own.k[i].swapaxes(-1, -2), **wide)
+        trunk = jnp.matmul(together, trunk_cache.k[i], **wide)
+        mine = jnp.matmul(q, branch_cache.k[i].swapaxes(-1, -2), **wide)
         self = jnp.einsum("sngmk,sngk->sngm", q, k, **wide)[..., None]
         trunk, mine, self = (soft_cap(a, cfg.score_cap) for a in (trunk, mine, self))
         trunk = jnp.where(seen[:, None, None], trunk, -jnp.inf)
@@ -280,8 +270,8 @@ def step(
         trunk = jnp.exp(trunk - top.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, 1))
         mine, self = jnp.exp(mine - top), jnp.exp(self - top)
         total = branches(trunk.sum(-1)) + mine.sum(-1, keepdims=True) + self
-        value = branches(jnp.matmul(trunk.astype(v.dtype), trunks.v[i], **wide))
-        value += jnp.matmul(mine.astype(v.dtype), own.v[i], **wide)
+        value = branches(jnp.matmul(trunk.astype(v.dtype), trunk_cache.v[i], **wide))
+        value += jnp.matmul(mine.astype(v.dtype), branch_cache.v[i], **wide)
         value += self * v[:, :, :, None]
         value = (value / total).astype(v.dtype).reshape(s, n, g * m, size)
         x = constrain(_after_attention(cfg, w, x, value), "batch", None, None)
@@ -294,4 +284,5 @@ def step(
             for cache, x in zip(caches, new, strict=True)
         )
 
-    return _norm(cfg, x, params["final_norm"]), Own(written(own.k, new_k), written(own.v, new_v))
+    cache = BranchCache(written(branch_cache.k, new_k), written(branch_cache.v, new_v))
+    return _norm(cfg, x, params["final_norm"]), cache

@@ -19,8 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.models import decoding
-from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.models.decoding import Own, Trunks
+from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
 from dynarag_jax.sampling.sampler import Mode, Rows, Slots, decode, first_tokens, new_rows
@@ -94,8 +93,8 @@ def trunk_bytes(cfg: DecoderConfig, length: int) -> int:
 def slot_bytes(cfg: DecoderConfig, shape: Shape) -> int:
     """Bytes of caches that one slot takes, its share of the prompts about to enter included."""
     entering = shape.entering / shape.slots * trunk_bytes(cfg, shape.prompt)
-    own = shape.branches * trunk_bytes(cfg, shape.branch)
-    return math.ceil(trunk_bytes(cfg, shape.prompt) + own + entering)
+    branches = shape.branches * trunk_bytes(cfg, shape.branch)
+    return math.ceil(trunk_bytes(cfg, shape.prompt) + branches + entering)
 
 
 def free_bytes(mesh: Mesh) -> int:
@@ -131,11 +130,11 @@ class Pool:
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
         trunk = named(mesh, ("batch", "kv_heads", None, None))
-        own = named(mesh, ("batch", None, "kv_heads", None, None))
+        branch = named(mesh, ("batch", None, "kv_heads", None, None))
         layers = cfg.layers
         self._layout = Slots(
-            Trunks((trunk,) * layers, (trunk,) * layers),
-            Own((own,) * layers, (own,) * layers),
+            TrunkCache((trunk,) * layers, (trunk,) * layers),
+            BranchCache((branch,) * layers, (branch,) * layers),
             self._rows,  # type: ignore[arg-type] - a prefix of the tree
         )
         self._stacked = named(mesh, ("layers", "batch", "kv_heads", None, None))
@@ -151,11 +150,11 @@ class Pool:
             v = (*k[:2], k[3], k[2])
             rows = self._fresh_rows(jax.tree.map(jnp.asarray, no_requests(shape, shape.slots)))
             return Slots(
-                Trunks(
+                TrunkCache(
                     tuple(jnp.zeros(k, cfg.dtype) for _ in range(cfg.layers)),
                     tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
                 ),
-                decoding.empty_own(cfg, shape.slots, shape.branches, shape.branch),
+                decoding.empty_branch_cache(cfg, shape.slots, shape.branches, shape.branch),
                 rows,
             )
 
@@ -216,20 +215,20 @@ class Pool:
             if shared:
                 start = entering.start
                 take = self._local(_take, "trunk", "trunk", "stacked")
-                cache = take(slots.trunks.k, slots.trunks.v, entering.source)
-                cache = Trunks(*cache)
-            hidden, trunks = decoding.fill(
+                cache = take(slots.trunk_cache.k, slots.trunk_cache.v, entering.source)
+                cache = TrunkCache(*cache)
+            hidden, computed = decoding.prefill(
                 cfg, params, entering.trunk, entering.lengths, self.chunk, cache, start
             )
             rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
             put = self._local(_put, "trunk", "stacked", "trunk")
             place = self._local(_put_rows, "rows", "rows", "rows")
             return Slots(
-                Trunks(
-                    put(slots.trunks.k, trunks.k, entering.into),
-                    put(slots.trunks.v, trunks.v, entering.into),
+                TrunkCache(
+                    put(slots.trunk_cache.k, computed.k, entering.into),
+                    put(slots.trunk_cache.v, computed.v, entering.into),
                 ),
-                slots.own,
+                slots.branch_cache,
                 place(slots.rows, rows, entering.into),
             )
 

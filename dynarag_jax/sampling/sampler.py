@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynarag_jax.models import decoder, decoding
-from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.models.decoding import Own, Trunks
+from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, Settings, choose
@@ -103,8 +102,8 @@ class Rows(NamedTuple):
 class Slots(NamedTuple):
     """The whole state of decoding."""
 
-    trunks: Trunks
-    own: Own
+    trunk_cache: TrunkCache
+    branch_cache: BranchCache
     rows: Rows
 
 
@@ -215,13 +214,13 @@ def decode(
         return (count < steps) & (slots.rows.done.all(-1).sum() < want)
 
     def step(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
-        count, (trunks, own, rows) = carry
+        count, (trunk_cache, branch_cache, rows) = carry
         place = jnp.maximum(rows.place - 1, 0)
-        hidden, own = decoding.step(
-            cfg, params, layers, rows.last, trunks, rows.lengths, own, place
+        hidden, branch_cache = decoding.decode_token(
+            cfg, params, layers, rows.last, trunk_cache, rows.lengths, branch_cache, place
         )
         rows = write(decoder.logits(cfg, params, hidden), rows, mode, grammar)
-        return count + 1, Slots(trunks, own, rows)
+        return count + 1, Slots(trunk_cache, branch_cache, rows)
 
     return jax.lax.while_loop(going, step, (jnp.int32(0), slots))[1]
 
@@ -270,12 +269,11 @@ def sample(
         length=max_tokens,
         grammar=grammar if lists else None,
     )
-    hidden, trunks = decoding.fill(cfg, params, trunk, jnp.maximum(lengths, 1), min(p, CHUNK))
+    hidden, cache = decoding.prefill(cfg, params, trunk, jnp.maximum(lengths, 1), min(p, CHUNK))
     rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
-    each = Trunks(tuple(trunks.k[i] for i in range(cfg.layers)),
-                  tuple(trunks.v[i] for i in range(cfg.layers)))  # fmt: skip
-    own = decoding.empty_own(cfg, b, branches, max_tokens)
-    slots = Slots(each, own, rows)
+    layers = range(cfg.layers)
+    cache = TrunkCache(tuple(cache.k[i] for i in layers), tuple(cache.v[i] for i in layers))
+    slots = Slots(cache, decoding.empty_branch_cache(cfg, b, branches, max_tokens), rows)
     rows = decode(cfg, params, slots, mode, grammar, b, max_tokens).rows
     return Samples(rows.tokens, rows.written, rows.ended, rows.logps.sum(-1))
 

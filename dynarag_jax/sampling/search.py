@@ -9,7 +9,7 @@ They differ in what best means:
   that goes on from it. The lists that remain are then exactly the ``width`` lists of the largest
   perturbed log-probability over *all* lists: a sample without replacement (the Gumbel top-k trick).
 
-The trunk is computed once; prefixes that are kept take their own cache from the prefix they
+The trunk is computed once; prefixes that are kept take their cache from the prefix they
 extend. Random numbers depend on a request's own key, the position and the rank among its prefixes
 alone, not on what the request was batched with.
 """
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynarag_jax.models import decoder
-from dynarag_jax.models.decoder import Cache, DecoderConfig, Params
+from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params
 from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, shape_scores
@@ -57,7 +57,7 @@ class Found(NamedTuple):
 class _Loop(NamedTuple):
     place: jax.Array
     hidden: jax.Array
-    own: Cache
+    branch_cache: BranchCache
     at: GrammarState
     finished: jax.Array
     out: Found
@@ -123,7 +123,7 @@ def search(
     beam = sampling.method == "beam"
     width = max(branches, sampling.width) if beam else branches
     b, arcs = trunk.shape[0], grammar.width
-    hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
+    hidden, trunk_cache = decoder.prefill(cfg, params, trunk, lengths)
     first = decoder.last_hidden(hidden, lengths)
     pairs = jax.vmap(jax.random.split)(keys)
     root_keys, step_keys = pairs[:, 0], pairs[:, 1]
@@ -177,13 +177,13 @@ def search(
             best,
             threshold,
         )
-        own = jax.tree.map(lambda x: jax.vmap(lambda y: _of(parent, y))(x), loop.own)
-        following, own = decoder.extend(
-            cfg, params, token[..., None], cache, lengths, own, loop.place
+        cache = jax.tree.map(lambda x: jax.vmap(lambda y: _of(parent, y))(x), loop.branch_cache)
+        following, cache = decoder.extend(
+            cfg, params, token[..., None], trunk_cache, lengths, cache, loop.place
         )
         at = grammars.advance(grammar, at, token)
         return _Loop(
-            loop.place + 1, following[:, :, 0], own, at, was | (token == end) & out.valid, out
+            loop.place + 1, following[:, :, 0], cache, at, was | (token == end) & out.valid, out
         )
 
     zeros = jnp.zeros((b, width))
@@ -193,7 +193,7 @@ def search(
     loop = _Loop(
         jnp.zeros((), jnp.int32),
         jnp.broadcast_to(first[:, None], (b, width, first.shape[-1])),
-        decoder.empty_cache(cfg, b, width, max_tokens),
+        decoder.empty_branch_cache(cfg, b, width, max_tokens),
         grammars.start(grammar, (b, width)),
         zeros > 0,
         Found(

@@ -233,7 +233,7 @@ def test_decoding_in_pieces_equals_the_training_pass(params):
     @jax.jit
     def in_pieces(trunk, lengths, branches):
         hidden, cache = decoder.prefill(CFG, params, trunk, lengths)
-        own = decoder.empty_cache(CFG, len(LENGTHS), 2, R)
+        own = decoder.empty_branch_cache(CFG, len(LENGTHS), 2, R)
         pieces = []
         for first, last in ((0, 2), (2, 4), (4, 5)):
             y, own = decoder.extend(

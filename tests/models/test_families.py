@@ -121,7 +121,7 @@ def test_logits_and_layout(name, directories):
     def run(params):
         hidden, cache = decoder.prefill(cfg, params, trunk, lengths)
         _, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
-        own, steps = decoder.empty_cache(cfg, 2, 2, branches.shape[2]), []
+        own, steps = decoder.empty_branch_cache(cfg, 2, 2, branches.shape[2]), []
         for first, last in ((0, 4), (4, 5), (5, 11)):
             piece = branches[:, :, first:last]
             h, own = decoder.extend(cfg, params, piece, cache, lengths, own, jnp.array(first))

@@ -179,7 +179,7 @@ def test_adapted_policy_samples_and_scores_as_merged():
     @jax.jit
     def run(p):
         _, cache = decoder.prefill(LLAMA, p, batch.trunk, batch.trunk_lengths)
-        own = decoder.empty_cache(LLAMA, 4, 2, 8)
+        own = decoder.empty_branch_cache(LLAMA, 4, 2, 8)
         h, _ = decoder.extend(
             LLAMA, p, batch.branches, cache, batch.trunk_lengths, own, jnp.array(0)
         )

@@ -31,7 +31,7 @@ import json, sys, time
 import jax, jax.numpy as jnp
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
+from dynarag_jax.models.layout import param_shardings
 
 # Not ru_maxrss, which begins with the memory of the process that started this one.
 def peak():

@@ -26,9 +26,9 @@ def measure(run: Path, steps: int) -> float:
 
     jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 2))
     from configs.quickstart import stages
+    from dynarag_jax.policy.batches import collate, place
     from dynarag_jax.records import read_questions
     from dynarag_jax.sharding import make_mesh
-    from dynarag_jax.training.batches import collate, place
     from dynarag_jax.training.optimizer import make_optimizer
     from dynarag_jax.training.order import Order
     from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source

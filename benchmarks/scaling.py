@@ -23,9 +23,9 @@ from dynarag_jax.hardware import accelerator
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.policy.batches import Example, Shape, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Shape, collate
 from dynarag_jax.training.flops import Rows
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.plan import USABLE, plan

@@ -207,9 +207,9 @@ def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any]
 
     from dynarag_jax.models import decoder
     from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+    from dynarag_jax.policy.batches import Example, Shape, collate
     from dynarag_jax.policy.grammar import Spelling, build_grammar
     from dynarag_jax.sharding import make_mesh
-    from dynarag_jax.training.batches import Example, Shape, collate
     from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
     from dynarag_jax.training.step import Adapting, Part, init_state, make_step
 

@@ -41,8 +41,8 @@ from dynarag_jax.files import (
     write_jsonl,
 )
 from dynarag_jax.hardware import of_kind
+from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.tokens import TokenCache
 from train.progress import Progress, clock, say
 from train.record import (
     Hashes,

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import weights_fingerprint
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
+from dynarag_jax.policy.batches import Example
 from dynarag_jax.records import read_questions, read_rollouts
 from dynarag_jax.stages import Dpo, Stream
-from dynarag_jax.training.batches import Example
 from dynarag_jax.training.preferences import (
     Expected,
     Judged,

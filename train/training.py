@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.models.decoder import count_parameters
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.stages import Train
-from dynarag_jax.training.examples import ExampleMaker
 from dynarag_jax.training.loop import Figures, Stopped
 from dynarag_jax.training.run import Source, Start, begin, train
 from train.program import Context

@@ -12,6 +12,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.models.decoder import DecoderConfig, Params
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import (
     Grammar,
     Spelling,
@@ -20,7 +21,6 @@ from dynarag_jax.policy.grammar import (
     find_spelling,
 )
 from dynarag_jax.prompts import PromptConfig, answer_tokens, decode_answer
-from dynarag_jax.training.step import param_shardings
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Params
+from dynarag_jax.policy.batches import Example, Shape, collate, place
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import Grammar, read_list
 from dynarag_jax.policy.model import Policy, label_grammar
+from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
@@ -23,9 +26,6 @@ from dynarag_jax.sampling.pool import free_bytes, local_part
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import Found, make_search
 from dynarag_jax.sharding import batch_shards
-from dynarag_jax.training.batches import Example, Shape, collate, place
-from dynarag_jax.training.examples import ExampleMaker
-from dynarag_jax.training.step import make_scorer
 
 Chosen = tuple[int, ...]
 

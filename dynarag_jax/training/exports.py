@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from dynarag_jax.exchange.adapters import save_adapters
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params, is_parameter
+from dynarag_jax.models.layout import param_shardings, trained_table
 from dynarag_jax.models.lora import LoraConfig, merge
 from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.training.checkpoints import Checkpoints
-from dynarag_jax.training.step import param_shardings, trained_table
 
 
 @dataclass(frozen=True)

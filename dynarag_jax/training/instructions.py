@@ -19,8 +19,8 @@ from dynarag_jax.data.stream import read_rows
 from dynarag_jax.errors import InputError
 from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike
+from dynarag_jax.policy.batches import Example
 from dynarag_jax.prompts import Message, answer_tokens, render
-from dynarag_jax.training.batches import Example
 
 ROLES = ("system", "user", "assistant")
 

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 from dynarag_jax.errors import InputError, nearest
-from dynarag_jax.training.batches import Batch, prefetch
+from dynarag_jax.policy.batches import Batch
 from dynarag_jax.training.checkpoints import Checkpoints, Mean
 from dynarag_jax.training.meter import Figures, Meter, means
+from dynarag_jax.training.prefetch import prefetch
 from dynarag_jax.training.step import State
 
 SHOWN = 16

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dynarag_jax.objectives.terms import Scores
-from dynarag_jax.training.batches import Batch
+from dynarag_jax.policy.batches import Batch
 
 Figures = dict[str, float]
 

@@ -56,6 +56,13 @@ class Order:
         return epoch, int(self._permutation(epoch)[place])
 
 
+def uniform_hash(seed: int, name: str, epoch: int, index: int) -> float:
+    """A number in [0, 1) that depends on these alone: how an example varies between epochs."""
+    # Python's own hash of text differs between processes.
+    digest = hashlib.sha256(f"{seed}/{name}/{epoch}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64
+
+
 class Draw(NamedTuple):
     """One example of a mixture: the part it comes from, that part's epoch, its index there."""
 

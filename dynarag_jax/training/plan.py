@@ -19,12 +19,13 @@ from jax.sharding import AbstractMesh, AxisType
 from dynarag_jax.models import decoder
 from dynarag_jax.models.attention import BLOCK
 from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
 from dynarag_jax.sharding import MESH_AXES, batch_shards
 from dynarag_jax.training.flops import Rows, Work, step_work
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
-from dynarag_jax.training.step import state_shardings, trained_table
+from dynarag_jax.training.step import state_shardings
 
 USABLE = 0.9
 """Share of a device's memory that a program can count on; the rest is the runtime's."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
 from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.policy.batches import Example
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.prompts import Prompt, answer_tokens
 from dynarag_jax.records import Question, Rollout, valid_list
-from dynarag_jax.training.batches import Example
-from dynarag_jax.training.examples import ExampleMaker
 
 MEND = "compute them with python -m train.reference"
 

@@ -15,29 +15,23 @@ from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.models import kernels
+from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.policy.batches import Example, Shape
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.model import check_vocabulary, list_grammar
+from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
 from dynarag_jax.stages import Dpo, Sft, Stream, Train
-from dynarag_jax.training.batches import Example, Shape
 from dynarag_jax.training.checkpoints import Best, Checkpoints
-from dynarag_jax.training.examples import ExampleMaker, mix
 from dynarag_jax.training.exports import Start, save_trained
 from dynarag_jax.training.instructions import Instruction, instruction_examples
 from dynarag_jax.training.loop import Trace, fit
 from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.order import uniform_hash
 from dynarag_jax.training.sources import Input, Source, step_operations, total_steps
-from dynarag_jax.training.step import (
-    Adapting,
-    Part,
-    State,
-    init_state,
-    make_step,
-    param_shardings,
-    state_shardings,
-)
-from dynarag_jax.training.tokens import TokenCache
+from dynarag_jax.training.step import Adapting, Part, State, init_state, make_step, state_shardings
 
 
 def begin(
@@ -183,7 +177,7 @@ def generator_source(
 
     def make(epoch: int, index: int) -> Example:
         question = answerable[index]
-        draw = mix(seed, "contexts", epoch, index)
+        draw = uniform_hash(seed, "contexts", epoch, index)
         gold = question.gold_list()
         if gold is not None and draw < contexts.gold:
             return maker.answer(question, gold)

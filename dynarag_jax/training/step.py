@@ -6,7 +6,7 @@ one update of the shared weights. ``jax.jit`` with NamedSharding, donated state,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.models.lora import LoraConfig, adapter_table, attach, init_adapters
+from dynarag_jax.models.layout import param_shardings, trained_table
+from dynarag_jax.models.lora import LoraConfig, attach, init_adapters
 from dynarag_jax.objectives.terms import Objectives, Scores
+from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
-from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
-from dynarag_jax.sharding import check_shapes, named, on_host, require_host_memory
-from dynarag_jax.training.batches import Batch
+from dynarag_jax.policy.scoring import branch_mask, score
+from dynarag_jax.sharding import named, on_host, require_host_memory
 from dynarag_jax.training.meter import batch_figures, reference_kl
 
 
@@ -50,34 +51,34 @@ class Part:
     weight: float = 1.0
 
 
-def score(
+def term_inputs(
     cfg: DecoderConfig, params: Params, batch: Batch, grammar: Grammar, objectives: Objectives
 ) -> Scores:
     """Run the model over a batch and gather what the active objectives read."""
-    trunk_hidden, hidden = decoder.trunk_and_branches(
-        cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
+    scores = score(
+        cfg,
+        params,
+        batch,
+        grammar,
+        prompt=bool(objectives.reads("prompt")),
+        ids=bool(objectives.reads("ids")),
     )
-    logps = token_logps(cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown)
     return _masks(batch)._replace(
-        free_logps=logps.free,
-        policy_logps=logps.policy,
-        prompt_logps=prompt_logps(cfg, params, trunk_hidden, batch.trunk)
-        if objectives.reads("prompt")
-        else None,
-        id_scores=first_id_scores(cfg, params, hidden, grammar)
-        if objectives.reads("ids")
-        else None,
+        free_logps=scores.free,
+        policy_logps=scores.policy,
+        prompt_logps=scores.prompt,
+        id_scores=scores.ids,
     )
 
 
 def _masks(batch: Batch) -> Scores:
     """The part of the scores that no model is needed for; the others zero."""
-    r, p = batch.branches.shape[-1], batch.trunk.shape[-1]
+    p = batch.trunk.shape[-1]
     zeros = jnp.zeros(batch.branches.shape, jnp.float32)
     return Scores(
         free_logps=zeros,
         policy_logps=zeros,
-        token_mask=jnp.arange(r) < batch.branch_lengths[..., None],
+        token_mask=branch_mask(batch),
         supervised=batch.supervised,
         preferred=batch.preferred,
         reference=batch.reference,
@@ -107,7 +108,7 @@ def loss_and_figures(
     """
     loss, figures = jnp.zeros((), jnp.float32), {}
     for name, part in parts.items():
-        scores = score(cfg, params, batches[name], grammar, part.objectives)
+        scores = term_inputs(cfg, params, batches[name], grammar, part.objectives)
         for key, term in part.objectives.active().items():
             value = term(scores)
             count = jnp.maximum(term(_masks(whole[name])).count, 1)
@@ -127,23 +128,6 @@ class Adapting:
     lora: LoraConfig
     base: Params
     """the frozen parameters, on the mesh"""
-
-
-def trained_table(cfg: DecoderConfig, lora: LoraConfig | None = None) -> dict[str, Any]:
-    """The table of what is trained: the model's parameters, or the adapters beside them."""
-    return decoder.parameter_table(cfg) if lora is None else adapter_table(cfg, lora)
-
-
-def param_shardings(cfg: DecoderConfig, mesh: Mesh, lora: LoraConfig | None = None) -> Any:
-    """NamedSharding of every trained parameter.
-
-    Raises:
-      InputError: the mesh does not divide an array; all of them are listed.
-    """
-    table = trained_table(cfg, lora)
-    flat, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=decoder.is_parameter)
-    check_shapes(mesh, {jax.tree_util.keystr(path): (p.shape, p.axes) for path, p in flat})
-    return jax.tree.map(lambda p: named(mesh, p.axes), table, is_leaf=decoder.is_parameter)
 
 
 def state_shardings(
@@ -356,26 +340,3 @@ def make_step(
     )
 
     return Step(jitted, mesh, tuple(parts), (base, grammar))
-
-
-def make_scorer(
-    cfg: DecoderConfig, mesh: Mesh, grammar: Grammar
-) -> Callable[[Params, Batch], jax.Array]:
-    """A jitted ``scorer(params, batch) -> [B, N, R]`` log-probabilities of tokens, policy form.
-
-    The same forward as the training step's: these are the reference log-probabilities. They are 0
-    at positions of padding.
-    """
-
-    def run(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
-        scores = score(cfg, params, batch, grammar, Objectives())
-        return jnp.where(scores.token_mask, scores.policy_logps, 0.0)
-
-    rows = named(mesh, ("batch",))
-    jitted = jax.jit(run, in_shardings=(None, rows, None), out_shardings=rows)
-
-    def scorer(params: Params, batch: Batch) -> jax.Array:
-        with jax.set_mesh(mesh):
-            return jitted(params, batch, grammar)
-
-    return scorer

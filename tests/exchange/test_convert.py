@@ -20,8 +20,8 @@ from dynarag_jax.exchange.convert import Convert, convert
 from dynarag_jax.exchange.decoders import config_from_hf, load_decoder, save_decoder
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

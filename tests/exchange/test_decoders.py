@@ -30,8 +30,8 @@ from dynarag_jax.exchange.decoders import (
 )
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, RopeScaling
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
 
 TIED = DecoderConfig(
     vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=4, mlp=24, positions=64,

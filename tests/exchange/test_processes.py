@@ -31,7 +31,7 @@ from dynarag_jax.exchange import tensors
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
+from dynarag_jax.models.layout import param_shardings
 
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 mesh = make_mesh(1, 2, 2)

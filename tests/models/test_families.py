@@ -16,9 +16,9 @@ import pytest
 
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.models import decoder
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.sampling.sampler import Sampling, sample
 from dynarag_jax.sharding import make_mesh, named
-from dynarag_jax.training.step import param_shardings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

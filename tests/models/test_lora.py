@@ -16,6 +16,7 @@ from dynarag_jax.exchange.adapters import base_of, load_adapters, save_adapters
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.models.lora import (
     LoraConfig,
     LowRank,
@@ -25,17 +26,11 @@ from dynarag_jax.models.lora import (
     merge,
 )
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Spelling, build_grammar
+from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Batch
-from dynarag_jax.training.step import (
-    Adapting,
-    Part,
-    init_state,
-    make_scorer,
-    make_step,
-    param_shardings,
-)
+from dynarag_jax.training.step import Adapting, Part, init_state, make_step
 
 LLAMA = DecoderConfig(
     vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, dtype="float32"

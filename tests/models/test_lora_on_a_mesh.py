@@ -13,14 +13,15 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import train_word_level
 from dynarag_jax.models import decoder
+from dynarag_jax.models.layout import param_shardings as places
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.grammar import build_grammar
+from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.exports import Start, restore_trained, save_trained
-from dynarag_jax.training.step import Adapting, Part, init_state, make_scorer, make_step
-from dynarag_jax.training.step import param_shardings as places
+from dynarag_jax.training.step import Adapting, Part, init_state, make_step
 from tests.models.test_lora import LLAMA, SPELLING, arrays
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("query", "output", "down"))

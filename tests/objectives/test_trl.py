@@ -33,9 +33,9 @@ from dynarag_jax.objectives.terms import (
     SimPo,
     Term,
 )
+from dynarag_jax.policy.batches import Example, Shape, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
-from dynarag_jax.training.batches import Example, Shape, collate
-from dynarag_jax.training.step import score
+from dynarag_jax.training.step import term_inputs
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 BETA = 0.3
@@ -266,7 +266,7 @@ def ours(trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def logps(params: Any, batch: Any) -> Any:
         """The training step's forward: answers, whose log-probabilities are TRL's."""
-        scores = score(cfg, params, batch, GRAMMAR, Objectives())
+        scores = term_inputs(cfg, params, batch, GRAMMAR, Objectives())
         return jnp.where(scores.token_mask, scores.policy_logps, 0.0)
 
     def pull(params: Any, batch: Any, cotangent: Any) -> Any:

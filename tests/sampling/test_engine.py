@@ -10,13 +10,13 @@ import pytest
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.sampling.engine import Engine, EngineConfig, Request
 from dynarag_jax.sampling.pool import Pool, slot_bytes
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
 
 CFG = DecoderConfig(
     vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64, window=9,

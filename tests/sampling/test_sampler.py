@@ -11,12 +11,12 @@ import pytest
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.sampling.choice import Settings, best, choose, keep_top_p
 from dynarag_jax.sampling.sampler import Sampling, make_sampler
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import param_shardings
 
 CFG = DecoderConfig(
     vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64

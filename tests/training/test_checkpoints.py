@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.policy.batches import Example, Shape, collate, place
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Shape, collate, place
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.loop import fit
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer

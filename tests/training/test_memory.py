@@ -16,9 +16,9 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.products import matmul
 from dynarag_jax.objectives.terms import Objectives, PromptNll, TokenNll
 from dynarag_jax.policy import logprobs
+from dynarag_jax.policy.batches import Example, Shape, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh, require_host_memory
-from dynarag_jax.training.batches import Example, Shape, collate
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import Part, init_state, loss_and_figures, make_step
 

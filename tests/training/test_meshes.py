@@ -19,9 +19,9 @@ import pytest
 
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.policy.batches import Example, Shape, collate, place, process_rows
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Shape, collate, place, process_rows
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order

@@ -17,6 +17,7 @@ from dynarag_jax.training.order import (
     Mixture,
     Order,
     choose_lengths,
+    uniform_hash,
     window_of,
 )
 
@@ -219,3 +220,13 @@ def test_a_broken_record_is_reported_by_the_step_that_reads_its_window():
     assert groups.level(0) >= 0 and groups.level(15) >= 0
     with pytest.raises(InputError, match="question 'q' has no passages"):
         groups.level(16)
+
+
+def test_hashes_are_uniform_and_of_their_arguments_alone():
+    numbers = [uniform_hash(0, "contexts", e, i) for e in range(10) for i in range(100)]
+    assert numbers == [uniform_hash(0, "contexts", e, i) for e in range(10) for i in range(100)]
+    assert len(set(numbers)) == 1000
+    assert all(0 <= x < 1 for x in numbers)
+    # The mean of a thousand uniform numbers: a standard error of 0.009.
+    assert sum(numbers) / 1000 == pytest.approx(0.5, abs=0.04)
+    assert uniform_hash(1, "contexts", 0, 0) != numbers[0] != uniform_hash(0, "other", 0, 0)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
 from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, PlackettLuce, SimPo, TokenNll
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import find_spelling, read_list
 from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Answers, Passage, Question, Rollout, Trajectory
-from dynarag_jax.training.examples import ExampleMaker
 from dynarag_jax.training.preferences import (
     Expected,
     Judged,

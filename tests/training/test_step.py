@@ -21,9 +21,10 @@ from dynarag_jax.objectives.terms import (
     PromptNll,
     TokenNll,
 )
+from dynarag_jax.policy.batches import Example, Shape, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
+from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import Example, Shape, collate
 from dynarag_jax.training.meter import batch_figures, reference_kl
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import (
@@ -31,7 +32,6 @@ from dynarag_jax.training.step import (
     _masks,
     init_state,
     loss_and_figures,
-    make_scorer,
     make_step,
     state_shardings,
 )

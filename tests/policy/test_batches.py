@@ -1,10 +1,6 @@
-"""Batches, the stateless order, and input made ahead by a thread."""
+"""The trunk-and-branches batch: padding, what is refused, and the rows of each process."""
 
 from __future__ import annotations
-
-import threading
-import time
-from typing import Any
 
 import hypothesis.strategies as st
 import jax
@@ -12,17 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from dynarag_jax import processes
 from dynarag_jax.errors import InputError
-from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.batches import (
+from dynarag_jax.policy.batches import (
     Batch,
     Example,
     Shape,
     collate,
     place,
-    prefetch,
     process_rows,
 )
+from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.order import Order
 
 SHAPE = Shape(prompt=5, branches=2, branch=4, ids=3)
@@ -100,10 +96,10 @@ def test_order_is_a_pure_function_of_seed_name_and_position():
 
 
 def test_rows_of_a_process_cover_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes, "count", lambda: 3)
     rows = []
     for index in range(3):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
         rows += process_rows(6)
     assert rows == list(range(6))
     with pytest.raises(InputError, match="batch size 7 does not divide over 3 processes"):
@@ -117,64 +113,3 @@ def test_a_batch_is_placed_over_the_batch_axes():
     assert isinstance(placed, Batch)
     assert {shard.data.shape for shard in placed.trunk.addressable_shards} == {(1, 5)}
     np.testing.assert_array_equal(placed.trunk, batch.trunk)
-
-
-# ---------------------------------------------------------------------------- prefetch
-
-
-def alive():
-    return [t for t in threading.enumerate() if t.name == "prefetch"]
-
-
-def wait_for(condition):
-    until = time.monotonic() + 10
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert condition()
-
-
-def test_prefetch_yields_every_step_in_order():
-    assert list(prefetch(lambda step: step * step, 3, 8)) == [(s, s * s) for s in range(3, 8)]
-    assert list(prefetch(lambda step: step, 5, 5)) == []
-    assert not alive()
-
-
-def test_prefetch_works_ahead_by_its_depth_and_no_further():
-    made = []
-    steps: Any = prefetch(lambda step: made.append(step) or step, 0, 100, depth=3)
-    next(steps)
-    # One was taken, three stand ready, one waits for a place.
-    wait_for(lambda: len(made) == 5)
-    time.sleep(0.3)
-    assert made == [0, 1, 2, 3, 4]
-    steps.close()
-    assert not alive()
-
-
-def test_an_exception_comes_at_its_step_and_is_not_the_end_of_the_data():
-    def make(step):
-        if step == 3:
-            raise KeyError("broken record")
-        return step
-
-    got = []
-
-    def consume():
-        for step, _ in prefetch(make, 0, 10):
-            got.append(step)
-
-    with pytest.raises(KeyError, match="broken record"):
-        consume()
-    assert got == [0, 1, 2]
-    assert not alive()
-
-
-def test_an_exception_of_the_consumer_stops_the_thread():
-    def consume():
-        for step, _ in prefetch(lambda step: step, 0, 1000):
-            if step == 2:
-                raise RuntimeError("consumer")
-
-    with pytest.raises(RuntimeError, match="consumer"):
-        consume()
-    wait_for(lambda: not alive())

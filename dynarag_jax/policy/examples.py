@@ -7,7 +7,6 @@ prompt with its branches.
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
+from dynarag_jax.policy.batches import Example
 from dynarag_jax.policy.grammar import Spelling
+from dynarag_jax.policy.tokens import TokenCache, prompt_key
 from dynarag_jax.prompts import (
     Prompt,
     PromptConfig,
@@ -28,8 +29,6 @@ from dynarag_jax.prompts import (
     rerank_prompt,
 )
 from dynarag_jax.records import Question
-from dynarag_jax.training.batches import Example
-from dynarag_jax.training.tokens import TokenCache, prompt_key
 
 
 @dataclass
@@ -155,10 +154,3 @@ class ExampleMaker:
             branches=(target,),
             dropped=len(chosen) - prompt.shown,
         )
-
-
-def mix(seed: int, name: str, epoch: int, index: int) -> float:
-    """A number in [0, 1) that depends on these alone: how an example varies between epochs."""
-    # Python's own hash of text differs between processes.
-    digest = hashlib.sha256(f"{seed}/{name}/{epoch}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") / 2**64

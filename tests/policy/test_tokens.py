@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe, train_word_level
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import find_spelling
+from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.prompts import COMPACT_WORDS, Prompt, PromptConfig
 from dynarag_jax.records import Passage, Question
-from dynarag_jax.training.examples import ExampleMaker
-from dynarag_jax.training.tokens import TokenCache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +91,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from dynarag_jax.prompts import Prompt
-from dynarag_jax.training.tokens import TokenCache
+from dynarag_jax.policy.tokens import TokenCache
 
 cache = TokenCache(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 40, 3):

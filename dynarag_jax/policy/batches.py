@@ -1,10 +1,8 @@
-"""From examples to arrays: the trunk-and-branches batch, and input made ahead by a thread."""
+"""From examples to arrays: the trunk-and-branches batch."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import valid_list
 from dynarag_jax.sharding import named
@@ -176,7 +175,7 @@ def collate(examples: Sequence[Example], shape: Shape) -> Batch:
 
 def process_rows(batch: int) -> range:
     """The rows of a global batch that this process reads."""
-    count, index = jax.process_count(), jax.process_index()
+    count, index = processes.count(), processes.index()
     if batch % count:
         raise InputError(f"batch size {batch} does not divide over {count} processes")
     return range(batch // count * index, batch // count * (index + 1))
@@ -186,43 +185,3 @@ def place(mesh: Mesh, batch: Batch) -> Batch:
     """Put this process's rows on the mesh as their part of the global batch."""
     sharding = named(mesh, ("batch",))
     return Batch(*(jax.make_array_from_process_local_data(sharding, x) for x in batch))
-
-
-def prefetch(
-    make: Callable[[int], Any], first: int, last: int, depth: int = 2
-) -> Iterator[tuple[int, Any]]:
-    """Yield ``(step, make(step))`` for steps first..last-1, made ahead by one thread.
-
-    An exception in ``make`` is raised here, at its step; it never looks like the end of the data.
-    """
-    ready: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item: tuple[int, Any, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        step = first
-        try:
-            for step in range(first, last):
-                if stop.is_set():
-                    return
-                put((step, make(step), None))
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            put((step, None, error))
-
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
-    thread.start()
-    try:
-        for _ in range(first, last):
-            step, item, error = ready.get()
-            if error is not None:
-                raise error
-            yield step, item
-    finally:
-        stop.set()
-        thread.join()

@@ -9,10 +9,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.policy.examples import ExampleMaker, Reads
 from dynarag_jax.policy.grammar import find_spelling, read_list
 from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Passage, Question
-from dynarag_jax.training.examples import ExampleMaker, Reads, mix
 
 WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
 
@@ -102,13 +102,3 @@ def test_prompts_are_tokenized_once_and_memory_is_bounded(maker):
         small.answer(QUESTION, chosen)
         assert len(small._kept) == 1
     assert small.reads.tokenized == 3
-
-
-def test_mixing_numbers_are_uniform_and_of_their_arguments_alone():
-    numbers = [mix(0, "contexts", e, i) for e in range(10) for i in range(100)]
-    assert numbers == [mix(0, "contexts", e, i) for e in range(10) for i in range(100)]
-    assert len(set(numbers)) == 1000
-    assert all(0 <= x < 1 for x in numbers)
-    # The mean of a thousand uniform numbers: a standard error of 0.009.
-    assert sum(numbers) / 1000 == pytest.approx(0.5, abs=0.04)
-    assert mix(1, "contexts", 0, 0) != numbers[0] != mix(0, "other", 0, 0)

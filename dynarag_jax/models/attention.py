@@ -167,7 +167,9 @@ def branch_attention(
     top = jax.lax.stop_gradient(top)
     trunk, own = jnp.exp(trunk - top), jnp.exp(own - top)
     total = trunk.sum(-1) + own.sum(-1)
-    value = jnp.einsum("bgntmp,bpgk->bntgmk", trunk.astype(trunk_v.dtype), trunk_v)
-    value += jnp.einsum("bgntmr,bnrgk->bntgmk", own.astype(own_v.dtype), own_v)
+    # Sums over thousands of keys: bfloat16 weights and values, but a float32 sum and division.
+    wide = {"preferred_element_type": jnp.float32}
+    value = jnp.einsum("bgntmp,bpgk->bntgmk", trunk.astype(trunk_v.dtype), trunk_v, **wide)
+    value += jnp.einsum("bgntmr,bnrgk->bntgmk", own.astype(own_v.dtype), own_v, **wide)
     total = total.transpose(0, 2, 3, 1, 4)[..., None]
-    return (value / total.astype(value.dtype)).reshape(b, n, t, h, size)
+    return (value / total).astype(own_v.dtype).reshape(b, n, t, h, size)

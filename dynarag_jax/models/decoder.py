@@ -23,7 +23,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from dynarag_jax.models import kernels
-from dynarag_jax.models.attention import branch_attention, soft_cap
+from dynarag_jax.models.attention import KEPT, branch_attention, soft_cap
 from dynarag_jax.models.config import (
     DecoderConfig,
     Family,
@@ -144,7 +144,8 @@ def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     y = matmul(flat, w.reshape(inner, -1))
     if name in layer.adapters:
         y += layer.adapters[name].apply(flat, stream=x.ndim)
-    y = y.reshape(*lead, *w.shape[axes:])
+    # By name, since a policy that looks for products does not see into a product of two types.
+    y = checkpoint_name(y, PRODUCT).reshape(*lead, *w.shape[axes:])
     bias = layer.weights.get(f"{name}_bias")
     return y if bias is None else y + bias
 
@@ -185,8 +186,8 @@ def _after_attention(
 # ---------------------------------------------------------------------------- whole passes
 
 
-LAYER_INPUT = "layer_input"
-"""The name under which rematerialization knows what enters a layer."""
+LAYER_INPUT, PRODUCT = "layer_input", "product"
+"""The names under which rematerialization knows what enters a layer, and its matrix products."""
 
 
 class TrunkCache(NamedTuple):
@@ -213,14 +214,19 @@ def _remat(cfg: DecoderConfig, body: Any) -> Any:
     policies = jax.checkpoint_policies
     policy = {
         "full": None,
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_only_these_names(PRODUCT, *KEPT),
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[LAYER_INPUT],
             offload_src="device",
             offload_dst="pinned_host",
         ),
-        "dots_offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+        "dots_offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=KEPT,
+            names_which_can_be_offloaded=[PRODUCT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }[cfg.remat]
     return jax.checkpoint(body, policy=policy)
 

@@ -13,6 +13,7 @@ cannot be joined with another's without a gradient of its log-sum-exp, which cuD
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -28,15 +29,19 @@ LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """A kernel, and why it was chosen, in words for the log."""
 
     kernel: Kernel
     reason: str
 
 
+_HOPPER = ("H20", "H100", "H200", "H800", "GH200", "B100", "B200", "B300", "GB200", "GB300")
+"""NVIDIA's cards of compute capability 9 or later, where only a card's name is known."""
+
+
 class Platform(NamedTuple):
-    """What a choice depends on beside the model."""
+    """What a choice of kernel depends on beside the model."""
 
     name: str
     """cuda, rocm, tpu or cpu"""
@@ -45,7 +50,22 @@ class Platform(NamedTuple):
 
     @classmethod
     def here(cls) -> Platform:
-        """The platform of the default backend."""
+        """The platform that a program is traced for: its mesh's, or the default backend's.
+
+        The devices of a mesh may be those of a machine that is not here, described for its
+        compiler, while the default backend is the CPU.
+        """
+        mesh = context_mesh()
+        described = None if mesh is None else mesh.abstract_device
+        name = "" if described is None else getattr(described, "platform", "")
+        if name and name != jax.default_backend():
+            if name != "gpu":
+                return cls(name)
+            kind = described.device_kind
+            words = kind.replace("-", " ").split()
+            return (
+                cls("cuda", any(w in _HOPPER for w in words)) if "NVIDIA" in words else cls("rocm")
+            )
         device = jax.devices()[0]
         if device.platform != "gpu":
             return cls(device.platform)
@@ -54,8 +74,11 @@ class Platform(NamedTuple):
         return cls("cuda", float(device.compute_capability) >= 9)
 
 
-def choose(cfg: DecoderConfig, platform: Platform | None = None) -> Choice:
+def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice:
     """The kernel for a model's trunk attention: as configured, or the platform's where it can.
+
+    Args:
+      platform: None is ``Platform.here()``.
 
     Raises:
       InputError: the configured kernel cannot compute this model, or does not exist here.
@@ -72,13 +95,16 @@ def choose(cfg: DecoderConfig, platform: Platform | None = None) -> Choice:
     if why and cfg.attention != "auto":
         raise InputError(f"attention '{asked}' cannot be used: {why}; 'auto' takes what can")
     if why:
-        return Choice("plain", f"attention by XLA in blocks of queries, not by {asked}: {why}")
+        return KernelChoice(
+            "plain", f"attention by XLA in blocks of queries, not by {asked}: {why}"
+        )
     names = {
         "cudnn": "attention of the trunk by cuDNN's flash kernel",
         "splash": "attention of the trunk by splash attention",
         "plain": "attention by XLA in blocks of queries",
     }
-    return Choice(asked, f"{names[asked]}, branches by XLA" if asked != "plain" else names[asked])
+    branches = "" if asked == "plain" else ", branches by XLA"
+    return KernelChoice(asked, f"{names[asked]}{branches}")
 
 
 def _odd_heads(cfg: DecoderConfig, multiple: int) -> str:
@@ -184,7 +210,7 @@ def _splash(
     length = q.shape[1]
     padding = [(0, 0), (0, -length % LANES), (0, 0), (0, 0)]
     q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q, k, v))
-    kernel = _splash_kernel(q.shape[1], q.shape[2], window, cap, jax.default_backend() != "tpu")
+    kernel = _splash_kernel(q.shape[1], q.shape[2], window, cap, Platform.here().name != "tpu")
     # Padding is a segment of its own: its queries see its keys, and stay finite.
     real = (jnp.arange(q.shape[2]) < lengths[:, None]).astype(jnp.int32)
     segment = splash.SegmentIds(real, real)
@@ -204,8 +230,8 @@ def _splash_kernel(
     if window is not None:
         mask = masks.LocalMask(square, (window - 1, 0), 0)
     block = next(size for size in (512, 256, LANES) if length % size == 0)
-    # The mask's tables are constants of the program, not values of the trace that asks first.
-    with jax.ensure_compile_time_eval():
+
+    def make() -> Any:
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * heads),
             block_sizes=splash.BlockSizes(
@@ -218,3 +244,10 @@ def _splash_kernel(
             attn_logits_soft_cap=cap,
             interpret=interpret,
         )  # fmt: skip
+
+    # The mask's tables become arrays on the default device. Those of a trace would be values of the
+    # program that asks first, and those of a mesh lie on devices that may be described only; a
+    # thread of its own has neither, and constants in NumPy serve every program.
+    with ThreadPoolExecutor(1) as alone:
+        kernel = alone.submit(make).result()
+    return jax.tree.map(np.asarray, kernel)

@@ -118,3 +118,20 @@ def test_branch_survives_scores_that_overflow_exp():
     # Scores 600, -600 and 540: all the weight is on the first key.
     np.testing.assert_allclose(value, 2.0, rtol=1e-6)
     assert np.isfinite(gradient).all()
+
+
+def test_branch_sums_of_bfloat16_values_are_float32():
+    rng = np.random.default_rng(4)
+    b, n, t, p, r, size = 1, 2, 8, 2000, 8, 64
+    shapes = [(b, n, t, H, size), *[(b, p, G, size)] * 2, *[(b, n, r, G, size)] * 2]
+    half = [jnp.asarray(normal(rng, *shape), jnp.bfloat16) for shape in shapes]
+    half[0] *= size**-0.5
+
+    def attend(q, *keys):
+        return branch_attention(q, *keys[:2], jnp.array([p]), *keys[2:])
+
+    exact = np.asarray(attend(*(x.astype(jnp.float32) for x in half)), np.float64)
+    error = np.asarray(jax.jit(attend)(*half), np.float64) - exact
+    # The least that a bfloat16 result can err, and as much again for rounding weights to bfloat16.
+    rounding = np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float64) - exact
+    assert 0 < np.square(error).mean() < 2 * np.square(rounding).mean()

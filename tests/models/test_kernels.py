@@ -20,7 +20,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder, kernels
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.kernels import Platform, attend, choose
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import MESH_AXES, make_mesh
 
 H, G, K = 4, 2, 64
 GPU, TPU, CPU = Platform("cuda", hopper=True), Platform("tpu"), Platform("cpu")
@@ -201,6 +201,39 @@ def test_soft_caps_and_windows_are_splash_attentions():
     assert choose(cfg, TPU).kernel == "splash"
     with pytest.raises(InputError, match="needs an NVIDIA GPU, and this is cpu"):
         choose(dataclasses.replace(HALF, attention="cudnn"))
+
+
+def described(platform, kind):
+    """A mesh of devices that are not here, as a compiler's description of them gives it."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    types = (jax.sharding.AxisType.Auto,) * 3
+    return jax.sharding.AbstractMesh((1, 1, 1), MESH_AXES, types, abstract_device=device)
+
+
+@pytest.mark.parametrize(
+    ("device", "platform"),
+    [
+        (("tpu", "TPU v5 lite"), TPU),
+        (("gpu", "NVIDIA H100 80GB HBM3"), GPU),
+        (("gpu", "NVIDIA A100-SXM4-80GB"), Platform("cuda")),
+        (("gpu", "AMD Instinct MI300X"), Platform("rocm")),
+        (("cpu", "cpu"), CPU),
+    ],
+)
+def test_the_platform_is_that_of_the_devices_a_program_is_made_for(device, platform):
+    assert Platform.here() == CPU
+    with jax.sharding.use_abstract_mesh(described(*device)):
+        assert Platform.here() == platform
+
+
+def test_splash_attention_is_compiled_where_the_mesh_is_of_tpus():
+    """Also where no TPU is at hand: the default backend is a CPU, which would interpret it."""
+    q, k, v, _, lengths = arrays()
+    kernels._splash_kernel.cache_clear()
+    with jax.sharding.use_abstract_mesh(described("tpu", "TPU v5 lite")):
+        run = jax.jit(lambda *x: attend(*x, lengths, None, None, "splash"))
+        text = run.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
 
 
 def test_masks_of_splash_attention_outlive_the_trace_that_made_them():

@@ -87,6 +87,7 @@ setup(
         "bench": BENCH,
         "docs": DOCS,
     },
+    entry_points={"console_scripts": ["dynarag = dynarag_jax.launch.cli:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -187,6 +187,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from train.program import guard
+    from dynarag_jax.launch.exit_codes import guard
 
     raise SystemExit(guard(main))

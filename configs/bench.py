@@ -17,15 +17,18 @@ measured by us on such hardware.
 """
 
 from dynarag_jax.config import Run
-from dynarag_jax.evaluation_stages import Answer, Bench, Score
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages import Rerank
+from dynarag_jax.stages.answer import Answer
+from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.rerank import Rerank
+from dynarag_jax.stages.score import Score
 
-run = Run(directory="runs/bench", seed=0)
+prompts = PromptConfig(style="instruct", ids=45, max_list=15, answer_tokens=50)
+
+run = Run(directory="runs/bench", seed=0, prompts=prompts, dtype="bfloat16")
 
 MODEL = "checkpoint"
-prompts = PromptConfig(style="instruct", ids=45, max_list=15, answer_tokens=50)
 sampling = Sampling(temperature=0.2)
 nq = ("questions/nq.jsonl",)
 
@@ -43,20 +46,14 @@ stages = {
         models={"DynamicRAG": MODEL},
         top_k=(5, 10),
         retriever="",  # say here what retrieved the candidates; the table names it
-        prompts=prompts,
         sampling=sampling,
-        dtype="bfloat16",
         batch=16,
     ),
-    "rerank": Rerank(
-        model=MODEL, questions=nq, prompts=prompts, sampling=sampling, dtype="bfloat16", batch=16
-    ),
+    "rerank": Rerank(model=MODEL, questions=nq, sampling=sampling, batch=16),
     "answer": Answer(
         model=MODEL,
         questions=("{run}/rerank/nq.jsonl",),
         system="DynamicRAG",
-        prompts=prompts,
-        dtype="bfloat16",
         batch=16,
     ),
     "score": Score(questions=nq, predictions=("{run}/answer/nq.jsonl",), dataset="nq"),

@@ -10,8 +10,10 @@ weighted by their ranks (arXiv 2406.15657). All other stages are the quickstart'
 
 from dataclasses import replace
 
-from configs import quickstart
+from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.objectives.terms import RankNet
+
+quickstart = base_config(__file__, "quickstart.py")
 
 run = replace(quickstart.run, directory="runs/first_joint")
 

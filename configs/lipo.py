@@ -8,19 +8,21 @@ generator learns by DPO which of them is better. All other stages are the quicks
 
 from dataclasses import replace
 
-from configs import quickstart
+from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.objectives.terms import Dpo, LipoLambda, Objectives, TokenNll
-from dynarag_jax.stages import Stream
+from dynarag_jax.training.config import Stream
+
+quickstart = base_config(__file__, "quickstart.py")
 
 run = replace(quickstart.run, directory="runs/lipo")
 
-feedback = quickstart.stages["dpo"]
+feedback = quickstart.stages["feedback"]
 none = TokenNll(weight=0.0)
 objectives = Objectives(nll=none, lipo=LipoLambda(weight=1.0, beta=1.0))
 
 stages = quickstart.stages | {
     "rollout": replace(quickstart.stages["rollout"], answers=True),
-    "dpo": replace(
+    "feedback": replace(
         feedback,
         reranker=replace(feedback.reranker, objectives=objectives),
         answers=Stream(

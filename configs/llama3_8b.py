@@ -14,30 +14,33 @@ the paper reports EM 48.4 on NQ and 36.7 on HotpotQA for its own training data.
 
 from dynarag_jax.config import Mesh, Run
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.objectives.terms import Dpo as DpoTerm
-from dynarag_jax.objectives.terms import Objectives, TokenNll
+from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages import (
-    Contexts,
-    Dpo,
-    Evaluate,
-    Export,
-    Label,
-    Report,
-    Rerank,
-    Retrieve,
-    Rollout,
-    Sft,
-    Stream,
-)
+from dynarag_jax.stages.evaluate import Evaluate
+from dynarag_jax.stages.export import Export
+from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.report import Report
+from dynarag_jax.stages.rerank import Rerank
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.config import Contexts, Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
 
-run = Run(directory="runs/llama3_8b", seed=0, mesh=Mesh(data=1, fsdp=-1, tensor=1))
-
 prompts = PromptConfig(style="instruct", ids=45, max_list=15)
+
+run = Run(
+    directory="runs/llama3_8b",
+    seed=0,
+    mesh=Mesh(data=1, fsdp=-1, tensor=1),
+    prompts=prompts,
+    dtype="bfloat16",
+)
+
 # Only the numerics are taken from here; the shape is the checkpoint's.
 numerics = DecoderConfig(dtype="bfloat16", param_dtype="float32", remat="full")
 reward = RewardWeights(em=0.2, rouge_l=0.2, length=0.2, passages=0.1)
@@ -53,7 +56,6 @@ stages = {
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="answer"),
     "sft": Sft(
         init="checkpoint",
-        prompts=prompts,
         model=numerics,
         reranker=Stream(batch=32),
         generator=answers,
@@ -61,22 +63,19 @@ stages = {
         epochs=1.0,
         accumulate=2,
     ),
-    "rollout": Rollout(
+    "rollout": SampleRollouts(
         samples=8,
         sampling=Sampling(temperature=1.0, top_p=0.9),
         reward=reward,
-        prompts=prompts,
-        dtype="bfloat16",
         batch=16,
     ),
-    "dpo": Dpo(
+    "feedback": Feedback(
         init="{run}/sft/model",
-        prompts=prompts,
         model=numerics,
         reranker=Stream(
             batch=32,
             objectives=Objectives(
-                nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0, beta=0.1, chosen_nll=0.1)
+                nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0, beta=0.1, chosen_nll=0.1)
             ),
         ),
         generator=answers,
@@ -85,17 +84,13 @@ stages = {
         epochs=2.0,
         accumulate=4,
     ),
-    "rerank": Rerank(
-        questions=("{run}/retrieve/evaluation.jsonl",), prompts=prompts, dtype="bfloat16", batch=8
-    ),
+    "rerank": Rerank(questions=("{run}/retrieve/evaluation.jsonl",), batch=8),
     "evaluate": Evaluate(
-        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},
+        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/feedback/model"},
         questions="{run}/retrieve/evaluation.jsonl",
-        prompts=prompts,
         sampling=Sampling(temperature=0.2),
         top_k=(1, 3, 5, 10, 20),
         reward=reward,
-        dtype="bfloat16",
         batch=16,
     ),
     "export": Export(dtype="bfloat16"),

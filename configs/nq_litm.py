@@ -11,29 +11,23 @@ Expect about eight minutes on two CPU cores, half of them embedding, and scores 
 
 from dynarag_jax.config import Run
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.objectives.terms import Dpo as DpoTerm
-from dynarag_jax.objectives.terms import Objectives, TokenNll
+from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages import (
-    Contexts,
-    Dpo,
-    Evaluate,
-    Export,
-    Gather,
-    Label,
-    Report,
-    Retrieve,
-    Rollout,
-    Sft,
-    Stream,
-    Tokenizer,
-)
+from dynarag_jax.stages.evaluate import Evaluate
+from dynarag_jax.stages.export import Export
+from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.gather import Gather
+from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.report import Report
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.stages.tokenizer import TrainTokenizer
+from dynarag_jax.training.config import Contexts, Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
-
-run = Run(directory="runs/nq_litm", seed=0)
 
 prompts = PromptConfig(
     style="instruct",
@@ -43,6 +37,9 @@ prompts = PromptConfig(
     answer_prompt_tokens=1024,
     answer_tokens=16,
 )
+
+run = Run(directory="runs/nq_litm", seed=0, prompts=prompts)
+
 model = DecoderConfig(
     width=64, layers=2, heads=2, kv_heads=1, head_size=32, mlp=172, rope_base=10_000.0, unroll=2
 )
@@ -54,7 +51,7 @@ files = ("{run}/gather/train.jsonl", "{run}/gather/evaluation.jsonl")
 
 stages = {
     "gather": Gather(),
-    "tokenizer": Tokenizer(vocabulary=4096),
+    "tokenizer": TrainTokenizer(vocabulary=4096),
     "retrieve": Retrieve(
         corpus=CorpusConfig(files=("{run}/gather/corpus.jsonl",)),
         questions=files,
@@ -64,7 +61,6 @@ stages = {
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="gold"),
     "sft": Sft(
         tokenizer="{run}/tokenizer/tokenizer",
-        prompts=prompts,
         model=model,
         reranker=Stream(batch=4),
         generator=answers,
@@ -73,17 +69,16 @@ stages = {
         steps=100,
         lengths=2,
     ),
-    "rollout": Rollout(
-        limit=128, sampling=Sampling(temperature=1.0), reward=reward, prompts=prompts, batch=8
+    "rollout": SampleRollouts(
+        limit=128, sampling=Sampling(temperature=1.0), reward=reward, batch=8
     ),
-    "dpo": Dpo(
+    "feedback": Feedback(
         init="{run}/sft/model",
-        prompts=prompts,
         model=model,
         reranker=Stream(
             batch=4,
             objectives=Objectives(
-                nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0, beta=0.1, chosen_nll=0.1)
+                nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0, beta=0.1, chosen_nll=0.1)
             ),
         ),
         generator=answers,
@@ -93,9 +88,8 @@ stages = {
         lengths=2,
     ),
     "evaluate": Evaluate(
-        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},
+        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/feedback/model"},
         questions="{run}/retrieve/evaluation.jsonl",
-        prompts=prompts,
         top_k=(1, 3, 5),
         reward=reward,
         batch=8,

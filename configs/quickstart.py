@@ -15,28 +15,22 @@ from dataclasses import replace
 from dynarag_jax.config import Run
 from dynarag_jax.facts.world import WorldConfig
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.objectives.terms import Dpo as DpoTerm
-from dynarag_jax.objectives.terms import Objectives, PromptNll, TokenNll
+from dynarag_jax.objectives.terms import Dpo, Objectives, PromptNll, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages import (
-    Contexts,
-    Dpo,
-    Evaluate,
-    Export,
-    Facts,
-    Label,
-    Report,
-    Retrieve,
-    Rollout,
-    Sft,
-    Stream,
-)
+from dynarag_jax.stages.evaluate import Evaluate
+from dynarag_jax.stages.export import Export
+from dynarag_jax.stages.facts import Facts
+from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.report import Report
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.config import Contexts, Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
-
-run = Run(directory="runs/quickstart", seed=0)
 
 CANDIDATES = 6
 prompts = PromptConfig(
@@ -47,6 +41,9 @@ prompts = PromptConfig(
     answer_prompt_tokens=104,
     answer_tokens=4,
 )
+
+run = Run(directory="runs/quickstart", seed=0, prompts=prompts)
+
 model = DecoderConfig(
     width=64, layers=4, heads=2, kv_heads=2, head_size=32, mlp=172, rope_base=1000.0, unroll=4
 )
@@ -59,7 +56,6 @@ reward = RewardWeights(em=1.0, passages=0.5)
 stages = {
     "facts": Facts(
         world=WorldConfig(train_questions=8000, evaluation_questions=500, asides=0.1),
-        prompts=prompts,
     ),
     "retrieve": Retrieve(
         corpus=CorpusConfig(files=("{run}/facts/corpus.jsonl",)),
@@ -71,7 +67,6 @@ stages = {
     "pretrain": Sft(
         tokenizer="{run}/facts/tokenizer",
         questions="{run}/clean/train.jsonl",
-        prompts=prompts,
         model=model,
         reranker=lists,
         generator=replace(answers, batch=24),
@@ -93,7 +88,6 @@ stages = {
     "sft": Sft(
         init="{run}/pretrain/model",
         questions="{run}/label/train.jsonl",
-        prompts=prompts,
         model=model,
         reranker=lists,
         generator=answers,
@@ -105,24 +99,22 @@ stages = {
         steps=150,
         lengths=1,
     ),
-    "rollout": Rollout(
+    "rollout": SampleRollouts(
         questions="{run}/label/train.jsonl",
         limit=4096,
         samples=8,
         sampling=Sampling(temperature=1.0),
         reward=reward,
-        prompts=prompts,
         batch=128,
     ),
-    "dpo": Dpo(
+    "feedback": Feedback(
         init="{run}/sft/model",
         questions="{run}/label/train.jsonl",
-        prompts=prompts,
         model=model,
         reranker=Stream(
             batch=64,
             objectives=Objectives(
-                nll=TokenNll(weight=0.0), dpo=DpoTerm(weight=1.0, beta=1.0, chosen_nll=0.5)
+                nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0, beta=1.0, chosen_nll=0.5)
             ),
         ),
         generator=answers,
@@ -134,14 +126,13 @@ stages = {
         lengths=1,
     ),
     "evaluate": Evaluate(
-        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/dpo/model"},
+        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/feedback/model"},
         questions="{run}/retrieve/evaluation.jsonl",
-        prompts=prompts,
         top_k=tuple(range(1, CANDIDATES + 1)),
         shuffled=True,
         reward=reward,
         batch=128,
     ),
-    "export": Export(model="{run}/dpo/model", dtype="float32"),
+    "export": Export(model="{run}/feedback/model", dtype="float32"),
     "report": Report(title="DynamicRAG from nothing: the quickstart"),
 }

@@ -6,10 +6,14 @@
 A passage of ``new.jsonl`` whose id is known replaces the one that has it.
 """
 
-from configs.wikipedia import ENCODER, run
-from dynarag_jax.stages import Retrieve, Update
+from dynarag_jax.launch.config_file import base_config
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.update import Update
 
-__all__ = ["run", "stages"]
+wikipedia = base_config(__file__, "wikipedia.py")
+ENCODER = wikipedia.stages["embed"].encoder
+
+run = wikipedia.run
 
 stages = {
     "update": Update(

@@ -1,13 +1,20 @@
-"""What every stage of a run shares: where it writes, its seed, its devices.
+"""What every stage of a run shares: where it writes, its seed, its devices, prompts and types.
 
-The stages' own configuration is in ``stages``.
+A stage's own configuration stands in its file in ``stages``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.prompts import PromptConfig
+
+INHERITED: Any = None
+"""Default of a stage's field that the run sets for all of its stages; see ``inherit``."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class Run:
     seed: int = 0
     """same seed, same configuration, same inputs, same devices: same bytes"""
     mesh: Mesh = Mesh()
+    prompts: PromptConfig = PromptConfig()
+    """prompts of all stages that set none of their own"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type in which stages that sample and score compute, unless they set their own; training
+    takes ``model.dtype``"""
     cpu_devices: int = 0
     """devices simulated where JAX runs on the CPU; 0 takes one per core, two at most"""
     compilation_cache: str = ""
@@ -64,3 +76,11 @@ class Run:
             raise InputError(f"run.peak_flops = {self.peak_flops} must not be negative")
         if self.cpu_devices < 0:
             raise InputError(f"run.cpu_devices = {self.cpu_devices} must not be negative")
+
+
+def inherit(run: Run, stage: T) -> T:
+    """The stage's configuration with what it leaves to the run filled in."""
+    names = {field.name for field in fields(stage)}  # type: ignore[arg-type]
+    given = {"prompts": run.prompts, "dtype": run.dtype}
+    left = {n: v for n, v in given.items() if n in names and getattr(stage, n) is INHERITED}
+    return replace(stage, **left) if left else stage  # type: ignore[type-var]

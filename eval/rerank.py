@@ -3,86 +3,10 @@
     python -m eval.rerank configs/llama3_8b.py --questions questions.jsonl --model MODEL
     python -m eval.rerank configs/llama3_8b.py --sampling.method beam --windows.stride 20
 
-Each question is written as it came, with ``list`` (1-based positions in its ``ctxs``, best first),
-``chosen`` (the ids of these passages), ``shown`` (candidates the reranker saw) and ``calls``
-(prompts it read). Lines are appended as they are made, so that a killed run continues. A question
-that cannot be reranked (no passages; a passage longer than a prompt) stops nothing: it goes to
-``rejects-NAME`` with the reason.
+Writes each question file with its lists into RUN/rerank.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
-import numpy as np
-
-from dynarag_jax.errors import InputError
-from dynarag_jax.files import JsonlAppender, read_jsonl
-from dynarag_jax.policy.model import load_policy
-from dynarag_jax.records import Question, question_to_json, read_questions
-from dynarag_jax.sampling.reranking import Reranked, try_rerank
-from dynarag_jax.sampling.writer import Writer
-from dynarag_jax.stages import Rerank
-from train.program import Context, main
-
-
-def record(question: Question, found: Reranked) -> dict[str, Any]:
-    """The question's line of the output."""
-    return question_to_json(question) | {
-        "list": list(found.list),
-        "chosen": [question.passages[i - 1].id for i in found.list],
-        "shown": found.shown,
-        "calls": found.calls,
-    }
-
-
-def run(context: Context, stage: Rerank) -> None:
-    """Write every question file under its own name, with the lists."""
-    context.require_one_process()
-    paths = [context.path(path) for path in stage.questions]
-    if not paths:
-        raise InputError("rerank: name at least one file in 'questions'")
-    if len({path.name for path in paths}) < len(paths):
-        raise InputError("rerank: two question files have the same name, and so would their lists")
-    model = context.model(stage.model)
-    context.manifest(inputs={path.name: path for path in paths} | {"model": model})
-    policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
-    writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
-    for path in paths:
-        questions = read_questions(path)
-        output = context.stage_directory / path.name
-        with (
-            JsonlAppender(output) as rows,
-            JsonlAppender(context.stage_directory / f"rejects-{path.name}") as rejects,
-            context.progress(len(questions), path.name) as bar,
-        ):
-            done = rows.done | rejects.done
-            todo = [q for q in questions if q.id not in done]
-            bar.update(len(questions) - len(todo))
-            # Some batches at once, so that the windows of many questions meet.
-            group = 4 * writer.batch
-            for first in range(0, len(todo), group):
-                part = todo[first : first + group]
-                found = try_rerank(writer, part, stage.sampling, stage.windows)
-                for question, one in zip(part, found, strict=True):
-                    if isinstance(one, InputError):
-                        rejects.append({"id": question.id, "reason": str(one)})
-                    else:
-                        rows.append(record(question, one))
-                bar.update(len(part))
-        lines = [line for _, line in read_jsonl(output)]
-        rejected = len(questions) - len(lines)
-        if questions and not lines:
-            _, first = next(read_jsonl(context.stage_directory / f"rejects-{path.name}"))
-            raise InputError(f"{path}: no question can be reranked ({first['reason']})")
-        sizes = [len(line["list"]) for line in lines] or [0]
-        calls = [line["calls"] for line in lines] or [0]
-        context.log(
-            f"{path.name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
-            f"{np.mean(calls):.2f} prompts a question"
-            + (f"; {rejected} rejected, see rejects-{path.name}" if rejected else "")
-        )
-
+from dynarag_jax.launch.program import main
 
 if __name__ == "__main__":
-    main("rerank", Rerank, run)
+    main("rerank")

@@ -1,38 +1,11 @@
 """Generate the facts world: a corpus, questions, and a word-level tokenizer for them.
 
-python -m train.facts configs/quickstart.py
+    python -m train.facts configs/quickstart.py
+
+Writes corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/ into RUN/facts, in seconds.
 """
 
-from __future__ import annotations
-
-from dynarag_jax.exchange.tokenizers import train_word_level
-from dynarag_jax.facts.world import make_world
-from dynarag_jax.prompts import COMPACT_WORDS
-from dynarag_jax.records import write_passages, write_questions
-from dynarag_jax.stages import Facts
-from train.program import Context, main
-
-
-def run(context: Context, stage: Facts) -> None:
-    """Write corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/."""
-    context.manifest(inputs={})
-    world = make_world(stage.world, context.run.seed)
-    directory = context.stage_directory
-    write_passages(directory / "corpus.jsonl", world.passages)
-    write_questions(directory / "train.jsonl", world.train)
-    write_questions(directory / "evaluation.jsonl", world.evaluation)
-    questions = [*world.train, *world.evaluation]
-    texts = [p.text for p in world.passages] + [q.text for q in questions]
-    texts += [answer for q in questions for answer in q.answers]
-    train_word_level(
-        [*texts, *COMPACT_WORDS], directory / "tokenizer", stage.prompts.ids, overwrite=True
-    )
-    needed = sum(len(q.gold or ()) for q in world.evaluation) / len(world.evaluation)
-    context.log(
-        f"{len(world.passages)} passages, {len(world.train)} + {len(world.evaluation)} questions "
-        f"that need {needed:.2f} passages on average"
-    )
-
+from dynarag_jax.launch.program import main
 
 if __name__ == "__main__":
-    main("facts", Facts, run)
+    main("facts")

@@ -1,48 +1,11 @@
 """Make a corpus and question files from questions that come with their passages.
 
-python -m train.gather configs/nq_litm.py --source FILE.jsonl.gz
+    python -m train.gather configs/nq_litm.py --source FILE.jsonl.gz
+
+Writes corpus.jsonl, train.jsonl and evaluation.jsonl into RUN/gather, in seconds.
 """
 
-from __future__ import annotations
-
-import random
-
-from dynarag_jax.data.formats import Reading, read_questions
-from dynarag_jax.data.values import with_content_ids
-from dynarag_jax.errors import InputError
-from dynarag_jax.records import Passage, Question, write_passages, write_questions
-from dynarag_jax.stages import Gather
-from train.program import Context, main
-
-
-def run(context: Context, stage: Gather) -> None:
-    """Write corpus.jsonl, train.jsonl and evaluation.jsonl."""
-    if not stage.source:
-        raise InputError("gather: name the file to read with --source")
-    source = context.path(stage.source)
-    context.manifest(inputs={"source": source})
-    questions: list[Question] = []
-    for number, question in read_questions(source, Reading(stage.format)):
-        if not question.passages:
-            raise InputError(f"{source}:{number}: question '{question.id}' has no passages")
-        # Files number passages as they like, and leave some without an id.
-        questions.append(with_content_ids(question))
-    corpus: dict[str, Passage] = {p.id: p for q in questions for p in q.passages}
-    evaluation = set(
-        random.Random(f"{context.run.seed}/gather").sample(
-            range(len(questions)), round(stage.evaluation * len(questions))
-        )
-    )
-    parts: dict[str, list[Question]] = {"train": [], "evaluation": []}
-    for i, question in enumerate(questions):
-        parts["evaluation" if i in evaluation else "train"].append(question)
-    write_passages(context.stage_directory / "corpus.jsonl", corpus.values())
-    for name, part in parts.items():
-        write_questions(context.stage_directory / f"{name}.jsonl", part)
-    context.log(
-        f"{len(corpus)} passages, {len(parts['train'])} + {len(parts['evaluation'])} questions"
-    )
-
+from dynarag_jax.launch.program import main
 
 if __name__ == "__main__":
-    main("gather", Gather, run)
+    main("gather")

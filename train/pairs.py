@@ -3,57 +3,10 @@
     python -m train.pairs configs/quickstart.py
     python -m train.pairs configs/quickstart.py --which all --min_gap 0.1 --form llama-factory
 
-Writes lists.jsonl, answers.jsonl where the rollouts have scored answers, and counts.json.
+Writes lists.jsonl, perhaps answers.jsonl, and counts.json into RUN/pairs, in seconds.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict
-
-from dynarag_jax.errors import InputError
-from dynarag_jax.files import write_json, write_jsonl
-from dynarag_jax.records import read_questions, read_rollouts
-from dynarag_jax.stages import Pairs
-from dynarag_jax.training.pairs import (
-    Kind,
-    all_pairs,
-    llama_factory_info,
-    llama_factory_records,
-    preference_records,
-)
-from train.program import Context, main
-
-
-def run(context: Context, stage: Pairs) -> None:
-    """Write the pairs of lists, and of answers."""
-    context.require_one_process()
-    paths = {
-        "rollouts": context.path(stage.rollouts),
-        "questions": context.path(stage.questions),
-    }
-    context.manifest(inputs=paths)
-    rollouts = read_rollouts(paths["rollouts"])
-    questions = {question.id: question for question in read_questions(paths["questions"])}
-    kinds: list[tuple[Kind, str]] = [("list", "lists")]
-    if rollouts and all(rollout.answers is not None for rollout in rollouts):
-        kinds.append(("answer", "answers"))
-    records = preference_records if stage.form == "preference" else llama_factory_records
-    counted, files = {}, {}
-    for kind, name in kinds:
-        pairs, counts = all_pairs(
-            questions, rollouts, kind, which=stage.which, min_gap=stage.min_gap, style=stage.style
-        )
-        files[f"dynarag_{name}"] = f"{name}.jsonl"
-        counted[name] = asdict(counts)
-        write_jsonl(context.stage_directory / f"{name}.jsonl", records(pairs))
-        said = ", ".join(f"{what} {count}" for what, count in counted[name].items())
-        context.log(f"{name} of {len(rollouts)} questions: {said}")
-    if not sum(counts["pairs"] for counts in counted.values()):
-        raise InputError(f"{paths['rollouts']}: no two lists or answers differ enough in reward")
-    if stage.form == "llama-factory":
-        write_json(context.stage_directory / "dataset_info.json", llama_factory_info(files))
-    write_json(context.stage_directory / "counts.json", counted)
-
+from dynarag_jax.launch.program import main
 
 if __name__ == "__main__":
-    main("pairs", Pairs, run)
+    main("pairs")

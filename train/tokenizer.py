@@ -1,30 +1,11 @@
 """Train a byte-level BPE tokenizer on a corpus and its questions.
 
-python -m train.tokenizer configs/nq_litm.py
+    python -m train.tokenizer configs/nq_litm.py
+
+Writes tokenizer/ into RUN/tokenizer, in seconds for ten thousand passages.
 """
 
-from __future__ import annotations
-
-from dynarag_jax.exchange.tokenizers import train_bpe
-from dynarag_jax.prompts import answer_messages, rerank_messages
-from dynarag_jax.records import read_passages, read_questions
-from dynarag_jax.stages import Tokenizer
-from train.program import Context, main
-
-
-def run(context: Context, stage: Tokenizer) -> None:
-    """Train on passages, questions, answers and the prompts' own words."""
-    corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
-    context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
-    texts = [f"{p.title}: {p.text}" if p.title else p.text for p in read_passages(corpus)]
-    for path in files:
-        for question in read_questions(path):
-            texts += [question.text, *question.answers]
-            for make in (rerank_messages, answer_messages):
-                texts += [m["content"] for m in make(question, (), "instruct")]
-    train_bpe(texts, context.stage_directory / "tokenizer", stage.vocabulary, overwrite=True)
-    context.log(f"vocabulary of {stage.vocabulary} tokens from {len(texts)} texts")
-
+from dynarag_jax.launch.program import main
 
 if __name__ == "__main__":
-    main("tokenizer", Tokenizer, run)
+    main("tokenizer")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dynarag_jax.evaluation.scoring import Answerer, by_benchmark, dataset_of
 from dynarag_jax.metrics import released
 from dynarag_jax.records import Question
 
+ScoringProtocol = Literal["benchmark", "released-code"]
 RELEASED = "released-code"
 PREFIX = "released "
 """Before the name of every metric of the released scripts."""

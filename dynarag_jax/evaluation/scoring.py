@@ -92,6 +92,16 @@ def group_of(question: Question, given: str = "") -> str:
     return given or _FORMS[question.task]
 
 
+def require_positive(where: str, name: str, values: tuple[int, ...]) -> None:
+    """Refuse numbers of passages below 1.
+
+    Raises:
+      InputError: one is.
+    """
+    if bad := [k for k in values if k < 1]:
+        raise InputError(f"{where}: {name} = {bad[0]} must be at least 1")
+
+
 def check_dataset(name: str) -> None:
     """Raise InputError if ``name`` is neither empty nor a benchmark."""
     if name:

@@ -22,8 +22,8 @@ from dynarag_jax.policy.model import check_vocabulary, list_grammar
 from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible
-from dynarag_jax.stages import Dpo, Sft, Stream, Train
 from dynarag_jax.training.checkpoints import Best, Checkpoints
+from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.exports import Start, save_trained
 from dynarag_jax.training.instructions import Instruction, instruction_examples
 from dynarag_jax.training.loop import Trace, fit
@@ -116,10 +116,10 @@ def reranker_source(
 
 
 def answers_source(
-    stage: Dpo, size: int, branches: int, make: Callable[[int, int], Example]
+    stage: Train, stream: Stream, size: int, branches: int, make: Callable[[int, int], Example]
 ) -> Source:
     """The stream of judged answers: ``size`` examples of ``branches`` branches."""
-    p, stream = stage.prompts, stage.answers
+    p = stage.prompts
     shape = Shape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
     return Source("answers", stream, size, make, shape)
 
@@ -137,15 +137,20 @@ def _require_supervised(name: str, stream: Stream, lists: bool = False) -> None:
 
 
 def behavior_source(
-    stage: Sft, start: Start, questions: Sequence[Question], maker: ExampleMaker, seed: int
+    stage: Train,
+    start: Start,
+    questions: Sequence[Question],
+    maker: ExampleMaker,
+    seed: int,
+    shuffled: float = 0.0,
 ) -> Source:
-    """Behavior cloning of the experts' lists, a share of them over shuffled candidates."""
+    """Behavior cloning of the experts' lists, ``shuffled`` of them over shuffled candidates."""
     _require_supervised("reranker", stage.reranker, lists=True)
 
     def make(epoch: int, index: int) -> Example:
         question = questions[index]
         rng = random.Random(f"{seed}/shuffled/{epoch}/{index}")
-        if rng.random() < stage.shuffled:
+        if rng.random() < shuffled:
             question, _ = question.shuffled(stage.prompts.ids, rng)
         return maker.behavior(question)
 
@@ -153,17 +158,20 @@ def behavior_source(
 
 
 def instruction_source(
-    stage: Sft, start: Start, instructions: Sequence[Instruction], log: Callable[[str], None]
+    stage: Train,
+    stream: Stream,
+    start: Start,
+    instructions: Sequence[Instruction],
+    longest: int,
+    log: Callable[[str], None],
 ) -> Source:
-    """The stream of instruction data; what is too long is left out and logged."""
-    _require_supervised("instructions", stage.instructions)
-    p, stream = stage.prompts, stage.instructions
+    """The stream of instruction data; prompts or replies (``longest``) too long are left out."""
+    _require_supervised("instructions", stream)
+    p = stage.prompts
     length = stream.length or p.answer_prompt_tokens
-    examples, left = instruction_examples(
-        start.tokenizer, instructions, length, stage.instruction_tokens
-    )
+    examples, left = instruction_examples(start.tokenizer, instructions, length, longest)
     log(f"{len(examples)} instructions; left out as too long: {left}")
-    shape = Shape(length, 1, stage.instruction_tokens, p.ids)
+    shape = Shape(length, 1, longest, p.ids)
     return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.batches import Batch, Example, Shape, collate, place, process_rows
-from dynarag_jax.stages import Stream, Train
+from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import Rows, step_work
 from dynarag_jax.training.order import Draw, Grouping, Lane, Mixture
 

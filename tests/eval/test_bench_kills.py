@@ -16,7 +16,7 @@ from .conftest import ask
 
 CONFIG = """
 from dynarag_jax.config import Run
-from dynarag_jax.evaluation_stages import Bench
+from dynarag_jax.stages.bench import Bench
 from dynarag_jax.prompts import PromptConfig
 
 run = Run(directory="runs/a", cpu_devices=1)

@@ -13,8 +13,12 @@ from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE
 from dynarag_jax.evaluation.reported import COLUMNS
-from dynarag_jax.evaluation_stages import Answer, Bench, Compare, Score
 from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.launch import program
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.table import program_of
 from dynarag_jax.metrics.tables import read_trec
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Passage, question_to_json, write_questions
@@ -22,11 +26,11 @@ from dynarag_jax.retrieval.relevance import load_scorer, score_questions
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.stages import Rerank
-from eval import answer, bench, compare, evaluate, rerank, score
-from train import plain, program
-from train.pipeline import PROGRAMS
-from train.program import Context, load_config, run_stage
+from dynarag_jax.stages import evaluate
+from dynarag_jax.stages.answer import Answer
+from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.rerank import Rerank
+from dynarag_jax.stages.score import Score
 
 from .conftest import IDS, PROMPTS, ask
 
@@ -35,7 +39,7 @@ GREEDY = Sampling(temperature=0.0)
 
 def ran(directory: Path, stage, name: str, fresh: bool = True) -> Path:
     context = Context(Run(directory=str(directory)), {name: stage}, name)
-    assert run_stage(context, PROGRAMS[type(stage)]) == fresh
+    assert run_stage(context, program_of(name, stage).run) == fresh
     return directory / name
 
 
@@ -171,16 +175,16 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def said(module, kind, name, capsys, *arguments) -> tuple[int, str, str]:
+def said(name, capsys, *arguments) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
-        plain.main(name, kind, module.run, list(arguments))
+        program.main(name, list(arguments))
     out, err = capsys.readouterr()
     return int(stop.value.code or 0), out, err
 
 
 def test_scoring_plain_files(files, capsys):
     given = ("--questions", "q.jsonl", "--predictions", "right.jsonl", "worse=wrong.jsonl")
-    code, out, _ = said(score, Score, "score", capsys, *given)
+    code, out, _ = said("score", capsys, *given)
     assert code == 0 and "| right | 6 | 0 | 100.0 [100.0, 100.0] |" in out
     assert "| worse | 6 | 2 (2 missing) | 0.0 [0.0, 0.0] |" in out
     place = files / "runs/score/score"
@@ -196,20 +200,20 @@ def test_scoring_plain_files(files, capsys):
     assert values["em"]["all"] == "0.0000" and len(values["em"]) == 7
     assert (place / "run.json").exists() and (place / "scores.md").read_text() == out
     # Nothing has changed: the same table, at once. Another protocol is another scoring.
-    code, again, err = said(score, Score, "score", capsys, *given)
+    code, again, err = said("score", capsys, *given)
     assert code == 0 and again == out and "done already" in err
-    code, out, _ = said(score, Score, "score", capsys, *given, "--protocol", "released-code")
+    code, out, _ = said("score", capsys, *given, "--protocol", "released-code")
     assert code == 0 and out.startswith("**released-code: wrong on purpose.**")
 
 
 def test_comparing_plain_files(files, capsys):
     given = ("--questions", "q.jsonl", "--predictions", "wrong.jsonl", "right.jsonl")
-    code, out, _ = said(compare, Compare, "compare", capsys, *given)
+    code, out, _ = said("compare", capsys, *given)
     # Of six differences of the same sign, two of 2^6 assignments are as far out.
     assert code == 0 and "| right − wrong | all | 6 | EM | +100.0 [+100.0, +100.0] | 0.031 |" in out
     found = read_json(files / "runs/compare/compare/compare.json")["compared"][0]
     assert (found["a"], found["b"], found["wins"], found["losses"]) == ("right", "wrong", 6, 0)
-    code, _, err = said(compare, Compare, "compare", capsys, *given, "--baseline", "rigth")
+    code, _, err = said("compare", capsys, *given, "--baseline", "rigth")
     assert code == 2 and "did you mean 'right'" in err
 
 
@@ -230,7 +234,7 @@ def test_comparing_plain_files(files, capsys):
     ],
 )
 def test_mistakes_are_one_line(arguments, message, files, capsys):
-    code, _, err = said(score, Score, "score", capsys, *arguments)
+    code, _, err = said("score", capsys, *arguments)
     assert code == 2 and message in err.splitlines()[-1] and "Traceback" not in err
 
 
@@ -322,11 +326,6 @@ def test_a_bench_without_scorer_or_gold_and_wrong_ones(model, scorer, tmp_path, 
     Path("nq.jsonl").write_text(json.dumps(bare) + "\n")
     with pytest.raises(InputError, match=r"nq\.jsonl: question 'q1' has no passages"):
         ran(tmp_path, benched(model, scorer, **few), "bench")
-
-
-def test_programs_stand_in_the_pipeline():
-    assert {answer.run, score.run, compare.run, bench.run, rerank.run} <= set(PROGRAMS.values())
-    assert program.main is not plain.main
 
 
 def test_the_config_of_the_paper_takes_overrides():

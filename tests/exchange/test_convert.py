@@ -366,7 +366,7 @@ KINDS = [
 
 CONFIG = """
 from dynarag_jax.config import Run
-from dynarag_jax.stages import Export
+from dynarag_jax.stages.export import Export
 
 run = Run(directory={directory!r})
 stages = {{"export": Export(model={model!r})}}
@@ -386,10 +386,7 @@ def arguments(name: str, source: Path, place: Path) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_spoiled_models_give_one_line(kind, name, source, tmp_path, capsys):
     """Exit code 2, one line on stderr, and nothing of the target."""
-    from dynarag_jax.stages import Export
-    from train import convert as convert_program
-    from train import export
-    from train.program import main
+    from dynarag_jax.launch.program import main
 
     directory, place = tmp_path / "model", tmp_path / "place"
     shutil.copytree(source(), directory)
@@ -397,8 +394,8 @@ def test_spoiled_models_give_one_line(kind, name, source, tmp_path, capsys):
     message = spoil(directory, kind)
     given = arguments(name, directory, place)
     programs = {
-        "convert": convert_program.main,
-        "export": lambda given: main("export", Export, export.run, given),
+        "convert": lambda given: main("convert", given),
+        "export": lambda given: main("export", given),
     }
     capsys.readouterr()  # transformers' progress while it wrote the model
     with pytest.raises(SystemExit) as stop:
@@ -502,8 +499,8 @@ def test_a_killed_export_leaves_nothing_half_made(source, tmp_path):
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    write(path, *rest)\n"
         "tensors._write_shard = once\n"
-        "from train.convert import main\n"
-        "main(sys.argv[1:])\n"
+        "from dynarag_jax.launch.program import main\n"
+        "main('convert', sys.argv[1:])\n"
     )
     given = [str(source()), str(tmp_path / "out"), "--shard_bytes", "30000"]
     done = subprocess.run(

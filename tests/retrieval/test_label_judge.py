@@ -11,12 +11,13 @@ import pytest
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
-from dynarag_jax.retrieval.stages import RELEVANCE
 from dynarag_jax.rewards.judge import JudgeConfig
-from dynarag_jax.stages import Label
-from train import label
-from train.program import Context, run_stage
+from dynarag_jax.stages import label
+from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.UNKNOWN import RELEVANCE
 
 GRADES = {"good": "Score: 9", "best": "10/10", "fair": "Score: 8", "poor": "0", "prose": "Useful!"}
 

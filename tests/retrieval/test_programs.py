@@ -17,6 +17,9 @@ import pytest
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import (
     Passage,
     Question,
@@ -30,11 +33,12 @@ from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.fusion import Fusion
 from dynarag_jax.retrieval.index import ExactIndex, IndexConfig
 from dynarag_jax.retrieval.shards import open_vectors
-from dynarag_jax.stages import BuildIndex, Embed, Retrieve, Update
-from train import corpus as wiring
-from train import retrieve
-from train.pipeline import PROGRAMS
-from train.program import Context, run_stage
+from dynarag_jax.stages import retrieve
+from dynarag_jax.stages.common import corpus as wiring
+from dynarag_jax.stages.embed import Embed
+from dynarag_jax.stages.index import BuildIndex
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.update import Update
 
 from .conftest import WORDS
 
@@ -66,7 +70,7 @@ def place(tmp_path, monkeypatch):
 def go(directory: str, **stages) -> None:
     run = Run(directory)
     for name, stage in stages.items():
-        run_stage(Context(run, stages, name), PROGRAMS[type(stage)])
+        run_stage(Context(run, stages, name), program_of(name, stage).run)
 
 
 FILES = CorpusConfig(files=("a.jsonl", "b.jsonl"))
@@ -291,7 +295,9 @@ def test_an_index_in_shards_finds_the_same(place, bert_directory, source):
 CONFIG = """
 from dynarag_jax.config import Run
 from dynarag_jax.retrieval.corpora import CorpusConfig
-from dynarag_jax.stages import BuildIndex, Embed, Retrieve
+from dynarag_jax.stages.index import BuildIndex
+from dynarag_jax.stages.embed import Embed
+from dynarag_jax.stages.retrieve import Retrieve
 
 run = Run(directory="runs", cpu_devices=1)
 stages = {{

@@ -14,6 +14,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_word_level
 from dynarag_jax.files import read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.model import load_policy
@@ -26,9 +28,8 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Seen, Windows, run_plans
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.stages import Rerank
-from eval import rerank as program
-from train.program import Context, run_stage
+from dynarag_jax.stages import rerank as program
+from dynarag_jax.stages.rerank import Rerank
 
 IDS = 6
 LABELS = ("supports", "refutes", "not enough info")

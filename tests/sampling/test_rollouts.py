@@ -23,6 +23,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
 from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import question_to_json, read_rollouts, rollout_from_json, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
@@ -30,9 +32,8 @@ from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
-from dynarag_jax.stages import Rollout
-from train import rollout
-from train.program import Context, run_stage
+from dynarag_jax.stages import rollout
+from dynarag_jax.stages.rollout import SampleRollouts
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,11 +41,11 @@ CONFIG = """
 from dynarag_jax.config import Mesh, Run
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.engine import EngineConfig
-from dynarag_jax.stages import Rollout
+from dynarag_jax.stages.rollout import SampleRollouts
 
 run = Run(directory={directory!r}, mesh=Mesh({mesh}), cpu_devices={devices})
 stages = {{
-    "rollout": Rollout(
+    "rollout": SampleRollouts(
         model={model!r}, questions={questions!r}, samples=4, batch=8,
         prompts=PromptConfig(
             style="compact", ids=4, max_list=3, rerank_tokens=200, answer_prompt_tokens=200,
@@ -63,7 +64,7 @@ def write(path: Path, rows) -> Path:
 
 def rolled(directory: Path, model: Path, questions: Path, prompts, **more) -> Context:
     """Run the stage in this process."""
-    stage = Rollout(
+    stage = SampleRollouts(
         model=str(model), questions=str(questions), samples=4, batch=8, prompts=prompts, **more
     )
     run = Run(str(directory))
@@ -215,7 +216,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 
 import train.rollout
-from train.program import main
+from dynarag_jax.launch.program import main
 
 whole, killed, runs = sys.argv[1:]
 
@@ -223,7 +224,7 @@ whole, killed, runs = sys.argv[1:]
 def child(config):
     pid = os.fork()  # everything is imported, and JAX has not begun
     if not pid:
-        main("rollout", train.rollout.Stage, train.rollout.run, [config])
+        main("rollout", [config])
     return pid
 
 

@@ -55,7 +55,8 @@ import os
 import time
 
 from counting import Count
-from train.program import Context, main
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import main
 
 
 def run(context: Context, stage: Count) -> None:
@@ -78,7 +79,7 @@ def run(context: Context, stage: Count) -> None:
 
 
 if __name__ == "__main__":
-    main("count", Count, run)
+    main(run)
 """
 
 CONFIG = """
@@ -117,7 +118,9 @@ SFT = """
 from dynarag_jax.config import Run
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.stages import Contexts, Sft, Stream
+from dynarag_jax.training.config import Contexts
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.config import Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 run = Run(directory="runs/a", cpu_devices=1)

@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from dynarag_jax import evaluation_stages, stages
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
+from dynarag_jax.launch.program import main
+from dynarag_jax.launch.table import program
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.records import (
@@ -23,28 +24,11 @@ from dynarag_jax.records import (
     question_to_json,
     rollout_to_json,
 )
-from eval import answer, bench, compare, evaluate, report, rerank, score
-from train import dpo, export, gather, label, reference, retrieve, rollout, sft, tokenizer
-from train.program import main
 
-PROGRAMS = {
-    "gather": (stages.Gather, gather),
-    "tokenizer": (stages.Tokenizer, tokenizer),
-    "retrieve": (stages.Retrieve, retrieve),
-    "label": (stages.Label, label),
-    "sft": (stages.Sft, sft),
-    "rollout": (stages.Rollout, rollout),
-    "reference": (stages.Reference, reference),
-    "dpo": (stages.Dpo, dpo),
-    "evaluate": (stages.Evaluate, evaluate),
-    "rerank": (stages.Rerank, rerank),
-    "answer": (evaluation_stages.Answer, answer),
-    "score": (evaluation_stages.Score, score),
-    "compare": (evaluation_stages.Compare, compare),
-    "bench": (evaluation_stages.Bench, bench),
-    "export": (stages.Export, export),
-    "report": (stages.Report, report),
-}
+PROGRAMS = (
+    "gather tokenizer retrieve label sft rollout reference feedback evaluate rerank answer score "
+    "compare bench export report"
+).split()
 
 CONFIG = """
 from dynarag_jax.config import Run
@@ -52,8 +36,8 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.retrieval.corpora import CorpusConfig
-from dynarag_jax.evaluation_stages import *
-from dynarag_jax.stages import *
+from dynarag_jax.stages.UNKNOWN import *
+from dynarag_jax.stages.UNKNOWN import *
 
 run = Run(directory="runs/a")
 prompts = PromptConfig(
@@ -72,7 +56,7 @@ stages = {
     "reference": Reference(
         model="model", rollouts="rollouts.jsonl", questions="questions.jsonl", prompts=prompts
     ),
-    "dpo": Dpo(rollouts="rollouts.jsonl", **train),
+    "feedback": Dpo(rollouts="rollouts.jsonl", **train),
     "evaluate": Evaluate(
         models={"policy": "model"}, questions="questions.jsonl", prompts=prompts, top_k=(1,),
         batch=8,
@@ -148,9 +132,8 @@ def place(good, tmp_path, monkeypatch) -> Path:
 
 def refused(name: str, capsys, *options: str, config: str = "config.py") -> str:
     """The one line a program says."""
-    kind, module = PROGRAMS[name]
     with pytest.raises(SystemExit) as stop:
-        main(name, kind, module.run, [config, *options])
+        main(name, [config, *options])
     said = capsys.readouterr().err
     assert stop.value.code == 2, said
     # A log may come before it, an unfinished output may not stay.
@@ -166,9 +149,13 @@ def refused(name: str, capsys, *options: str, config: str = "config.py") -> str:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_missing_config_and_an_unknown_key(name, place, capsys):
     assert "nowhere.py" in refused(name, capsys, config="nowhere.py")
-    key = dataclasses.fields(PROGRAMS[name][0])[0].name
-    said = refused(name, capsys, f"--{key}x", "3")
-    assert said.startswith(f"unknown option '--{key}x' (did you mean '--{key}"), said
+    key = dataclasses.fields(program(name).config)[0].name
+    with pytest.raises(SystemExit) as stop:
+        main(name, ["config.py", f"--{key}x", "3"])
+    assert stop.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"Unrecognized options: --{key}x, 3" in said, said
+    assert not (place / "runs").exists()
 
 
 READS = {
@@ -179,7 +166,7 @@ READS = {
     "sft": ["questions.jsonl"],
     "rollout": ["questions.jsonl"],
     "reference": ["questions.jsonl", "rollouts.jsonl"],
-    "dpo": ["questions.jsonl", "rollouts.jsonl"],
+    "feedback": ["questions.jsonl", "rollouts.jsonl"],
     "evaluate": ["questions.jsonl"],
     "rerank": ["questions.jsonl"],
     "answer": ["questions.jsonl"],
@@ -220,7 +207,7 @@ def test_questions_without_passages(name, place, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "answer", "bench", "export"],
+    ["sft", "rollout", "reference", "feedback", "evaluate", "rerank", "answer", "bench", "export"],
 )
 def test_a_checkpoint_of_another_shape(name, place, capsys):
     config = json.loads((place / "model/config.json").read_text())
@@ -232,7 +219,7 @@ def test_a_checkpoint_of_another_shape(name, place, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["sft", "rollout", "reference", "dpo", "evaluate", "rerank", "answer", "bench", "export"],
+    ["sft", "rollout", "reference", "feedback", "evaluate", "rerank", "answer", "bench", "export"],
 )
 def test_a_missing_model(name, place, capsys):
     shutil.rmtree(place / "model")

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import sha256_file
-from train import record
-from train.context import Context
-from train.options import load_config
-from train.program import main_pipeline, run_stage
+from dynarag_jax.launch import manifests as record
+from dynarag_jax.launch import pipeline as launch_pipeline
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.program import run_stage
 
 
 def records(path: Path) -> list[dict]:
@@ -91,20 +93,23 @@ def test_what_is_done_is_left_alone_and_what_changed_is_made_anew(place, capsys)
     assert not run_one("count", "--run.seed", "1", "--run.cpu_devices", "3")
 
 
-def test_a_pipeline_makes_only_what_a_change_reaches(place):
-    made = []
+def test_a_pipeline_makes_only_what_a_change_reaches(place, counting, monkeypatch, capsys):
+    def run(context: Context, stage) -> None:
+        count_words(context, stage)
 
-    def body(run, stages) -> None:
-        for name in ("count", "again"):
-            if run_stage(Context(run, stages, name), count_words):
-                made.append(name)
+    run.__annotations__["stage"] = counting.Count
+    run.__module__ = "counting"
+    monkeypatch.setattr(counting, "run", run, raising=False)
+    (place / "good.py").write_text(
+        (place / "good.py").read_text().replace('"report": Report(),', "")
+    )
 
     def pipeline(*overrides: str) -> list[str]:
-        made.clear()
         with pytest.raises(SystemExit) as stop:
-            main_pipeline(body, ["good.py", *overrides])
-        assert stop.value.code == 0
-        return list(made)
+            launch_pipeline.main(["good.py", *overrides])
+        said = capsys.readouterr().err
+        assert stop.value.code == 0, said
+        return re.findall(r"^\[\d/2\] (\w+): done in", said, re.MULTILINE)
 
     assert pipeline() == ["count", "again"]
     assert pipeline() == []
@@ -113,6 +118,11 @@ def test_a_pipeline_makes_only_what_a_change_reaches(place):
     assert pipeline("--again.steps", "9", "--count.steps", "9") == ["count"]
     (place / "words.txt").write_text("one")
     assert pipeline("--again.steps", "9", "--count.steps", "9") == ["count", "again"]
+    monkeypatch.delattr(counting, "run")
+    with pytest.raises(SystemExit) as stop:
+        launch_pipeline.main(["good.py"])
+    assert stop.value.code == 2
+    assert "stage 'count': no program runs a Count" in capsys.readouterr().err
 
 
 def test_is_done_asks_without_touching_anything(place):

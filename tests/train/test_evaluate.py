@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Passage, Question
-from dynarag_jax.stages import Evaluate
-from eval.evaluate import SHUFFLED, choose
+from dynarag_jax.stages.evaluate import SHUFFLED, Evaluate, choose
 
 
 def question(number: int, passages: int = 9) -> Question:

@@ -12,9 +12,11 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import read_passages, read_questions, read_rollouts, write_questions
-from train.pipeline import PROGRAMS
-from train.program import Context, load_config, run_stage
 
 pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences covers the parts
 
@@ -29,8 +31,8 @@ SMALL = """
 --pretrain.checkpoint_every 0
 --rollout.limit 16 --rollout.batch 16 --rollout.answers True --rollout.model {run}/pretrain/model
 --rollout.reward.length 0.5
---dpo.init {run}/pretrain/model --dpo.steps 1 --dpo.reranker.batch 8 --dpo.generator.batch 0
---dpo.log_every 1 --dpo.checkpoint_every 0
+--feedback.init {run}/pretrain/model --feedback.steps 1 --feedback.reranker.batch 8 --feedback.generator.batch 0
+--feedback.log_every 1 --feedback.checkpoint_every 0
 """.split()
 
 
@@ -39,7 +41,7 @@ class Stages:
 
     def __init__(self, directory: Path, *more: str, config: str = "configs/grpo.py"):
         questions = [
-            f"--{s}.questions={{run}}/questions.jsonl" for s in ("pretrain", "rollout", "dpo")
+            f"--{s}.questions={{run}}/questions.jsonl" for s in ("pretrain", "rollout", "feedback")
         ]
         overrides = [*SMALL, *questions, "--run.directory", str(directory), *more]
         self.run, self.stages = load_config(config, overrides)
@@ -47,7 +49,7 @@ class Stages:
 
     def __call__(self, name: str) -> bool:
         context = Context(self.run, self.stages, name)
-        return run_stage(context, PROGRAMS[type(self.stages[name])])
+        return run_stage(context, program_of(name, self.stages[name]).run)
 
     def figures(self, name: str) -> dict[str, float]:
         return next(line for _, line in read_jsonl(self.directory / name / "metrics.jsonl"))
@@ -104,14 +106,14 @@ def test_rollouts_hold_log_probabilities_by_token_and_where_they_are_from(ran: S
 def test_groups_and_answers_train_from_the_same_rollouts(ran: Stages) -> None:
     """At the first step the policy is the sampler and the reference: every ratio is 1."""
     terms = ("rloo", "plackett_luce", "lipo", "dpo")
-    more = [x for t in terms for x in (f"--dpo.reranker.objectives.{t}.weight", "0.5")]
+    more = [x for t in terms for x in (f"--feedback.reranker.objectives.{t}.weight", "0.5")]
     stages = Stages(
-        ran.directory, *more, "--dpo.reranker.objectives.rloo.kl", "0.1",
-        "--dpo.answers.batch", "8", "--dpo.answers.objectives.ipo.weight", "0.1",
-        "--dpo.optimizer.learning_rate", "0.01",
+        ran.directory, *more, "--feedback.reranker.objectives.rloo.kl", "0.1",
+        "--feedback.answers.batch", "8", "--feedback.answers.objectives.ipo.weight", "0.1",
+        "--feedback.optimizer.learning_rate", "0.01",
     )  # fmt: skip
-    assert stages("dpo")
-    first = stages.figures("dpo")
+    assert stages("feedback")
+    first = stages.figures("feedback")
     assert first["reranker/grpo/kl_to_sampler"] == pytest.approx(0, abs=1e-5)
     assert first["reranker/grpo/kl"] == pytest.approx(0, abs=1e-6)
     assert first["reranker/rloo/kl"] == pytest.approx(0, abs=1e-4)
@@ -129,7 +131,7 @@ def test_groups_and_answers_train_from_the_same_rollouts(ran: Stages) -> None:
 def test_reference_gives_what_the_rollout_gave_and_serves_another_reference(
     ran: Stages, tmp_path: Path
 ) -> None:
-    from dynarag_jax.stages import Reference
+    from dynarag_jax.stages.reference import Reference
 
     place = tmp_path / "run"
     stages = Stages(place)
@@ -178,12 +180,12 @@ def test_reference_gives_what_the_rollout_gave_and_serves_another_reference(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--dpo.init", "{ran}/other"), r"of other weights \(.*\) than .*other \(.*\); name their"),
-        (("--dpo.tokenizer", "{ran}/tokenizer"), "are of another tokenizer"),
-        (("--dpo.prompts.ids", "5"), "another prompt|outside 1..5"),
-        (("--dpo.answers.batch", "8", "--dpo.answers.objectives.grpo.weight", "1"),
+        (("--feedback.init", "{ran}/other"), r"of other weights \(.*\) than .*other \(.*\); name their"),
+        (("--feedback.tokenizer", "{ran}/tokenizer"), "are of another tokenizer"),
+        (("--feedback.prompts.ids", "5"), "another prompt|outside 1..5"),
+        (("--feedback.answers.batch", "8", "--feedback.answers.objectives.grpo.weight", "1"),
          "'grpo' needs samples of one prompt"),
-        (("--dpo.init", "", "--dpo.tokenizer", "{ran}/tokenizer"),
+        (("--feedback.init", "", "--feedback.tokenizer", "{ran}/tokenizer"),
          "does not begin at the weights of 'init'; name the model behind them as 'reference'"),
     ],
     ids=["weights", "tokenizer", "prompts", "answers", "no init"],
@@ -212,10 +214,12 @@ def test_what_is_stale_is_refused_in_one_line(
         "rollouts": ran.directory / "rollout" / "rollouts.jsonl",
         "questions": ran.directory / "questions.jsonl", "init": model,
     }  # fmt: skip
-    given = [x for k, v in shared.items() for x in (f"--dpo.{k}", str(v))]
-    stages = Stages(tmp_path / "run", *given, "--dpo.reranker.objectives.grpo.kl", "0.1", *places)
+    given = [x for k, v in shared.items() for x in (f"--feedback.{k}", str(v))]
+    stages = Stages(
+        tmp_path / "run", *given, "--feedback.reranker.objectives.grpo.kl", "0.1", *places
+    )
     with pytest.raises(InputError, match=says) as error:
-        stages("dpo")
+        stages("feedback")
     assert "\n" not in str(error.value)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 
 import pytest
 
 from dynarag_jax.config import Mesh, Run
-from train.context import Context
-from train.options import load_config
-from train.program import guard, main, main_pipeline
+from dynarag_jax.launch.exit_codes import guard
+from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.pipeline import main as main_pipeline
+from dynarag_jax.launch.program import main
 
 
 def one_line(text: str) -> str:
@@ -86,7 +89,7 @@ def test_overrides_reach_every_depth_and_keep_their_types(place):
     run, stages = load_config(
         "good.py",
         ["--run.seed", "7", "--run.mesh.fsdp=2", "--count.pace.rate", "2e-5", "--count.tops", "5",
-         "6", "7", "--count.loud", "True", "--count.names.behavior cloning", "b", "--again.steps",
+         "6", "7", "--count.loud", "--count.names.behavior cloning", "b", "--again.steps",
          "9", "--count.learning-rate", "3"],
     )  # fmt: skip
     count = stages["count"]
@@ -97,63 +100,120 @@ def test_overrides_reach_every_depth_and_keep_their_types(place):
     assert (count.steps, stages["again"].steps) == (4, 9)
 
 
+def words(text: str) -> str:
+    """What tyro says in its box, as one line."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--lernrate", "1"], r"unknown option '--lernrate' \(did you mean '--learning_rate'\?\)"),
-        (["--rate", "1"], r"unknown option '--rate' \(did you mean '--pace\.rate'\?\)"),
-        (["--run.sed=1"], r"unknown option '--run\.sed' \(did you mean '--run\.seed'\?\)"),
-        (["--zzzzzz", "1"], r"unknown option '--zzzzzz'; .* --help lists them"),
+        (["--lernrate", "1"], r"Unrecognized options: --lernrate"),
+        (["--rate", "1"], r"--rate.*Perhaps you meant: --pace\.rate FLOAT"),
+        (["--run.sed=1"], r"--run\.sed.*Perhaps you meant: --run\.seed INT"),
+        (["--zzzzzz", "1"], r"Unrecognized options: --zzzzzz.* --help"),
         (["--steps", "many"], "Error parsing --steps: invalid literal for int.*'many'"),
         (["--steps"], "Missing value for argument '--steps'"),
         (["--pace.order", "sideways"], "invalid choice 'sideways' for argument '--pace.order'"),
         (["--pace.rate", "-1"], "Error parsing pace: rate = -1.0 must be positive"),
         (["--run.seed", "-1"], r"run\.seed = -1 must lie in"),
-        (["--loud", "maybe"], "invalid choice 'maybe' for argument '--loud'"),
-        (["--steps", "3", "4"], "unexpected argument '4'"),
-        (["--stage"], "--stage needs the name of a stage"),
+        (["--loud", "maybe"], "Unrecognized options: maybe"),
+        (["--steps", "3", "4"], "Unrecognized options: 4"),
+        (["--stage"], "argument --stage: expected one argument"),
         (["--stage", "agian"], r"no stage 'agian' \(did you mean 'again'\?\).*count, again"),
         (["--stage=report"], "stage 'report' is a Report stage"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(place, counting, capsys, arguments, expected):
+def test_a_mistake_on_the_command_line_is_explained(place, counter, capsys, arguments, expected):
     with pytest.raises(SystemExit) as stop:
-        main(
-            "count",
-            counting.Count,
-            lambda context, stage: pytest.fail("ran"),
-            ["good.py", *arguments],
-        )
+        main(counter(lambda: pytest.fail("ran")), ["good.py", *arguments])
     assert stop.value.code == 2
-    assert re.search(expected, one_line(capsys.readouterr().err))
+    assert re.search(expected, words(capsys.readouterr().err))
     assert not (place / "runs").exists()
 
 
-def test_a_program_without_its_stage_names_those_it_could_run(place, counting, capsys):
-    for name, config_type, expected in [
-        ("sft", counting.Count, "--stage runs another Count stage: count, again"),
-        ("sft", Context, "it has count, report, again; none is a Context stage"),
-        ("count", counting.Report, "stage 'count' is a Count stage"),
+@pytest.fixture
+def counter(counting):
+    """The ``run`` of a stage Count that does something else."""
+
+    def make(work=lambda: None, config=counting.Count):
+        def run(context, stage):
+            work()
+
+        run.__annotations__ = {"context": object, "stage": config}
+        run.__module__ = "count"
+        sys.modules["count"] = types.ModuleType("count")
+        sys.modules["count"].__file__ = "count.py"
+        return run
+
+    return make
+
+
+def test_a_program_without_its_stage_names_those_it_could_run(place, counting, counter, capsys):
+    for arguments, config, expected in [
+        (["--stage", "sft"], counting.Count, "--stage runs another Count stage: count, again"),
+        (["--stage", "sft"], Run, "it has count, report, again; none is a Run stage"),
+        ([], counting.Report, "stage 'count' is a Count stage"),
     ]:
         with pytest.raises(SystemExit):
-            main(name, config_type, lambda context, stage: None, ["good.py"])
+            main(counter(config=config), ["good.py", *arguments])
         assert expected in one_line(capsys.readouterr().err)
-    with pytest.raises(SystemExit):
-        main("count", counting.Count, lambda context, stage: None, ["--steps", "3"])
-    assert "the config file comes first" in one_line(capsys.readouterr().err)
+    for arguments in (["--steps", "3"], []):
+        with pytest.raises(SystemExit):
+            main(counter(), arguments)
+        assert "the config file comes first" in one_line(capsys.readouterr().err)
+    with pytest.raises(SystemExit) as stop:
+        main("sfft", ["good.py"])
+    assert stop.value.code == 2
+    assert "unknown stage 'sfft' (did you mean 'sft'?)" in one_line(capsys.readouterr().err)
 
 
-def test_help_lists_fields_with_meaning_and_the_files_own_defaults(place, counting, capsys):
+def test_help_lists_fields_with_meaning_and_the_files_own_defaults(place, counter, capsys):
     for arguments, default in [(["good.py", "--help"], "4"), (["--help"], "3")]:
         with pytest.raises(SystemExit) as stop:
-            main("count", counting.Count, lambda context, stage: None, arguments)
+            main(counter(), arguments)
         assert not stop.value.code
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        text = words(capsys.readouterr().out)
         assert "Count the words of a file." in text
         assert f"--steps INT how far to count (default: {default})" in text
         assert "--pace.rate FLOAT numbers a second (default: 0.5)" in text
         assert "--run.mesh.fsdp INT devices that share each copy's weights" in text
     with pytest.raises(SystemExit) as stop:
-        main_pipeline(lambda run, stages: pytest.fail("ran"), ["good.py", "--help"])
+        main_pipeline(["good.py", "--help"])
     assert not stop.value.code
     assert "--again.steps INT" in capsys.readouterr().out
+
+
+def test_a_switch_takes_no_value(place):
+    for arguments, loud in [(["--count.loud"], True), (["--count.no-loud"], False), ([], False)]:
+        assert load_config("good.py", arguments)[1]["count"].loud is loud
+
+
+def test_stages_take_prompts_and_types_from_the_run_unless_they_have_their_own(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from dynarag_jax.config import Run\n"
+        "from dynarag_jax.prompts import PromptConfig\n"
+        "from dynarag_jax.stages.evaluate import Evaluate\n"
+        "from dynarag_jax.stages.rerank import Rerank\n"
+        "run = Run(directory='r', prompts=PromptConfig(ids=7, max_list=5), dtype='bfloat16')\n"
+        "stages = {'rerank': Rerank(dtype='float32'), 'evaluate': Evaluate()}\n"
+    )
+    _, stages = load_config(tmp_path / "c.py")
+    assert [(s.prompts.ids, s.dtype) for s in stages.values()] == [(7, "float32"), (7, "bfloat16")]
+    given = ["--run.prompts.ids", "9", "--evaluate.prompts.max_list", "3", "--run.dtype", "float32"]
+    _, stages = load_config(tmp_path / "c.py", given)
+    assert [s.prompts.ids for s in stages.values()] == [9, 9]
+    assert [s.prompts.max_list for s in stages.values()] == [5, 3]
+    assert stages["evaluate"].dtype == "float32"
+
+
+def test_one_config_file_begins_with_another(place):
+    (place / "second.py").write_text(
+        "from dataclasses import replace\n"
+        "from dynarag_jax.launch.config_file import base_config\n"
+        "good = base_config(__file__, 'good.py')\n"
+        "run = replace(good.run, directory='runs/b')\n"
+        "stages = good.stages | {'count': replace(good.stages['count'], steps=9)}\n"
+    )
+    run, stages = load_config("second.py")
+    assert (run.directory, stages["count"].steps, stages["again"].steps) == ("runs/b", 9, 2)

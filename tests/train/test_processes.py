@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from train import processes
+from dynarag_jax.launch import distributed as processes
 
 
 @pytest.mark.parametrize(

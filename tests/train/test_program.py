@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from train.program import guard
+from dynarag_jax.launch.exit_codes import guard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,7 +151,7 @@ DEVICES = """
 import sys
 import jax
 from dynarag_jax.config import Run
-from train.program import start_jax
+from dynarag_jax.launch.start import start_jax
 
 start_jax(Run(directory="runs/d", cpu_devices=int(sys.argv[1]), compilation_cache=sys.argv[2]))
 print(jax.device_count(), jax.config.jax_compilation_cache_dir)

@@ -12,11 +12,11 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import read_questions, read_rollouts
-from eval import evaluate, report
-from train import dpo, export, facts, label, retrieve, rollout, sft
-from train.pipeline import PROGRAMS
-from train.program import Context, load_config, run_stage
 
 SMALL = """
 --facts.world.train_questions 64 --facts.world.evaluation_questions 20
@@ -29,7 +29,7 @@ SMALL = """
 --pretrain.checkpoint_every 1
 --sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
 --rollout.limit 16 --rollout.batch 16
---dpo.steps 2 --dpo.reranker.batch 8 --dpo.generator.batch 8
+--feedback.steps 2 --feedback.reranker.batch 8 --feedback.generator.batch 8
 --evaluate.top_k 1 2 --evaluate.batch 16 --evaluate.examples 2
 """.split()
 
@@ -49,7 +49,7 @@ class Stages:
 
     def __call__(self, name: str) -> bool:
         context = Context(self.run, self.stages, name)
-        return run_stage(context, PROGRAMS[type(self.stages[name])])
+        return run_stage(context, program_of(name, self.stages[name]).run)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             trajectory["reward"] = 1 / (1 + len(trajectory["list"]))
         lines.append(json.dumps(record))
     path.write_text("\n".join(lines) + "\n")
-    for name in ("dpo", "evaluate", "export", "report"):
+    for name in ("feedback", "evaluate", "export", "report"):
         assert stages(name)
     return stages
 
@@ -191,43 +191,43 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
         "init": "sft/model", "questions": "label/train.jsonl",
         "rollouts": "rollout/rollouts.jsonl",
     }  # fmt: skip
-    places = [x for k, v in made.items() for x in (f"--dpo.{k}", str(ran.directory / v))]
+    places = [x for k, v in made.items() for x in (f"--feedback.{k}", str(ran.directory / v))]
     options = [
-        *places, "--dpo.lora.rank", "2", "--dpo.log_every", "1", "--dpo.checkpoint_every", "1",
-        "--dpo.generator.batch", "0", "--dpo.reranker.objectives.dpo.chosen_nll", "0",
-        "--dpo.optimizer.learning_rate", "0.05", "--export.checkpoint", "dpo",
+        *places, "--feedback.lora.rank", "2", "--feedback.log_every", "1", "--feedback.checkpoint_every", "1",
+        "--feedback.generator.batch", "0", "--feedback.reranker.objectives.dpo.chosen_nll", "0",
+        "--feedback.optimizer.learning_rate", "0.05", "--export.checkpoint", "feedback",
     ]  # fmt: skip
     stages = Stages(tmp_path / "run", *options)
     with pytest.raises(InputError, match="stage 'dpo' has not run; there is no checkpoint"):
         stages("export")
-    assert stages("dpo")
+    assert stages("feedback")
     place = tmp_path / "run"
-    losses = [line["loss"] for _, line in read_jsonl(place / "dpo" / "metrics.jsonl")]
+    losses = [line["loss"] for _, line in read_jsonl(place / "feedback" / "metrics.jsonl")]
     # The rollout's program and the step's add up in orders of their own, to a last bit or two.
     assert abs(losses[0] - math.log(2)) < 3e-7 < abs(losses[1] - math.log(2))
 
-    (place / "dpo" / "done.json").unlink()
+    (place / "feedback" / "done.json").unlink()
     assert stages("export")
     for name in ("model/model.safetensors", "adapters/adapter_model.safetensors"):
         written = (place / "export" / name).read_bytes()
-        assert written == (place / "dpo" / name).read_bytes()
+        assert written == (place / "feedback" / name).read_bytes()
     found = read_json(place / "export" / "differences.json")
     assert found["logits"] == 0 and not any(found["tensors"].values())
     for directory in (place / "export" / "model", place / "export" / "adapters"):
         card = (directory / "README.md").read_text()
         manifest = json.loads(card.split("```json")[1].split("```")[0])
         assert manifest["step"] == 2
-        assert manifest["stages"]["dpo"]["config"]["lora"]["rank"] == 2
-        assert set(manifest["stages"]["dpo"]["inputs"]) >= {"init", "rollouts"}
+        assert manifest["stages"]["feedback"]["config"]["lora"]["rank"] == 2
+        assert set(manifest["stages"]["feedback"]["inputs"]) >= {"init", "rollouts"}
     earlier = Stages(tmp_path / "run", *options, "--export.step", "1")
     assert earlier("export")
     assert read_json(place / "export" / "differences.json")["logits"] == 0
     model = place / "export" / "model" / "model.safetensors"
-    assert model.read_bytes() != (place / "dpo" / "model" / "model.safetensors").read_bytes()
+    assert model.read_bytes() != (place / "feedback" / "model" / "model.safetensors").read_bytes()
     for more, message in (
         (("--export.step", "7"), "no checkpoint of step 7; there are 1, 2|no such file"),
         (("--export.checkpoint", "rollout"), "is no training stage; there are: pretrain, sft"),
-        (("--dpo.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
+        (("--feedback.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
     ):
         with pytest.raises(InputError, match=message):
             Stages(tmp_path / "run", *options, *more)("export")
@@ -263,7 +263,7 @@ def test_a_rollout_cut_off_continues_to_the_same_file(ran: Stages, tmp_path: Pat
     [
         # Each leaves its own stage unfinished: from the last stage to the first.
         ("evaluate", "questions", "{run}/facts/train.jsonl", "has no passages; retrieve first"),
-        ("dpo", "rollouts", "{run}/facts/train.jsonl", "field 'policy' is missing"),
+        ("feedback", "rollouts", "{run}/facts/train.jsonl", "field 'policy' is missing"),
         ("rollout", "model", "{run}/facts", "config.json"),
         ("sft", "init", "nowhere", "nowhere: no such file"),
         ("sft", "reranker.batch", "7", "the nearest sizes are 8"),
@@ -294,11 +294,6 @@ def test_a_checkpoint_of_another_shape_is_refused(ran: Stages, tmp_path: Path) -
     (place / "done.json").unlink()
     with pytest.raises(InputError, match="another shape"):
         wider("pretrain")
-
-
-def test_the_programs_of_all_kinds_of_stages_are_known() -> None:
-    bodies = {facts.run, retrieve.run, label.run, sft.run, rollout.run, dpo.run}
-    assert bodies | {evaluate.run, export.run, report.run} <= set(PROGRAMS.values())
 
 
 @needs_encoder

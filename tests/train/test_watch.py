@@ -8,12 +8,12 @@ import pytest
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError, MissingExtra
-from train.context import Context
-from train.watch import TensorBoard, watchers
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.trackers import TensorBoard, trackers
 
 
 def test_what_is_not_asked_for_is_not_imported(tmp_path):
-    assert watchers(Run("runs/a"), tmp_path, {}) == []
+    assert trackers(Run("runs/a"), tmp_path, {}) == []
 
 
 @pytest.mark.parametrize(("option", "value"), [("tensorboard", True), ("wandb", "project")])
@@ -23,7 +23,7 @@ def test_what_is_asked_for_and_missing_is_named(tmp_path, monkeypatch, option, v
     monkeypatch.setitem(sys.modules, option, None)
     run = Run("runs/a", **{option: value})
     with pytest.raises(MissingExtra, match=rf"run.{option} needs .*'{option}'.*\[watch\]"):
-        watchers(run, tmp_path, {})
+        trackers(run, tmp_path, {})
 
 
 def scalars(directory):
@@ -66,14 +66,14 @@ def test_weights_and_biases_keeps_one_run_for_a_stage(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     names = []
     for first in (0, 2):
-        (watcher,) = watchers(
+        (watcher,) = trackers(
             Run("runs/a", wandb="project"), tmp_path / "a" / "sft", {"x": 1}, first
         )
         names.append((watcher._run.id, watcher._run.name))  # type: ignore[attr-defined]
         watcher.write(first + 1, {"loss": 0.5})
         watcher.close()
     assert names[0] == names[1] and names[0][1] == "a/sft"
-    (other,) = watchers(Run("runs/b", wandb="project"), tmp_path / "b" / "sft", {"x": 1})
+    (other,) = trackers(Run("runs/b", wandb="project"), tmp_path / "b" / "sft", {"x": 1})
     assert other._run.id != names[0][0]  # type: ignore[attr-defined]
     other.close()
     assert list((tmp_path / "a" / "sft" / "wandb").glob("offline-run-*"))

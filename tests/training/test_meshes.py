@@ -150,7 +150,7 @@ def test_a_checkpoint_of_two_processes_continues_in_one(on_one, tmp_path):
 
 
 if __name__ == "__main__":
-    from train.processes import join
+    from dynarag_jax.launch.distributed import join
 
     join()
     data, fsdp, tensor, *rest = sys.argv[1:]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl, write_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
 from dynarag_jax.records import (
     Answers,
     Passage,
@@ -22,7 +24,8 @@ from dynarag_jax.records import (
     question_to_json,
     rollout_to_json,
 )
-from dynarag_jax.stages import Pairs
+from dynarag_jax.stages import pairs as program
+from dynarag_jax.stages.pairs import Pairs
 from dynarag_jax.training.pairs import (
     PairCounts,
     all_pairs,
@@ -31,8 +34,6 @@ from dynarag_jax.training.pairs import (
     preference_records,
     ranked_pairs,
 )
-from train import pairs as program
-from train.program import Context, run_stage
 
 
 def question(name: str) -> Question:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynarag_jax.exchange.cards import model_card
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.stopping import Stopping
 from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.policy.examples import ExampleMaker
-from dynarag_jax.stages import Train
+from dynarag_jax.training.config import Train
 from dynarag_jax.training.loop import Figures, Stopped
 from dynarag_jax.training.run import Source, Start, begin, train
-from train.program import Context
-from train.stopping import Stopping
 
 TITLE = "A dynamic reranker and generator"
 ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered

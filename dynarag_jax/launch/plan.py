@@ -29,7 +29,10 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.sharding import mesh_sizes
-from dynarag_jax.stages import Dpo, Rollout, Sft, Stream, Train
+from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import Rows
 from dynarag_jax.training.plan import USABLE, Plan, plan
 
@@ -38,7 +41,7 @@ ID_TOKENS = 5
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """What a plan is for, beside the configuration."""
 
     device: str = ""
@@ -48,41 +51,12 @@ class Options:
     mfu: float = 0.4
     """model FLOP utilization that the time is stated for"""
 
-
-def take_plan(arguments: list[str]) -> Options | None:
-    """Take ``--plan`` and its options out of the arguments; None where it is not among them.
-
-    Raises:
-      InputError: an option of the plan is unknown, or its value is none.
-    """
-    found, rest, values = False, [], {}
-    fields = {f.name: f.type for f in dataclasses.fields(Options)}
-    given = iter(arguments)
-    for argument in given:
-        name, equals, value = argument.partition("=")
-        if name != "--plan" and not name.startswith("--plan."):
-            rest.append(argument)
-            continue
-        found = True
-        if name == "--plan":
-            continue
-        field = name.removeprefix("--plan.")
-        if field not in fields:
-            raise InputError(f"unknown option '{name}'; a plan has {', '.join(fields)}")
-        text = value if equals else next(given, "")
-        convert = {"str": str, "int": int, "float": float}[str(fields[field])]
-        try:
-            values[field] = convert(text)
-        except ValueError:
-            raise InputError(f"{name}: {text!r} is no {convert.__name__}") from None
-    arguments[:] = rest
-    options = Options(**values)
-    if not 0 < options.mfu <= 1:
-        raise InputError(f"--plan.mfu = {options.mfu} must lie in (0, 1]")
-    return options if found else None
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1:
+            raise InputError(f"plan.mfu = {self.mfu} must lie in (0, 1]")
 
 
-def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: Options) -> None:
+def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanOptions) -> None:
     """Print what one stage needs.
 
     Raises:
@@ -160,7 +134,7 @@ def _lines(p: Plan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) ->
     return lines
 
 
-def _devices(options: Options) -> tuple[str, int, float, int, Platform]:
+def _devices(options: PlanOptions) -> tuple[str, int, float, int, Platform]:
     """Name, memory, peak, number and platform of the devices that are planned for."""
     known: Accelerator | None = None
     if options.device:
@@ -243,10 +217,10 @@ def _streams(
         longest = list_grammar(tokenizer, p)[0].longest(p.max_list)
     else:
         notes.append(f"no tokenizer at hand: a list of {p.max_list} ids taken as {longest} tokens")
-    groups = max([x.samples for x in stages.values() if isinstance(x, Rollout)], default=8)
+    groups = max([x.samples for x in stages.values() if isinstance(x, SampleRollouts)], default=8)
 
     def branches(stream: Stream) -> int:
-        if not isinstance(stage, Dpo):
+        if not isinstance(stage, Feedback):
             return 1
         return groups if stream.objectives.reads("groups") else 2
 
@@ -257,7 +231,7 @@ def _streams(
     }
     if isinstance(stage, Sft):
         shapes["instructions"] = (stage.instructions, answers, 1, stage.instruction_tokens)
-    if isinstance(stage, Dpo):
+    if isinstance(stage, Feedback):
         shapes["answers"] = (stage.answers, answers, branches(stage.answers), tokens)
     streams = {}
     for name, (stream, limit, n, branch) in shapes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from dynarag_jax.config import Run
 from dynarag_jax.errors import MissingExtra
 
 
-class Watcher(Protocol):
+class Tracker(Protocol):
     """Takes the figures of a step."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None: ...
@@ -39,8 +40,6 @@ class TensorBoard:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Write one step."""
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in figures.items()]
-        import time
-
         self._writer.add_event(
             self._event(step=step, wall_time=time.time(), summary=self._summary(value=values))
         )
@@ -79,13 +78,13 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def watchers(run: Run, directory: Path, config: Mapping[str, Any], first: int = 0) -> list[Watcher]:
+def trackers(run: Run, directory: Path, config: Mapping[str, Any], first: int = 0) -> list[Tracker]:
     """What a run's configuration asks for, for a stage that begins after step ``first``.
 
     Raises:
       MissingExtra: it asks for a package that is not installed.
     """
-    found: list[Watcher] = []
+    found: list[Tracker] = []
     if run.tensorboard:
         found.append(TensorBoard(directory / "tensorboard", first))
     if run.wandb:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder
+from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import wait
 from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
 from dynarag_jax.retrieval.corpora import Account, CorpusConfig, corpus_files, read_corpus
@@ -38,7 +39,6 @@ from dynarag_jax.retrieval.shards import (
     standing,
 )
 from dynarag_jax.retrieval.store import Store, write_store
-from train.program import Context
 
 PASSAGES, VECTORS, INDEX, BM25 = "passages", "vectors", "index", "bm25"
 """Directories within those of the stages."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynarag_jax.files import JsonlAppender, read_jsonl
+from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import Scorer, score_questions
-from train.context import Context
 
 
 def score_once(

@@ -1,0 +1,196 @@
+"""What a stage may use: its run's configuration and mesh, its paths, its voice, its record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynarag_jax.config import Run, inherit
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.files import PathLike
+from dynarag_jax.hardware import of_kind
+from dynarag_jax.launch.console import Console
+from dynarag_jax.launch.directory import StageDirectory
+from dynarag_jax.launch.manifests import manifest_of, plain
+from dynarag_jax.launch.metrics_log import MetricsLog
+from dynarag_jax.policy.tokens import TokenCache
+from dynarag_jax.sharding import make_mesh
+
+
+class StageDone(Exception):
+    """Raised by ``Context.manifest`` when nothing is left to do; the program ends well."""
+
+
+class Context(Console):
+    """One stage of a run, as the stage sees it.
+
+    In a run of several processes only process 0 writes logs, metrics and records.
+
+    Attributes:
+      run: the run's configuration.
+      stages: the configuration of every stage of the run, in order; what they leave to the run is
+        filled in.
+      stage: the name of this stage.
+      directory: the run's directory.
+      stage_directory: the stage's own directory in it.
+      seed: the run's seed.
+    """
+
+    def __init__(self, run: Run, stages: Mapping[str, Any], stage: str):
+        super().__init__(stage)
+        self.run, self.stage, self.seed = run, stage, run.seed
+        self.stages: dict[str, Any] = {name: inherit(run, one) for name, one in stages.items()}
+        self.directory = Path(run.directory)
+        self._standing = StageDirectory(run, self.stages, stage)
+        self.stage_directory = self._standing.path
+        self._metrics = MetricsLog(run, stage, self.stage_directory, plain(self.config))
+
+    @property
+    def config(self) -> Any:
+        """The stage's configuration."""
+        return self.stages[self.stage]
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The run's mesh over all devices."""
+        sizes = self.run.mesh
+        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, slices=sizes.slices)
+
+    @functools.cached_property
+    def token_cache(self) -> TokenCache | None:
+        """The run's tokenized prompts on disk; None where it keeps none."""
+        place = self.run.token_cache
+        if place == "off":
+            return None
+        return TokenCache(Path(place) if place else self.directory / ".prompts")
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations a second of all devices together; None where nobody has stated them."""
+        known = of_kind(jax.devices()[0].device_kind)
+        each = self.run.peak_flops or (known.peak if known else 0)
+        return each * jax.device_count() or None
+
+    @functools.cached_property
+    def primary(self) -> bool:
+        """Whether this process writes; true of one process."""
+        return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+    def require_one_process(self) -> None:
+        """Refuse to run as one of several processes what samples or writes for all of them.
+
+        Raises:
+          InputError: this process is one of several.
+        """
+        if jax.process_count() > 1:
+            raise InputError(
+                f"stage '{self.stage}' runs in one process, with all accelerators of its host, and "
+                f"this is one of {jax.process_count()}; start it on one host alone"
+            )
+
+    # ------------------------------------------------------------------ paths
+
+    def path(self, text: str) -> Path:
+        """A path of the configuration; ``{run}`` stands for the run's directory.
+
+        Raises:
+          InputError: the path is empty.
+        """
+        if not text:
+            raise InputError(f"stage '{self.stage}': a path of its configuration is empty")
+        return Path(text.replace("{run}", str(self.directory)))
+
+    def model(self, text: str) -> Path:
+        """A model's directory: as ``path``, or a hub id by way of the hub's cache.
+
+        Raises:
+          InputError: the path is empty, or the hub does not give the model.
+        """
+        path = self.path(text)
+        local = path.exists() or "{run}" in text or text.startswith((".", "/", "~"))
+        return path if local or text.count("/") != 1 else model_directory(text)
+
+    def optional_model(self, text: str) -> Path | None:
+        """As ``model``; None where it is empty."""
+        return self.model(text) if text else None
+
+    # ------------------------------------------------------------------ figures
+
+    def metrics(self, step: int, **figures: Any) -> None:
+        """Append one line of figures to the stage's metrics.jsonl.
+
+        Raises:
+          InputError: a figure is NaN or infinite.
+        """
+        if self.primary:
+            self._metrics.write(step, figures)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget what was reported after ``step``: a stage that continues reports it again."""
+        if self.primary:
+            self._metrics.truncate(step)
+
+    def made_by(self) -> dict[str, Any]:
+        """The run's manifest for model cards: what each stage that has run stands for."""
+        return manifest_of(self.directory, self.stages)
+
+    # ------------------------------------------------------------------ what stands
+
+    def is_done(self, inputs: Mapping[str, PathLike]) -> bool:
+        """Whether the stage stands, made by this configuration and seed from these very files."""
+        return self._standing.is_done(inputs)
+
+    def manifest(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
+        """Name the files and directories the stage reads; call this before it writes anything.
+
+        Args:
+          unfinished: names of inputs that may come from a stage that has not finished.
+
+        A stage that stands for them is left as it is; one that was cut off is continued; one made
+        by another configuration, seed or other inputs is set aside as ``STAGE.previous``, and the
+        stage starts afresh. The log says which, and why.
+
+        Raises:
+          StageDone: nothing is left to do. ``run_stage`` takes it for success.
+          InputError: an input is missing or comes from a stage that has not finished; another
+            process is at work on this stage.
+        """
+        self._standing.require(inputs, unfinished)
+        done = self.primary and self._standing.begin(inputs, self.log)
+        if _agree(done):
+            self._standing.release()
+            raise StageDone
+
+    def finish(self) -> None:
+        """Record that the stage stands."""
+        if not self._standing.begun and self.primary:
+            raise RuntimeError(f"stage '{self.stage}' finished without a manifest")
+        if jax.distributed.is_initialized():
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"finish {self.stage}")
+        if self.primary:
+            self._metrics.close()
+            self.log(f"done in {self._standing.finish()}")
+
+    def abandon(self) -> None:
+        """Record that the stage was cut off."""
+        if self.primary:
+            self._metrics.close()
+            self._standing.abandon()
+        self._standing.release()
+
+
+def _agree(value: bool) -> bool:
+    """Process 0's word, in every process."""
+    if not jax.distributed.is_initialized():
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,0 +1,59 @@
+"""Run every stage of a config file in order: done ones are skipped, others continue."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.exit_codes import guard
+from dynarag_jax.launch.options import load_config, program_name
+from dynarag_jax.launch.program import HELP, run_stage
+from dynarag_jax.launch.progress import clock, say
+from dynarag_jax.launch.start import start_jax
+from dynarag_jax.launch.table import program_of
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a whole config file as the command line says, and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(guard(lambda: run_config(arguments, program_name())))
+
+
+def run_config(arguments: Sequence[str], prog: str) -> None:
+    """Run ``CONFIG.py [--run.field value] [--STAGE.field value]``.
+
+    Raises:
+      InputError: the config file is missing or wrong, or a stage finds its input wrong.
+    """
+    if arguments and arguments[0] in HELP:
+        print(f"usage: {prog} CONFIG.py [OPTIONS]\n\nAfter the config file, --help lists them.")
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"the config file comes first: {prog} CONFIG.py [--field value ...]")
+    run, stages = load_config(arguments[0], arguments[1:], prog)
+    start_jax(run)
+    run_all(run, stages)
+
+
+def run_all(run: Run, stages: Mapping[str, Any]) -> None:
+    """Run the stages; each one's directory says whether it stands."""
+    bodies = {name: program_of(name, stage).run for name, stage in stages.items()}
+    began, fresh = time.monotonic(), 0
+    for number, (name, body) in enumerate(bodies.items(), 1):
+        at = time.monotonic()
+        ran = run_stage(Context(run, stages, name), body)
+        fresh += ran
+        state = f"done in {clock(time.monotonic() - at)}" if ran else "done before"
+        say(f"[{number}/{len(stages)}] {name}: {state}")
+        # A stage's weights and compiled programs are not held while the next one runs.
+        gc.collect()
+    if fresh:
+        say(f"{fresh} of {len(stages)} stages ran, in {clock(time.monotonic() - began)}")
+    else:
+        say(f"every stage stood already; results: {run.directory}")

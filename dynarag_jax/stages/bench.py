@@ -1,0 +1,334 @@
+"""All benchmarks in one run: models and baselines, and the paper's table beside them.
+
+    dynarag bench configs/bench.py --models DynamicRAG /models/dynamicrag-8b
+    dynarag bench configs/bench.py --limit 500 --baselines none top-k
+
+For each dataset, a file of questions with their candidates. Each model reranks and answers; the
+last one also answers for the baselines: no retrieval, fixed top-k, a static reranker cut at k, the
+needed passages. Predictions are appended as they are made, so that a killed run continues; what
+fails stays in the denominator and says why. Writes bench.md (the paper's table first, then what
+differs between its set-up and this one), and all that eval.score writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+
+from dynarag_jax.config import INHERITED
+from dynarag_jax.errors import InputError, nearest
+from dynarag_jax.evaluation import lists
+from dynarag_jax.evaluation.answering import answer
+from dynarag_jax.evaluation.predictions import read_predictions
+from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, note
+from dynarag_jax.evaluation.reported import SOURCE, Kind, Setup, beside_the_paper, setup_table
+from dynarag_jax.evaluation.runs import score_predictions
+from dynarag_jax.evaluation.scoring import CUTOFFS, Row, check_dataset, require_positive
+from dynarag_jax.files import JsonlAppender, atomic_write, read_json, write_json
+from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.model import Policy, load_policy
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.records import Question, read_questions
+from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.reranking import try_rerank
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.sampling.writer import Chosen, Writer
+from dynarag_jax.stages.answer import record
+from dynarag_jax.stages.common.scores import score_once
+from dynarag_jax.stages.score import write, write_trec
+
+Baseline = Literal["none", "top-k", "static", "oracle"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All benchmarks in one run: models and baselines, the paper's row beside them."""
+
+    datasets: dict[str, str] = field(default_factory=dict)
+    """benchmark (nq, triviaqa, hotpotqa, 2wikimultihopqa, asqa, fever, eli5, popqa, musique, squad)
+    -> file of its questions with their candidates"""
+    only: tuple[str, ...] = ()
+    """those of ``datasets`` to take; empty takes all"""
+    models: dict[str, str] = field(default_factory=lambda: {"DynamicRAG": "{run}/feedback/model"})
+    """name -> model directory; each reranks and answers, the last one answers for the baselines"""
+    baselines: tuple[Baseline, ...] = ("none", "top-k", "static", "oracle")
+    """no retrieval; the retriever's first; a static reranker's first, where there is a ``scorer``;
+    the needed passages, where the questions say which they are"""
+    top_k: tuple[int, ...] = (10,)
+    """where the retriever's and the static reranker's orders are cut"""
+    scorer: str = ""
+    """the static reranker: a MonoT5 or a cross-encoder with one logit"""
+    retriever: str = ""
+    """what retrieved the candidates, and from which corpus, for the record"""
+    limit: int = 0
+    """questions of a dataset, the first of its file; 0 takes all"""
+    prompts: PromptConfig = INHERITED
+    answer_tokens: dict[str, int] = field(default_factory=lambda: {"asqa": 256, "eli5": 256})
+    """dataset -> longest answer, in place of ``prompts.answer_tokens``"""
+    sampling: Sampling = Sampling(temperature=0.2)
+    """how lists are written; the default is the paper's. Answers are greedy"""
+    windows: Windows = Windows(window=0, budget=0)
+    """for questions with more candidates than ``prompts.ids``"""
+    protocol: ScoringProtocol = "benchmark"
+    """as of eval.score"""
+    cutoffs: tuple[int, ...] = CUTOFFS
+    """of recall, precision, nDCG and answer recall of the lists"""
+    dtype: Literal["float32", "bfloat16"] = INHERITED
+    """type of the models' weights and activations"""
+    batch: int = 64
+    """prompts at once"""
+    engine: EngineConfig = EngineConfig()
+
+    def chosen(self) -> dict[str, str]:
+        """The datasets to run."""
+        return {n: path for n, path in self.datasets.items() if not self.only or n in self.only}
+
+    def __post_init__(self) -> None:
+        for name in self.datasets:
+            check_dataset(name)
+        for name in self.only:
+            if name not in self.datasets:
+                known = ", ".join(self.datasets) or "none"
+                hint = nearest(name, self.datasets)
+                raise InputError(f"bench: only = '{name}' is none of the datasets: {known}{hint}")
+        for name, tokens in self.answer_tokens.items():
+            check_dataset(name)
+            require_positive("bench", f"answer_tokens.{name}", (tokens,))
+        require_positive("bench", "top_k", self.top_k)
+        require_positive("bench", "cutoffs", self.cutoffs)
+        if self.limit < 0:
+            raise InputError(f"bench: limit = {self.limit} must not be negative")
+
+
+Data = dict[str, list[Question]]
+Lists = Mapping[str, Sequence[Chosen]]
+
+
+def read(context: Context, stage: Bench) -> Data:
+    """The questions of every dataset, each saying which it is."""
+    data: Data = {}
+    for name, path in stage.chosen().items():
+        questions = read_questions(context.path(path))
+        if stage.limit:
+            questions = questions[: stage.limit]
+        if not questions:
+            raise InputError(f"{path}: no questions")
+        if bare := [q.id for q in questions if not q.passages]:
+            raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve first")
+        data[name] = [replace(q, extra=q.extra | {"dataset": name}) for q in questions]
+    return data
+
+
+def baselines(
+    stage: Bench, questions: Sequence[Question], scores: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, Sequence[Chosen]], dict[str, Kind]]:
+    """The lists of a dataset's baselines, and what each is."""
+    found: dict[str, Sequence[Chosen]] = {}
+    kinds: dict[str, Kind] = {}
+    if "none" in stage.baselines:
+        found[lists.NO_RETRIEVAL], kinds[lists.NO_RETRIEVAL] = [()] * len(questions), "none"
+    if "top-k" in stage.baselines:
+        for k in stage.top_k:
+            name = lists.top_k_name(k)
+            found[name], kinds[name] = [lists.top_k(q, k) for q in questions], "top-k"
+    if "static" in stage.baselines and stage.scorer:
+        for name, own in lists.static_systems(questions, scores, stage.top_k).items():
+            found[name], kinds[name] = own, "static"
+    if "oracle" in stage.baselines and all(q.gold is not None for q in questions):
+        found[lists.ORACLE], kinds[lists.ORACLE] = [lists.oracle(q) for q in questions], "oracle"
+    return found, kinds
+
+
+def rerank_and_answer(
+    writer: Writer, stage: Bench, system: str, questions: Sequence[Question]
+) -> Iterable[dict[str, Any]]:
+    """A model's lists and its answers from them; a question without a list fails."""
+    found = try_rerank(writer, questions, stage.sampling, stage.windows)
+    asked: list[Question] = []
+    chosen: list[Chosen] = []
+    for question, result in zip(questions, found, strict=True):
+        if isinstance(result, InputError):
+            yield {"id": question.id, "system": system, "answer": "", "failed": str(result)}
+        else:
+            asked.append(question)
+            chosen.append(result.list)
+    yield from (record(one, system) for one in answer(writer, asked, chosen))
+
+
+def predict(
+    stage: Bench,
+    writer: Writer,
+    rows: JsonlAppender,
+    system: str,
+    questions: Sequence[Question],
+    chosen: Sequence[Chosen] | None,
+    bar: Any,
+) -> None:
+    """Append a system's predictions of one dataset: from its own lists, or from ``chosen``."""
+    left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
+    # Some batches at once, so that the windows of many questions meet.
+    group = 4 * writer.batch
+    for first in range(0, len(left), group):
+        places = left[first : first + group]
+        part = [questions[i] for i in places]
+        if chosen is None:
+            lines = rerank_and_answer(writer, stage, system, part)
+        else:
+            found = answer(writer, part, [chosen[i] for i in places])
+            lines = (record(one, system) for one in found)
+        for line in lines:
+            rows.append(line)
+        bar.update(len(part))
+
+
+def writers(context: Context, stage: Bench, policy: Policy) -> dict[int, Writer]:
+    """A writer for each longest answer of the datasets."""
+    lengths = {answer_tokens(stage, name) for name in stage.chosen()}
+    return {
+        tokens: Writer(
+            policy,
+            replace(stage.prompts, answer_tokens=tokens),
+            stage.batch,
+            context.run.seed,
+            stage.engine,
+        )
+        for tokens in sorted(lengths)
+    }
+
+
+def answer_tokens(stage: Bench, dataset: str) -> int:
+    """The longest answer of a dataset."""
+    return stage.answer_tokens.get(dataset, stage.prompts.answer_tokens)
+
+
+def setup(stage: Bench, data: Data, sizes: Mapping[str, int]) -> Setup:
+    """This run's words beside the paper's."""
+    counts = [min(len(q.passages), stage.prompts.ids) for qs in data.values() for q in qs]
+    low, high = min(counts), max(counts)
+    lengths = {name: answer_tokens(stage, name) for name in data}
+    usual = stage.prompts.answer_tokens
+    others = ", ".join(f"{n} on {name}" for name, n in lengths.items() if n != usual)
+    return Setup(
+        model=", ".join(stage.models),
+        parameters=", ".join(f"{n:,}" for n in sizes.values()),
+        retriever=stage.retriever,
+        candidates=str(high) if low == high else f"{low} to {high}",
+        lists=f"temperature {stage.sampling.temperature:g}, at most {stage.prompts.max_list} "
+        f"passages",
+        answers=f"greedy, {usual} tokens" + (f" ({others})" if others else ""),
+        scoring="the benchmarks' own metrics"
+        if stage.protocol == "benchmark"
+        else "the released scripts'",
+    )
+
+
+def run(context: Context, stage: Bench) -> None:
+    """Predict, score, and write the tables."""
+    context.require_one_process()
+    if not stage.datasets:
+        raise InputError("bench: name at least one dataset in 'datasets'")
+    if not stage.models:
+        raise InputError("bench: name at least one model in 'models'")
+    models = {name: context.model(path) for name, path in stage.models.items()}
+    files = {name: context.path(path) for name, path in stage.chosen().items()}
+    scorer = context.optional_model(stage.scorer) if "static" in stage.baselines else None
+    extra = {"scorer": scorer} if scorer else {}
+    context.manifest(inputs=files | {f"model {n}": p for n, p in models.items()} | extra)
+    data = read(context, stage)
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in data}
+    if scorer:
+        loaded = load_scorer(scorer, stage.dtype)
+        for name, questions in data.items():
+            output = context.stage_directory / f"scores-{name}.jsonl"
+            scores[name] = score_once(context, loaded, output, f"scores of {name}", questions)
+        del loaded
+    fixed = {name: baselines(stage, questions, scores[name]) for name, questions in data.items()}
+    kinds: dict[str, Kind] = dict.fromkeys(models, "model")
+    for _, own in fixed.values():
+        kinds |= own
+    if clash := [name for name in models if name in lists_of(fixed)]:
+        raise InputError(f"bench: '{clash[0]}' is a baseline's name; call the model otherwise")
+    total = sum(len(q) * (len(models) + len(fixed[name][0])) for name, q in data.items())
+    place = context.stage_directory
+    # Parameters of each model, so that one whose work is done need not be loaded to say so.
+    counted = place / "parameters.json"
+    sizes: dict[str, int] = read_json(counted) if counted.exists() else {}
+    with context.progress(total, context.stage) as bar, contextlib.ExitStack() as stack:
+        outputs = {
+            name: stack.enter_context(
+                JsonlAppender(
+                    place / f"predictions-{name}.jsonl", key=lambda r: f"{r['system']}/{r['id']}"
+                )
+            )
+            for name in data
+        }
+        bar.update(sum(len(rows.done) for rows in outputs.values()))
+        for number, (model, path) in enumerate(models.items()):
+            last = number == len(models) - 1
+            work: dict[str, dict[str, Sequence[Chosen] | None]] = {
+                name: {model: None} | (fixed[name][0] if last else {}) for name in data
+            }
+            stands = all(
+                f"{system}/{q.id}" in outputs[name].done
+                for name, questions in data.items()
+                for system in work[name]
+                for q in questions
+            )
+            if stands and model in sizes:
+                continue
+            policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+            sizes[model] = sum(x.size for x in jax.tree.leaves(policy.params))
+            write_json(counted, sizes)
+            by_length = writers(context, stage, policy)
+            for name, questions in data.items():
+                writer = by_length[answer_tokens(stage, name)]
+                for system, chosen in work[name].items():
+                    predict(stage, writer, outputs[name], system, questions, chosen, bar)
+            del policy, by_length
+    finish(context, stage, data, kinds, sizes)
+
+
+def lists_of(fixed: Mapping[str, tuple[Lists, Any]]) -> set[str]:
+    """The names of all baselines."""
+    return {system for found, _ in fixed.values() for system in found}
+
+
+def finish(
+    context: Context, stage: Bench, data: Data, kinds: dict[str, Kind], sizes: dict[str, int]
+) -> None:
+    """Score what was predicted and write the tables."""
+    place = context.stage_directory
+    rows: list[Row] = []
+    notes = note(stage.protocol)
+    for name, questions in data.items():
+        predictions = read_predictions([("", place / f"predictions-{name}.jsonl")])
+        scored = score_predictions(
+            questions,
+            {system: predictions[system] for system in kinds if system in predictions},
+            cutoffs=stage.cutoffs,
+            answerer=answerer(stage.protocol),
+        )
+        rows += scored.flat()
+        notes += scored.notes()
+        write_trec(place / "trec" / name, scored)
+    summaries, page = write(context, rows, stage.protocol, notes)
+    counts = {name: len(questions) for name, questions in data.items()}
+    parts = [
+        *notes,
+        f"# Beside the paper ({SOURCE})",
+        beside_the_paper(summaries, kinds),
+        "The paper's numbers are not of this run, and not of its set-up. What stands between them:",
+        setup_table(setup(stage, data, sizes), counts),
+        "# Every figure",
+        page,
+    ]
+    text = "\n\n".join(parts)
+    with atomic_write(place / "bench.md") as stream:
+        stream.write(text)
+    context.print(text)

@@ -1,0 +1,208 @@
+"""Score models on questions, beside fixed top-k, no retrieval and oracle passages.
+
+    dynarag evaluate configs/quickstart.py
+
+Every question counts in every mean, by the headline metric of its benchmark (of its task, where it
+names no benchmark); one that cannot be answered counts 0 and says why. Predictions are appended as
+they are made, one line a system and question, so that a killed evaluation continues.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal
+
+from dynarag_jax.config import INHERITED
+from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.answering import answer
+from dynarag_jax.evaluation.lists import fixed_systems
+from dynarag_jax.evaluation.scoring import by_benchmark
+from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.metrics.intervals import bootstrap
+from dynarag_jax.metrics.ranking import set_f1
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.records import Question, read_questions, rollout_to_json
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.writer import Writer
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score models on questions beside fixed top-k, no retrieval and oracle passages."""
+
+    models: dict[str, str] = field(default_factory=lambda: {"behavior cloning": "{run}/sft/model"})
+    """name -> model directory; the last one also answers for the baselines"""
+    questions: str = "{run}/label/evaluation.jsonl"
+    prompts: PromptConfig = INHERITED
+    sampling: Sampling = Sampling(temperature=0.0)
+    """how lists are written; answers are greedy"""
+    top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
+    """fixed cuts of the retriever's order to compare with"""
+    shuffled: bool = False
+    """also show every model the candidates in random order: what it knows without the retriever's
+    order"""
+    examples: int = 10
+    """questions shown in full in the report, with lists sampled from the first model"""
+    samples: int = 8
+    """lists sampled for each of them"""
+    examples_sampling: Sampling = Sampling(temperature=1.0)
+    reward: RewardWeights = RewardWeights()
+    """of the lists sampled for the examples; without 'bertscore' and 'judge', whose models are not
+    here"""
+    dtype: Literal["float32", "bfloat16"] = INHERITED
+    batch: int = 64
+    """prompts sampled at once"""
+    engine: EngineConfig = EngineConfig()
+
+
+SHUFFLED = ", shuffled"
+"""behind a model's name: it saw the candidates in random order"""
+FIGURES = ("score", "set_f1", "k", "tokens")
+
+
+def choose(
+    writer: Writer, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
+) -> list[tuple[int, ...]]:
+    """A model's list for each question, in the positions of the question as it came."""
+    if not system.endswith(SHUFFLED):
+        return [found.lists[0] for found in writer.lists(questions, stage.sampling)]
+    rng = lambda question: random.Random(f"shuffle {seed} {question.id}")  # noqa: E731
+    mixed = [question.shuffled(stage.prompts.ids, rng(question)) for question in questions]
+    found = writer.lists([question for question, _ in mixed], stage.sampling)
+    return [
+        tuple(order[i - 1] for i in one.lists[0])
+        for one, (_, order) in zip(found, mixed, strict=True)
+    ]
+
+
+def predict(
+    writer: Writer, system: str, questions: Sequence[Question], lists: Sequence[tuple[int, ...]]
+) -> Iterator[dict[str, Any]]:
+    """Answer from given lists; yields one scored record a question."""
+    scored = by_benchmark()
+    for found in answer(writer, questions, lists):
+        question = found.question
+        needed = question.gold_list()
+        chosen = [question.passages[i - 1].id for i in found.list]
+        gold = question.gold
+        yield {
+            "id": question.id,
+            "system": system,
+            "type": question.type,
+            "list": list(found.list),
+            "answer": found.answer,
+            "score": next(iter(scored(question, found.answer).values())),
+            "k": len(chosen),
+            "tokens": found.tokens,
+            "set_f1": None if gold is None else set_f1(chosen, gold),
+            "needed": None if needed is None else len(needed),
+        } | ({"failed": found.failed} if found.failed else {})
+
+
+def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Means with 95 % intervals of each figure over a system's rows, in all and by type."""
+
+    def means(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        known = [f for f in FIGURES if all(row[f] is not None for row in part)]
+        return {f: asdict(bootstrap([row[f] for row in part], seed=seed)) for f in known}
+
+    types = sorted({row["type"] for row in rows if row["type"]})
+    by_type = {t: means([row for row in rows if row["type"] == t]) for t in types}
+    return means(rows) | {"by_type": by_type}
+
+
+def run(context: Context, stage: Evaluate) -> None:
+    """Write predictions.jsonl and scores.json."""
+    context.require_one_process()
+    questions_path = context.path(stage.questions)
+    models = {name: context.model(path) for name, path in stage.models.items()}
+    if not models:
+        raise InputError("evaluate: name at least one model in 'models'")
+    context.manifest(inputs={"questions": questions_path} | models)
+    questions = read_questions(questions_path)
+    if bare := [q.id for q in questions if not q.passages]:
+        raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
+    if not questions:
+        raise InputError(f"{questions_path}: no questions")
+    fixed = fixed_systems(questions, stage.top_k, stage.prompts.ids)
+    output = context.stage_directory / "predictions.jsonl"
+    seen = ("", SHUFFLED) if stage.shuffled else ("",)
+    systems = [name + how for name in models for how in seen] + [*fixed]
+    with (
+        JsonlAppender(output, key=lambda row: f"{row['system']}/{row['id']}") as rows,
+        context.progress(len(systems) * len(questions), context.stage) as bar,
+    ):
+        bar.update(len(rows.done))
+        for place, (name, path) in enumerate(models.items()):
+            last = place == len(models) - 1
+            own = [name + how for how in seen]
+            work = [*own, *(fixed if last else ())]
+            shown = place > 0 or (context.stage_directory / "examples.jsonl").exists()
+            if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
+                continue
+            policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+            writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
+            for system in work:
+                todo = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
+                if not todo:
+                    continue
+                asked = [questions[i] for i in todo]
+                if system in own:
+                    lists = choose(writer, system, stage, asked, context.run.seed)
+                else:
+                    lists = [fixed[system][i] for i in todo]
+                for row in predict(writer, system, asked, lists):
+                    rows.append(row)
+                    bar.update(1)
+            if place == 0 and stage.examples:
+                write_examples(context, stage, writer, questions)
+    by_system: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for _, row in read_jsonl(output):
+        by_system.setdefault(row["system"], []).append(row)
+    scores = {system: summarize(by_system[system], context.run.seed) for system in systems}
+    write_json(context.stage_directory / "scores.json", scores)
+    context.log(table(scores))
+
+
+def examples(questions: Sequence[Question], count: int) -> list[Question]:
+    """``count`` questions to show, taking the types in turn."""
+    by_type: dict[str, list[Question]] = {}
+    for question in questions:
+        by_type.setdefault(question.type, []).append(question)
+    in_turn = [q for row in zip_longest(*by_type.values()) for q in row if q is not None]
+    return in_turn[:count]
+
+
+def write_examples(
+    context: Context, stage: Evaluate, writer: Writer, questions: Sequence[Question]
+) -> None:
+    """Sample lists for the questions that the report shows: examples.jsonl."""
+    rollouts = sample_rollouts(
+        writer,
+        writer,
+        examples(questions, stage.examples),
+        stage.examples_sampling,
+        stage.samples,
+        stage.reward,
+    )
+    write_jsonl(context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts])
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The systems side by side, as text."""
+    lines = [f"{'system':<24}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
+    for system, row in scores.items():
+        cell = {f: row[f]["mean"] if f in row else float("nan") for f in FIGURES}
+        lines.append(
+            f"{system:<24}{100 * cell['score']:>10.1f}{100 * cell['set_f1']:>10.1f}"
+            f"{cell['k']:>8.2f}{cell['tokens']:>8.1f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""Export the trained model as a directory that transformers and vLLM load.
+
+dynarag export configs/quickstart.py --dtype bfloat16
+dynarag export configs/llama3_8b.py --checkpoint dpo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.adapters import save_adapters
+from dynarag_jax.exchange.cards import model_card
+from dynarag_jax.exchange.convert import Convert, Differences, convert, export_live
+from dynarag_jax.files import read_json, write_json
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.manifests import differences as changes
+from dynarag_jax.launch.manifests import plain
+from dynarag_jax.stages.common.training import ABOUT, TITLE, models, start_stage
+from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.config import Train
+from dynarag_jax.training.exports import merged, restore_trained
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the trained model as a directory that transformers and vLLM load."""
+
+    model: str = "{run}/feedback/model"
+    """a model directory or hub id"""
+    checkpoint: str = ""
+    """a training stage of this configuration, finished or not: export what its checkpoint holds,
+    adapters merged and alone, instead of ``model``"""
+    step: int = 0
+    """which checkpoint; 0 is the newest"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """type of the stored weights"""
+    shard_bytes: int = 5_000_000_000
+    """start a new file beyond this size"""
+    check: bool = True
+    """read the directory back and compare its tensors and logits with the source's"""
+
+
+def run(context: Context, stage: Export) -> None:
+    """Write ``model/`` in the export's type, read it back, and say how far it is off."""
+    target = context.stage_directory / "model"
+    found = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
+    if found is None:
+        context.log(f"{target}: {stage.dtype}, not checked")
+        return
+    if context.primary:
+        write_json(context.stage_directory / "differences.json", asdict(found))
+    context.log(
+        f"{target}: {stage.dtype}; read back, tensors within "
+        f"{max(found.tensors.values()):.2e} of the trained model's, logits within "
+        f"{found.logits:.2e}"
+    )
+
+
+def _model(context: Context, stage: Export) -> Differences | None:
+    source = context.model(stage.model)
+    context.manifest(inputs={"model": source})
+    return convert(
+        Convert(
+            source=str(source),
+            target=str(context.stage_directory / "model"),
+            dtype=stage.dtype,
+            shard_bytes=stage.shard_bytes,
+            overwrite=True,
+            check=stage.check,
+            mesh=context.run.mesh,
+        ),
+        title=TITLE,
+        about=ABOUT,
+        manifest={"seed": context.run.seed, "stages": context.made_by()},
+    )
+
+
+def _checkpoint(context: Context, stage: Export) -> Differences | None:
+    """Export what a training stage's checkpoint holds; adapters also by themselves."""
+    name, training = stage.checkpoint, context.stages.get(stage.checkpoint)
+    if not isinstance(training, Train):
+        known = ", ".join(n for n, s in context.stages.items() if isinstance(s, Train)) or "none"
+        raise InputError(f"checkpoint = {name!r} is no training stage; there are: {known}")
+    place = context.directory / name / "checkpoints"
+    _require_same(context, name, training)
+    checkpoints = Checkpoints(place, read_only=True)
+    step = stage.step or checkpoints.latest() or 0
+    checkpoints.close()
+    inputs = {"checkpoint": place / str(step)} if step else {}
+    context.manifest(inputs=inputs | models(context, training), unfinished=("checkpoint",))
+    start = start_stage(context, training, weights=False)
+    step, trained = restore_trained(start, context.mesh, place, step)
+    context.log(f"stage '{name}' at step {step}")
+    manifest = {"step": step, "seed": context.run.seed, "stages": context.made_by()}
+    if start.lora:
+        save_adapters(
+            context.stage_directory / "adapters", start.cfg, start.lora, trained,
+            base=start.init, overwrite=True,
+            card=model_card(TITLE, ABOUT, "float32", manifest, start.init),
+        )  # fmt: skip
+    return export_live(
+        context.stage_directory / "model",
+        start.cfg,
+        merged(start, trained, context.mesh),
+        start.tokenizer,
+        context.mesh,
+        dtype=stage.dtype,
+        shard_bytes=stage.shard_bytes,
+        card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init),
+        source=start.init or None,
+        check=stage.check,
+    )
+
+
+def _require_same(context: Context, name: str, training: Train) -> None:
+    """Refuse to read a checkpoint by another configuration than the one that trained it.
+
+    The shapes of arrays are checked later; a scale of adapters, say, has no shape.
+    """
+    record = context.directory / name / "run.json"
+    if not record.is_file():
+        raise InputError(f"{record.parent}: stage '{name}' has not run; there is no checkpoint")
+    before: Mapping[str, Any] = read_json(record).get("config", {})
+    if changed := changes({"config": before}, {"config": plain(training)}):
+        raise InputError(
+            f"{record.parent}: stage '{name}' was trained with another configuration "
+            f"({'; '.join(changed[:3])}); export with the one it was trained with"
+        )

@@ -1,0 +1,143 @@
+"""Feedback: train on sampled lists and their rewards, generator SFT beside it.
+
+    python -m train.dpo configs/quickstart.py
+    python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.beta 0.5
+    python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.weight 0 \
+        --reranker.objectives.grpo.weight 1
+
+Pairwise objectives take each question's best and worst list; where listwise preference or a group
+objective carries weight, all of its lists are trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.decoders import weights_fingerprint
+from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
+from dynarag_jax.launch.context import Context
+from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.policy.batches import Example
+from dynarag_jax.records import read_questions, read_rollouts
+from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
+from dynarag_jax.stages.reference import asked
+from dynarag_jax.training.config import Stream, Train
+from dynarag_jax.training.preferences import (
+    Expected,
+    Judged,
+    answer_example,
+    check_rollouts,
+    judge,
+    list_example,
+)
+from dynarag_jax.training.run import (
+    Source,
+    answers_source,
+    example_maker,
+    generator_source,
+    reranker_source,
+)
+
+
+@dataclass(frozen=True)
+class Feedback(Train):
+    """Feedback: preference or group objectives on the sampled lists, generator SFT beside them.
+
+    Pairwise objectives take each question's best and worst list; where listwise preference or a
+    group objective carries weight, all of its lists are trained on.
+    """
+
+    rollouts: str = "{run}/rollout/rollouts.jsonl"
+    """sampled lists with rewards and reference log-probabilities"""
+    reference: str = ""
+    """model that the reference log-probabilities must come from; empty is ``init``"""
+    min_gap: float = 0.0
+    """the best reward must exceed the worst by more than this"""
+    reranker: Stream = field(
+        default_factory=lambda: Stream(
+            objectives=Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0))
+        )
+    )
+    """lists"""
+    answers: Stream = field(
+        default_factory=lambda: Stream(
+            batch=0, objectives=Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0))
+        )
+    )
+    """answers preferred to others, given the same passages; needs rollouts made with ``answers``"""
+
+
+FIRST = 32
+"""examples made before training begins, so that wrong prompts are refused at once"""
+
+
+def run(context: Context, stage: Feedback) -> None:
+    """Train on preferences between lists, or on groups of them; the same for answers."""
+    rollouts_path = context.path(stage.rollouts)
+    paths = inputs(context, stage) | {"rollouts": rollouts_path}
+    if stage.reference:
+        paths["reference"] = context.model(stage.reference)
+    context.manifest(inputs=paths)
+    questions = read_questions(context.path(stage.questions))
+    rollouts = read_rollouts(rollouts_path)
+    given = asked(rollouts, questions, str(rollouts_path), stage.questions)
+    by_id = {question.id: question for question in given}
+    streams = {"list": stage.reranker, "answer": stage.answers}
+    if any(s.batch and s.objectives.reads("reference") for s in streams.values()):
+        source = paths.get("reference") or paths.get("init")
+        if source is None or (stage.adapters and not stage.reference):
+            raise InputError(
+                "the objectives read reference log-probabilities, and the stage does not begin at "
+                "the weights of 'init'; name the model behind them as 'reference'"
+            )
+        reference, where = weights_fingerprint(source), str(source)
+    else:
+        reference = where = ""
+    start = start_stage(context, stage)
+    expected = Expected(rollouts_path, reference, where, tokenizer_fingerprint(start.tokenizer))
+    maker = example_maker(stage, start, context.token_cache)
+
+    def examples(kind: str) -> tuple[list[Judged], Callable[[int, int], Example]]:
+        stream, answers = streams[kind], kind == "answer"
+        check_rollouts(rollouts, stream.objectives, expected, answers=answers)
+        pairs = not stream.objectives.reads("groups")
+        judged, counts = judge(rollouts, stage.min_gap, pairs=pairs, answers=answers)
+        context.log(
+            f"{counts.kept} {'pairs' if pairs else 'groups'} of {kind}s from {len(rollouts)} "
+            f"questions; left out: {counts.ties} rewarded alike, {counts.single} with one distinct "
+            f"{kind}" + (f", {counts.missing} for want of whole rewards" if counts.missing else "")
+        )
+        if not judged:
+            raise InputError(f"{rollouts_path}: no question has two {kind}s of different reward")
+        build = answer_example if answers else list_example
+
+        def make(_: int, index: int) -> Example:
+            one = judged[index]
+            return build(maker, by_id[one.rollout.id], one, stream.objectives)
+
+        for index in range(min(FIRST, len(judged))):
+            make(0, index)
+        return judged, make
+
+    sources: list[Source] = []
+    if trains(stage.reranker):
+        judged, make = examples("list")
+        branches = widest(judged)
+        sources.append(reranker_source(stage, start, len(judged), branches, make))
+    sources.append(generator_source(stage, questions, maker, context.run.seed))
+    if trains(stage.answers):
+        judged, make = examples("answer")
+        sources.append(answers_source(stage, stage.answers, len(judged), widest(judged), make))
+    train_stage(context, stage, start, sources, maker)
+
+
+def trains(stream: Stream) -> bool:
+    """Whether a stream takes part."""
+    return stream.batch > 0 and bool(stream.objectives.active())
+
+
+def widest(judged: list[Judged]) -> int:
+    """Branches of a padded example."""
+    return max(len(one.order) for one in judged)

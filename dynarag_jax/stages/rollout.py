@@ -1,0 +1,290 @@
+"""Sample lists, answer from each, reward the answers: rollouts.jsonl, appended as they finish.
+
+    dynarag rollout configs/quickstart.py
+    dynarag rollout configs/quickstart.py --samples 4 --sampling.temperature 0.7
+    dynarag rollout configs/nq_litm.py --server.url http://host:8000/v1 --server.model NAME
+
+Each process of a run appends to a part of its own, rollouts.part-0.jsonl and so on; in the end the
+parts become rollouts.jsonl, in the order of the questions. A rollout that was killed continues:
+what stands in the parts is not computed again, in however many processes it goes on. Questions that
+cannot be served are set aside in rejects.jsonl, each with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dynarag_jax.config import INHERITED
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import JsonlAppender
+from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam, ids_of, merge, part, parts, wait
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
+from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
+from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.rollouts import Reject, Source, own_lists, roll_out
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.server import ServerConfig, ServerLists
+from dynarag_jax.sampling.writer import Writer
+
+
+@dataclass(frozen=True)
+class SampleRollouts:
+    """Sample lists, answer from each, reward the answers."""
+
+    model: str = "{run}/sft/model"
+    """the policy: it writes the lists and the answers"""
+    reference: str = ""
+    """model behind the reference log-probabilities; empty is the policy itself"""
+    questions: str = "{run}/label/train.jsonl"
+    limit: int = 0
+    """questions to take, chosen by the seed; 0 takes all"""
+    samples: int = 8
+    """lists a question"""
+    more_passages: Literal["set_aside", "show_first"] = "set_aside"
+    """what becomes of a question with more passages than ``prompts.ids``: into rejects.jsonl, or
+    sampled from its first ``prompts.ids``"""
+    answers: bool = False
+    """also score the distinct answers, all from the best list's passages: what preference training
+    of the generator needs"""
+    sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
+    reward: RewardWeights = RewardWeights()
+    bertscore: BertScoreConfig = BertScoreConfig()
+    judge: JudgeConfig = JudgeConfig()
+    prompts: PromptConfig = INHERITED
+    dtype: Literal["float32", "bfloat16"] = INHERITED
+    batch: int = 64
+    """prompts sampled at once"""
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+    """another source of the lists; answers and log-probabilities come from here all the same"""
+
+
+ROLLOUTS, REJECTS = "rollouts", "rejects"
+
+
+def run(context: Context, stage: SampleRollouts) -> None:
+    """Sample until every question has its rollout."""
+    paths = {"questions": context.path(stage.questions), "model": context.model(stage.model)}
+    if stage.reference:
+        paths["reference"] = context.model(stage.reference)
+    context.manifest(inputs=paths)
+    questions, rejects = questions_of(paths["questions"], stage, context.run.seed)
+    if not questions:
+        reason = f" ({rejects[0].reason})" if rejects else ""
+        raise InputError(f"{paths['questions']}: no question can be used{reason}")
+    seed, directory, together = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
+    policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
+    writer = reference = Writer(policy, stage.prompts, stage.batch, seed, stage.engine)
+    if stage.reference:
+        other = load_policy(paths["reference"], context.mesh, stage.prompts, stage.dtype)
+        reference = Writer(other, stage.prompts, stage.batch, seed, stage.engine)
+
+    # What stands, whoever wrote it; process 0 mends it before anyone reads.
+    if context.primary:
+        for path in parts(directory, ROLLOUTS) + parts(directory, REJECTS):
+            with JsonlAppender(path) as rows:
+                if rows.repaired:
+                    context.log(f"{path}: removed an unfinished last line of {rows.repaired} bytes")
+    wait("rollout begins")
+    standing, set_aside = (ids_of(parts(directory, kind)) for kind in (ROLLOUTS, REJECTS))
+    wait("rollout has read")
+    done = standing | set_aside
+    mine = questions[together.team :: together.teams]
+    todo = [q for q in mine if q.id not in done]
+    source = source_of(stage, writer, todo)
+    scorer = scorer_of(context, stage, together)
+    context.truncate_metrics(len(done))
+    outputs = {
+        kind: JsonlAppender(part(directory, kind, together.team)) if together.leader else None
+        for kind in (ROLLOUTS, REJECTS)
+    }
+    account = Account(context, stage, writer, len(done), together.teams)
+    passages = {q.id: len(q.passages) for q in mine}
+    if outputs[REJECTS] is not None and context.primary:
+        for reject in rejects:
+            if reject.id not in done:
+                account.reject(outputs[REJECTS], reject)
+    try:
+        with context.progress(len(questions), context.stage) as bar:
+            bar.start_at(sum(q.id in done for q in questions), len(questions))
+            for result in roll_out(writer, reference, source, stage.samples, scorer, stage.answers):
+                if isinstance(result, Reject):
+                    account.reject(outputs[REJECTS], result)
+                else:
+                    if rows := outputs[ROLLOUTS]:
+                        rows.append(rollout_to_json(result))
+                    account.add(result, passages[result.id] - result.shown)
+                left = bar.n < len(questions)
+                bar.update(min(together.teams, len(questions) - bar.n) if left else 0)
+    finally:
+        if isinstance(source, ServerLists):
+            source.close()
+        if scorer.judge is not None:
+            scorer.judge.close()
+        for rows in outputs.values():
+            if rows is not None:
+                rows.close()
+    account.report()
+    if isinstance(source, ServerLists) and source.repairs:
+        kinds = ", ".join(
+            f"{name} {count}" for name, count in sorted(source.repairs.items()) if count
+        )
+        context.log(f"repairs of the server's lists: {kinds or 'none'}")
+    if judge := scorer.judge:
+        said = ", ".join(f"{name} {judge.counts[name]}" for name in ("asked", "cached", "missing"))
+        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common(5))
+        context.log(f"the judge's grades: {said}{': ' + why if why else ''}")
+    wait("rollout ends")
+    if context.primary:
+        merge(directory, ROLLOUTS, [q.id for q in questions])
+        left_out = merge(
+            directory, REJECTS, [r.id for r in rejects] + [q.id for q in questions], always=False
+        )
+        if left_out:
+            context.log(f"set aside {left_out} questions: see {directory / 'rejects.jsonl'}")
+    wait("rollout is merged")
+
+
+def questions_of(
+    path: Path, stage: SampleRollouts, seed: int
+) -> tuple[list[Question], list[Reject]]:
+    """The questions to sample, and those that cannot be used."""
+    questions, wrong = read_valid_questions(path)
+    rejects = [Reject(name, reason) for name, reason in wrong]
+    usable, ids = [], stage.prompts.ids
+    for question in questions:
+        if not question.passages:
+            reason = "has no passages; retrieve some first"
+        elif not question.answers:
+            reason = "has no answers, and the reward needs one"
+        elif len(question.passages) > ids and stage.more_passages == "set_aside":
+            reason = (
+                f"has {len(question.passages)} passages, and the grammar has prompts.ids = {ids}; "
+                f"raise prompts.ids, or take the first {ids} with more_passages = show_first"
+            )
+        else:
+            usable.append(question)
+            continue
+        rejects.append(Reject(question.id, f"question '{question.id}' {reason}"))
+    if stage.limit:
+        random.Random(f"{seed}/rollout").shuffle(usable)
+        usable = usable[: stage.limit]
+    return usable, rejects
+
+
+def source_of(stage: SampleRollouts, writer: Writer, questions: Sequence[Question]) -> Source:
+    """Where the lists come from."""
+    if not stage.server.url:
+        return own_lists(writer, questions, stage.sampling, stage.samples)
+    key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
+    return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
+
+
+def scorer_of(context: Context, stage: SampleRollouts, together: ProcessTeam) -> Scorer:
+    """The reward with the models that its terms need."""
+    judge = None
+    if stage.reward.judge:
+        if together.several and together.teams < together.processes:
+            raise InputError(
+                "the reward weighs 'judge', and several processes share questions on this mesh, so "
+                "that each would ask for itself; run.mesh.data and run.mesh.fsdp can divide them"
+            )
+        path = context.path(stage.judge.cache)
+        others = sorted(path.parent.glob(f"{path.stem}.part-*.jsonl"))
+        if together.several:
+            others = [path, *others]
+            path = path.with_name(f"{path.stem}.part-{together.team}.jsonl")
+        key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
+        judge = Judge(stage.judge, key, Replies(path, [p for p in others if p.exists()]))
+    bertscore = stage.bertscore.load() if stage.reward.bertscore else None
+    return Scorer(stage.reward, bertscore=bertscore, judge=judge)
+
+
+# ---------------------------------------------------------------------------- what is said
+
+
+class Account:
+    """What was sampled since the last report, said now and then."""
+
+    def __init__(
+        self, context: Context, stage: SampleRollouts, writer: Writer, done: int, teams: int
+    ):
+        self._context, self._writer = context, writer
+        self._engines = [writer.list_engine(stage.samples), writer.answer_engine]
+        self._own = not stage.server.url
+        self._every = 4 * writer.batch // teams
+        self._done, self._teams = done, teams
+        self._rejected = 0
+        self._recent: list[Rollout] = []
+        self._dropped = 0
+        self._began, self._before = time.monotonic(), (0, 0)
+
+    def reject(self, rows: JsonlAppender | None, reject: Reject) -> None:
+        """Set a question aside."""
+        if rows is not None:
+            rows.append({"id": reject.id, "reason": reject.reason})
+        self._rejected += 1
+        if self._rejected <= 5:
+            self._context.log(f"set aside: {reject.reason}")
+
+    def add(self, rollout: Rollout, dropped: int) -> None:
+        """Count a rollout and the passages its prompt did not show; report after some."""
+        self._recent.append(rollout)
+        self._dropped += dropped
+        if len(self._recent) >= self._every:
+            self.report()
+
+    def report(self) -> None:
+        """Write this process's figures since the last report as metrics and to the log."""
+        recent, self._recent = self._recent, []
+        dropped, self._dropped = self._dropped, 0
+        if not recent:
+            return
+        self._done += len(recent) * self._teams
+        now = time.monotonic()
+        seconds, self._began = max(now - self._began, 1e-9), now
+        prompts = sum(e.work.prompts for e in self._engines)
+        tokens = sum(e.work.tokens for e in self._engines)
+        before, self._before = self._before, (prompts, tokens)
+        every = [t for r in recent for t in r.trajectories for _ in range(t.count)]
+        lists, answers = (e.work.saved for e in self._engines)
+        figures = {
+            "reward": float(np.mean([t.reward for t in every])),
+            "mean_k": float(np.mean([len(t.list) for t in every])),
+            "distinct": float(np.mean([len(r.trajectories) for r in recent])),
+            "prompts_per_second": (prompts - before[0]) / seconds * self._teams,
+            "tokens_per_second": (tokens - before[1]) / seconds * self._teams,
+            "saved/answers": answers,
+            "dropped_passages": float(dropped),
+        }
+        if self._own:
+            figures["saved/lists"] = lists
+        terms = {
+            f"term/{name}": float(np.mean([t.terms[name] for t in every if name in t.terms]))
+            for name in dict.fromkeys(name for t in every for name in t.terms)
+        }
+        if lacking := sum(bool(t.missing) for r in recent for t in r.trajectories):
+            figures["missing_rewards"] = float(lacking)
+        self._context.metrics(self._done, **figures, **terms)
+        saved = f"{100 * lists:.0f} % of lists' and " if self._own else ""
+        self._context.log(
+            f"{figures['prompts_per_second']:.1f} prompts/s, "
+            f"{figures['tokens_per_second']:.0f} tokens/s; prompt computation saved: {saved}"
+            f"{100 * answers:.0f} % of answers'; {figures['distinct']:.2f} distinct lists a "
+            f"question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
+            + (f", {dropped} passages not shown" if dropped else "")
+            + (f", {lacking} lists without a whole reward" if lacking else "")
+        )

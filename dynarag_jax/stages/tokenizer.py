@@ -1,0 +1,37 @@
+"""Train a byte-level BPE tokenizer on a corpus and its questions.
+
+dynarag tokenizer configs/nq_litm.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynarag_jax.exchange.tokenizers import train_bpe
+from dynarag_jax.launch.context import Context
+from dynarag_jax.prompts import answer_messages, rerank_messages
+from dynarag_jax.records import read_passages, read_questions
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """Train a byte-level BPE tokenizer on a corpus and its questions."""
+
+    corpus: str = "{run}/gather/corpus.jsonl"
+    questions: tuple[str, ...] = ("{run}/gather/train.jsonl",)
+    vocabulary: int = 4096
+    """tokens in all"""
+
+
+def run(context: Context, stage: TrainTokenizer) -> None:
+    """Train on passages, questions, answers and the prompts' own words."""
+    corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
+    context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
+    texts = [f"{p.title}: {p.text}" if p.title else p.text for p in read_passages(corpus)]
+    for path in files:
+        for question in read_questions(path):
+            texts += [question.text, *question.answers]
+            for make in (rerank_messages, answer_messages):
+                texts += [m["content"] for m in make(question, (), "instruct")]
+    train_bpe(texts, context.stage_directory / "tokenizer", stage.vocabulary, overwrite=True)
+    context.log(f"vocabulary of {stage.vocabulary} tokens from {len(texts)} texts")

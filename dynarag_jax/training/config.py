@@ -1,0 +1,103 @@
+"""What training stages share: streams of examples, contexts, and the common fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynarag_jax.config import INHERITED
+from dynarag_jax.errors import InputError
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Which passages the generator reads in training, as shares; the rest are the expert's."""
+
+    gold: float = 0.0
+    """the needed passages"""
+    padded: float = 0.0
+    """the needed passages and up to ``extras`` others: as given, or shuffled, half the time each"""
+    extras: int = 3
+    """passages added to ``padded`` contexts at most"""
+    random: float = 0.0
+    """a random number of the candidates, shuffled: it must learn to read past the others"""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of examples in the training mixture."""
+
+    batch: int = 16
+    """examples a step, over all devices; 0 leaves the stream out"""
+    weight: float = 1.0
+    """factor of this stream's loss"""
+    length: int = 0
+    """padded prompt length; 0 is the prompt's own limit. What is longer loses passages"""
+    objectives: Objectives = Objectives()
+
+
+@dataclass(frozen=True)
+class Train:
+    """What every training stage shares."""
+
+    init: str = ""
+    """model directory to start from; empty starts at random with ``model``"""
+    tokenizer: str = ""
+    """tokenizer directory; empty takes the model directory's"""
+    questions: str = "{run}/label/train.jsonl"
+    """questions with passages, answers and expert lists"""
+    prompts: PromptConfig = INHERITED
+    model: DecoderConfig = DecoderConfig()
+    """shape of a new model; with ``init``, only types, remat, attention and unroll count"""
+    lora: LoraConfig = LoraConfig(rank=0)
+    """with a rank above 0, train low-rank adapters beside the frozen weights of ``init``"""
+    adapters: str = ""
+    """PEFT adapters to go on training; rank, alpha and targets are then theirs"""
+    reranker: Stream = Stream()
+    """lists"""
+    generator: Stream = Stream()
+    """answers"""
+    contexts: Contexts = Contexts()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: float = 1.0
+    """passes over the reranker's examples"""
+    steps: int = 0
+    """updates; 0 takes as many as ``epochs`` needs"""
+    accumulate: int = 1
+    """microbatches an update"""
+    checkpoint_every: int = 200
+    """steps between checkpoints; 0 saves at the end only"""
+    keep: int = 2
+    """latest checkpoints kept"""
+    best: str = ""
+    """figure by which the best checkpoints are kept beside the latest, such as 'loss': its mean
+    over the steps since the checkpoint before; empty keeps none as the best"""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    keep_best: int = 1
+    """best checkpoints kept"""
+    final: Literal["last", "best"] = "last"
+    """which checkpoint becomes the stage's model"""
+    log_every: int = 10
+    """steps between lines of metrics"""
+    lengths: int = 4
+    """padded prompt lengths of a stream, chosen from its data; each is compiled once, and one more
+    where something exceeds them. 1 pads every prompt to the limit and sorts nothing by length"""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """where loss or gradient are not finite: stop the run, or leave that update out"""
+    profile: tuple[int, int] = (0, 0)
+    """first and last step of a profiler trace, written to the stage's directory; 0 0 is none"""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "keep_best", "log_every", "lengths", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.final == "best" and not self.best:
+            raise InputError("final 'best' needs a figure to be best by: set 'best', say to 'loss'")
+        first, last = self.profile
+        if (first, last) != (0, 0) and not 1 <= first <= last:
+            raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")

@@ -49,7 +49,7 @@ class Context(Console):
         self.directory = Path(run.directory)
         self._standing = StageDirectory(run, self.stages, stage)
         self.stage_directory = self._standing.path
-        self._metrics = MetricsLog(run, stage, self.stage_directory, plain(self.config))
+        self._metrics = MetricsLog(run, stage, self.stage_directory, plain(self.stages.get(stage)))
 
     @property
     def config(self) -> Any:

@@ -42,8 +42,8 @@ def complaint(capsys) -> str:
     """Our one line, or what tyro says in its box."""
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    if "╭" in said:
-        return " ".join(said[said.index("╭") :].replace("│", " ").split())
+    if "For full helptext" in said:
+        return " ".join(said.replace("│", " ").split())
     last = said.splitlines()[-1]
     assert last.startswith("error: "), said
     return last.removeprefix("error: ")

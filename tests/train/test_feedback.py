@@ -29,10 +29,10 @@ SMALL = """
 --pretrain.model.layers 1 --pretrain.model.width 32 --pretrain.model.mlp 48
 --pretrain.steps 2 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
 --pretrain.checkpoint_every 0
---rollout.limit 16 --rollout.batch 16 --rollout.answers True --rollout.model {run}/pretrain/model
+--rollout.limit 16 --rollout.batch 16 --rollout.answers --rollout.model {run}/pretrain/model
 --rollout.reward.length 0.5
---feedback.init {run}/pretrain/model --feedback.steps 1 --feedback.reranker.batch 8 --feedback.generator.batch 0
---feedback.log_every 1 --feedback.checkpoint_every 0
+--feedback.init {run}/pretrain/model --feedback.steps 1 --feedback.reranker.batch 8
+--feedback.generator.batch 0 --feedback.log_every 1 --feedback.checkpoint_every 0
 """.split()
 
 
@@ -180,7 +180,8 @@ def test_reference_gives_what_the_rollout_gave_and_serves_another_reference(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--feedback.init", "{ran}/other"), r"of other weights \(.*\) than .*other \(.*\); name their"),
+        (("--feedback.init", "{ran}/other"),
+         r"of other weights \(.*\) than .*other \(.*\); name their"),
         (("--feedback.tokenizer", "{ran}/tokenizer"), "are of another tokenizer"),
         (("--feedback.prompts.ids", "5"), "another prompt|outside 1..5"),
         (("--feedback.answers.batch", "8", "--feedback.answers.objectives.grpo.weight", "1"),

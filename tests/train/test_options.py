@@ -102,20 +102,20 @@ def test_overrides_reach_every_depth_and_keep_their_types(place):
 
 def words(text: str) -> str:
     """What tyro says in its box, as one line."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+    return " ".join(re.sub(r"[│╭╮╰╯─]|-{5,}", " ", text).split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--lernrate", "1"], r"Unrecognized options: --lernrate"),
-        (["--rate", "1"], r"--rate.*Perhaps you meant: --pace\.rate FLOAT"),
+        (["--rate", "1"], r"--rate.*Perhaps you meant:.* --pace\.rate FLOAT"),
         (["--run.sed=1"], r"--run\.sed.*Perhaps you meant: --run\.seed INT"),
         (["--zzzzzz", "1"], r"Unrecognized options: --zzzzzz.* --help"),
         (["--steps", "many"], "Error parsing --steps: invalid literal for int.*'many'"),
         (["--steps"], "Missing value for argument '--steps'"),
         (["--pace.order", "sideways"], "invalid choice 'sideways' for argument '--pace.order'"),
-        (["--pace.rate", "-1"], "Error parsing pace: rate = -1.0 must be positive"),
+        (["--pace.rate", "-1"], r"Error parsing stage\.pace: rate = -1.0 must be positive"),
         (["--run.seed", "-1"], r"run\.seed = -1 must lie in"),
         (["--loud", "maybe"], "Unrecognized options: maybe"),
         (["--steps", "3", "4"], "Unrecognized options: 4"),

@@ -193,7 +193,8 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
     }  # fmt: skip
     places = [x for k, v in made.items() for x in (f"--feedback.{k}", str(ran.directory / v))]
     options = [
-        *places, "--feedback.lora.rank", "2", "--feedback.log_every", "1", "--feedback.checkpoint_every", "1",
+        *places, "--feedback.lora.rank", "2", "--feedback.log_every", "1",
+        "--feedback.checkpoint_every", "1",
         "--feedback.generator.batch", "0", "--feedback.reranker.objectives.dpo.chosen_nll", "0",
         "--feedback.optimizer.learning_rate", "0.05", "--export.checkpoint", "feedback",
     ]  # fmt: skip
@@ -346,7 +347,7 @@ def test_a_scorer_labels_and_continues_where_it_was_cut_off(ran: Stages, tmp_pat
 
 @needs_encoder
 def test_retrieval_drops_lists_over_candidates_it_replaces(tmp_path: Path) -> None:
-    stages = Stages(tmp_path / "run", "--retrieve.keep_gold", "False")
+    stages = Stages(tmp_path / "run", "--retrieve.no_keep_gold")
     stages("facts")
     path = tmp_path / "run" / "facts" / "train.jsonl"
     lines = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from dynarag_jax import processes
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
@@ -80,7 +80,7 @@ class Context(Console):
     @functools.cached_property
     def primary(self) -> bool:
         """Whether this process writes; true of one process."""
-        return not jax.distributed.is_initialized() or jax.process_index() == 0
+        return processes.is_primary()
 
     def require_one_process(self) -> None:
         """Refuse to run as one of several processes what samples or writes for all of them.
@@ -88,10 +88,10 @@ class Context(Console):
         Raises:
           InputError: this process is one of several.
         """
-        if jax.process_count() > 1:
+        if processes.count() > 1:
             raise InputError(
                 f"stage '{self.stage}' runs in one process, with all accelerators of its host, and "
-                f"this is one of {jax.process_count()}; start it on one host alone"
+                f"this is one of {processes.count()}; start it on one host alone"
             )
 
     # ------------------------------------------------------------------ paths
@@ -163,7 +163,7 @@ class Context(Console):
         """
         self._standing.require(inputs, unfinished)
         done = self.primary and self._standing.begin(inputs, self.log)
-        if _agree(done):
+        if processes.agree(done):
             self._standing.release()
             raise StageDone
 
@@ -171,10 +171,7 @@ class Context(Console):
         """Record that the stage stands."""
         if not self._standing.begun and self.primary:
             raise RuntimeError(f"stage '{self.stage}' finished without a manifest")
-        if jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"finish {self.stage}")
+        processes.wait(f"finish {self.stage}")
         if self.primary:
             self._metrics.close()
             self.log(f"done in {self._standing.finish()}")
@@ -185,12 +182,3 @@ class Context(Console):
             self._metrics.close()
             self._standing.abandon()
         self._standing.release()
-
-
-def _agree(value: bool) -> bool:
-    """Process 0's word, in every process."""
-    if not jax.distributed.is_initialized():
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType
 
-import jax
+from dynarag_jax import processes
 
 
 class Terminated(BaseException):
@@ -28,7 +28,7 @@ class Stopping:
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             kinds = [signal.SIGINT]
-            if not jax.distributed.is_initialized():
+            if processes.count() == 1:
                 kinds.append(signal.SIGTERM)
             self._before = {kind: signal.signal(kind, self._note) for kind in kinds}
         return self
@@ -43,11 +43,9 @@ class Stopping:
         self._signal = kind
 
     def __call__(self, step: int) -> bool:
-        if jax.process_count() == 1:
+        if processes.count() == 1:
             return self._signal is not None
-        from jax.experimental import multihost_utils
-
-        reached = multihost_utils.reached_preemption_sync_point(step)
+        reached = processes.stop_requested(step)
         if reached:
             self._signal = signal.SIGTERM
         # Ctrl-C in one of several processes cannot be agreed upon: it is left to that process.

@@ -19,10 +19,7 @@ measured by us on such hardware.
 from dynarag_jax.config import Run
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages.answer import Answer
-from dynarag_jax.stages.bench import Bench
-from dynarag_jax.stages.rerank import Rerank
-from dynarag_jax.stages.score import Score
+from dynarag_jax.stages import Answer, Bench, Rerank, Score
 
 prompts = PromptConfig(style="instruct", ids=45, max_list=15, answer_tokens=50)
 

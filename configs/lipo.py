@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.objectives.terms import Dpo, LipoLambda, Objectives, TokenNll
-from dynarag_jax.training.config import Stream
+from dynarag_jax.stages import Stream
 
 quickstart = base_config(__file__, "quickstart.py")
 

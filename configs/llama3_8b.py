@@ -19,16 +19,19 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages.evaluate import Evaluate
-from dynarag_jax.stages.export import Export
-from dynarag_jax.stages.feedback import Feedback
-from dynarag_jax.stages.label import Label
-from dynarag_jax.stages.report import Report
-from dynarag_jax.stages.rerank import Rerank
-from dynarag_jax.stages.retrieve import Retrieve
-from dynarag_jax.stages.rollout import SampleRollouts
-from dynarag_jax.stages.sft import Sft
-from dynarag_jax.training.config import Contexts, Stream
+from dynarag_jax.stages import (
+    Contexts,
+    Evaluate,
+    Export,
+    Feedback,
+    Label,
+    Report,
+    Rerank,
+    Retrieve,
+    SampleRollouts,
+    Sft,
+    Stream,
+)
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 prompts = PromptConfig(style="instruct", ids=45, max_list=15)

@@ -10,9 +10,7 @@ bfloat16 (32 GB), and so does the index keep them. docs/retrieval.md says what i
 from dynarag_jax.config import Run
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.index import IndexConfig
-from dynarag_jax.stages.embed import Embed
-from dynarag_jax.stages.index import BuildIndex
-from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages import BuildIndex, Embed, Retrieve
 
 run = Run(directory="runs/wikipedia", seed=0)
 

@@ -7,8 +7,7 @@ A passage of ``new.jsonl`` whose id is known replaces the one that has it.
 """
 
 from dynarag_jax.launch.config_file import base_config
-from dynarag_jax.stages.retrieve import Retrieve
-from dynarag_jax.stages.update import Update
+from dynarag_jax.stages import Retrieve, Update
 
 wikipedia = base_config(__file__, "wikipedia.py")
 ENCODER = wikipedia.stages["embed"].encoder

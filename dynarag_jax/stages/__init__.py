@@ -1,0 +1,53 @@
+"""The stages of a run, a file each: its configuration, and the function that runs it.
+
+A config file takes the classes from here. Nobody but config files and ``launch`` imports stages.
+"""
+
+from dynarag_jax.stages.answer import Answer
+from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.compare import Compare
+from dynarag_jax.stages.embed import Embed
+from dynarag_jax.stages.evaluate import Evaluate
+from dynarag_jax.stages.export import Export
+from dynarag_jax.stages.facts import Facts
+from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.gather import Gather
+from dynarag_jax.stages.index import BuildIndex
+from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.pairs import Pairs
+from dynarag_jax.stages.reference import Reference
+from dynarag_jax.stages.report import Report
+from dynarag_jax.stages.rerank import Rerank
+from dynarag_jax.stages.retrieve import Retrieve
+from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.score import Score
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.stages.tokenizer import TrainTokenizer
+from dynarag_jax.stages.update import Update
+from dynarag_jax.training.config import Contexts, Stream
+
+__all__ = [
+    "Answer",
+    "Bench",
+    "BuildIndex",
+    "Compare",
+    "Contexts",
+    "Embed",
+    "Evaluate",
+    "Export",
+    "Facts",
+    "Feedback",
+    "Gather",
+    "Label",
+    "Pairs",
+    "Reference",
+    "Report",
+    "Rerank",
+    "Retrieve",
+    "SampleRollouts",
+    "Score",
+    "Sft",
+    "Stream",
+    "TrainTokenizer",
+    "Update",
+]

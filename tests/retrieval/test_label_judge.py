@@ -16,8 +16,7 @@ from dynarag_jax.launch.program import run_stage
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.stages import label
-from dynarag_jax.stages.label import Label
-from dynarag_jax.stages.UNKNOWN import RELEVANCE
+from dynarag_jax.stages.label import RELEVANCE, Label
 
 GRADES = {"good": "Score: 9", "best": "10/10", "fair": "Score: 8", "poor": "0", "prose": "Useful!"}
 

@@ -36,37 +36,38 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.retrieval.corpora import CorpusConfig
-from dynarag_jax.stages.UNKNOWN import *
-from dynarag_jax.stages.UNKNOWN import *
+from dynarag_jax.stages import *
 
-run = Run(directory="runs/a")
 prompts = PromptConfig(
     style="compact", ids=4, max_list=3, rerank_tokens=200, answer_prompt_tokens=200, answer_tokens=5
 )
-train = dict(init="model", questions="questions.jsonl", prompts=prompts, steps=1)
+run = Run(directory="runs/a", prompts=prompts)
+train = dict(init="model", questions="questions.jsonl", steps=1)
 stages = {
     "gather": Gather(source="questions.jsonl"),
-    "tokenizer": Tokenizer(corpus="corpus.jsonl", questions=("questions.jsonl",), vocabulary=300),
+    "tokenizer": TrainTokenizer(
+        corpus="corpus.jsonl", questions=("questions.jsonl",), vocabulary=300
+    ),
     "retrieve": Retrieve(
         corpus=CorpusConfig(files=("corpus.jsonl",)), questions=("questions.jsonl",), passages=2
     ),
     "label": Label(questions=("questions.jsonl",), source="gold"),
     "sft": Sft(**train),
-    "rollout": Rollout(model="model", questions="questions.jsonl", prompts=prompts, batch=8),
+    "rollout": SampleRollouts(model="model", questions="questions.jsonl", batch=8),
     "reference": Reference(
-        model="model", rollouts="rollouts.jsonl", questions="questions.jsonl", prompts=prompts
+        model="model", rollouts="rollouts.jsonl", questions="questions.jsonl"
     ),
-    "feedback": Dpo(rollouts="rollouts.jsonl", **train),
+    "feedback": Feedback(rollouts="rollouts.jsonl", **train),
     "evaluate": Evaluate(
-        models={"policy": "model"}, questions="questions.jsonl", prompts=prompts, top_k=(1,),
+        models={"policy": "model"}, questions="questions.jsonl", top_k=(1,),
         batch=8,
     ),
     "rerank": Rerank(
-        model="model", questions=("questions.jsonl",), prompts=prompts, batch=8,
+        model="model", questions=("questions.jsonl",), batch=8,
         windows=Windows(window=4, budget=3),
     ),
     "answer": Answer(
-        model="model", questions=("questions.jsonl",), lists="top-k", k=2, prompts=prompts, batch=8
+        model="model", questions=("questions.jsonl",), lists="top-k", k=2, batch=8
     ),
     "score": Score(questions=("questions.jsonl",), predictions=("predictions.jsonl",)),
     "compare": Compare(
@@ -74,7 +75,7 @@ stages = {
     ),
     "bench": Bench(
         datasets={"nq": "questions.jsonl"}, models={"policy": "model"}, top_k=(2,),
-        prompts=prompts, batch=8,
+        batch=8,
     ),
     "export": Export(model="model"),
     "report": Report(),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ import numpy as np
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import module_names
 from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.known import Fields, Idle
 from dynarag_jax.exchange.output import shared_directory
+from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
     Planned,
-    Tensors,
     default_place,
     fetch,
     stack,
@@ -34,7 +35,8 @@ from dynarag_jax.models.lora import MATRICES, LoraConfig, adapter_table
 from dynarag_jax.processes import is_primary
 
 _STEM = "adapter_model"
-# Fields of adapter_config.json whose other values compute something else.
+# Fields of adapter_config.json beside the rank, the scale and the dropout: what is written, and
+# what may be read. Other values compute something else.
 _PLAIN = {
     "peft_type": "LORA",
     "bias": "none",
@@ -48,12 +50,40 @@ _PLAIN = {
     "trainable_token_indices": None,
     "target_parameters": None,
 }
+# How A and B began: those that change nothing else, and those that change the base with them.
+_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_OFF = (None, False, {}, [])
+_KNOWN: Idle = {
+    **{name: (None, plain) for name, plain in _PLAIN.items()},
+    "init_lora_weights": _STARTS,
+    # Names and what training did; target_modules is checked against the tensors.
+    **dict.fromkeys(
+        ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+    ),
+    **dict.fromkeys(("exclude_modules", "layers_pattern", "peft_version", "runtime_config")),
+    **dict.fromkeys(("megatron_core", "eva_config", "qalora_group_size", "unsloth_version")),
+    # Variants of LoRA, known while they are off.
+    **dict.fromkeys(
+        ("megatron_config", "loftq_config", "corda_config", "lora_ga_config", "velora_config"), _OFF
+    ),
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "use_qalora", "monteclora_config", "lora_bias"), _OFF
+    ),
+    **dict.fromkeys(("use_bdlora", "arrow_config", "kasa_config", "ensure_weight_tying"), _OFF),
+}
 
 
 def _names(cfg: DecoderConfig, name: str, half: str) -> list[str]:
     """PEFT's tensor of each layer; ``half`` is ``a`` or ``b``."""
     prefix, module = "base_model.model.model.layers", module_names()[name]
     return [f"{prefix}.{i}.{module}.lora_{half.upper()}.weight" for i in range(cfg.layers)]
+
+
+def _plain_name(name: str) -> str:
+    """A tensor's name as PEFT saves it, without wrappers' prefixes and the adapter's own name."""
+    name = re.sub(r"^(?:module\.)+", "", name)
+    return re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
 
 
 def _inputs(name: str, half: str) -> int:
@@ -125,15 +155,25 @@ def load_adapters(
     config = read_json(where)
     if not isinstance(config, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(config).__name__}")
-    for field, plain in _PLAIN.items():
-        if config.get(field) not in (plain, None):
-            raise InputError(
-                f"{where}: {field} = {config[field]!r} is not supported, only {plain!r}"
-            )
-    tensors = Tensors(directory, _STEM)
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVING):
+        raise InputError(
+            f"{where}: init_lora_weights = {start!r} is not supported: it changes the base model, "
+            f"too; save the adapters with PEFT's path_initial_model_for_weight_conversion"
+        )
+    used = ("r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules")
+    Fields(config).refuse_rest({**_KNOWN, **dict.fromkeys(used)}, str(where))
+    tensors = Tensors(directory, _STEM).renamed(_plain_name)
     adapted = {n for n in MATRICES if any(t in tensors.names() for t in _names(cfg, n, "a"))}
     if not adapted:
         raise InputError(f"{directory}: holds adapters of no matrix of this model")
+    targets = config.get("target_modules")
+    if isinstance(targets, list):
+        bare = [m for n, m in module_names().items() if n not in adapted]
+        if absent := [t for t in targets if any(m.endswith(str(t)) for m in bare)]:
+            raise InputError(
+                f"{where}: target_modules names '{absent[0]}', and there are no tensors for it"
+            )
     try:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
         if config.get("use_rslora"):
@@ -155,7 +195,7 @@ def load_adapters(
         for half, p in pair.items()
         for theirs in _names(cfg, name, half)
     }
-    tensors.check(expected, lambda _: False, where.name)
+    tensors.check(expected, config=where.name)
     if shardings:
         places = shardings(lora)
     else:
@@ -174,10 +214,3 @@ def load_adapters(
         }
         for name, pair in table.items()
     }
-
-
-def base_of(source: PathLike) -> str | None:
-    """The model that PEFT adapters say they belong to."""
-    return read_json(Path(model_directory(source)) / "adapter_config.json").get(
-        "base_model_name_or_path"
-    )

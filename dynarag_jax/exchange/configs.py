@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.known import CONFIG, Fields, Idle, short
 from dynarag_jax.models.config import DecoderConfig, Family, RopeScaling
 
 ARCHITECTURES: Mapping[str, Family] = {
@@ -55,9 +56,24 @@ _PLAIN: Mapping[str, Any] = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+# Fields that a family's own code does not read.
+_GEMMA_IDLE: Idle = {"hidden_act": None, "max_window_layers": None}
+_IDLE: Mapping[Family, Idle] = {
+    "gemma2": _GEMMA_IDLE,
+    "gemma3": _GEMMA_IDLE,
+}
 _SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 )  # fmt: skip
+# What may stand beside rotary positions that are not scaled.
+_UNSCALED: Idle = {
+    "type": None,
+    "rope_type": None,
+    "partial_rotary_factor": (None, 1.0),
+    "factor": (None, 1.0),
+    "original_max_position_embeddings": None,
+}
+_SCALED: Idle = {"partial_rotary_factor": (None, 1.0), "attention_factor": (None, 1.0)}
 _ROPE_KINDS = ("default", "llama3", "linear")
 
 
@@ -70,6 +86,13 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
     """
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
+    fields = Fields(hf)
+    cfg = _decoder(fields, where)
+    fields.refuse_rest({**CONFIG, **_IDLE.get(cfg.family, {})}, where)
+    return cfg
+
+
+def _decoder(hf: Fields, where: str) -> DecoderConfig:
     found = (hf.get("architectures") or [None])[0]
     if not isinstance(found, str) or found not in ARCHITECTURES:
         raise InputError(
@@ -77,11 +100,18 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
             f"{', '.join(ARCHITECTURES)}"
         )
     family = ARCHITECTURES[found]
+    kind = _MODEL_TYPES.get(family, family)
+    if hf.get("model_type", kind) != kind:
+        raise InputError(
+            f"{where}: model_type = {hf['model_type']!r} is not that of {found}, which is {kind!r}"
+        )
     for field, plain in _PLAIN.items():
         if hf.get(field, plain) not in (plain, None):
-            raise InputError(f"{where}: {field} = {hf[field]!r} is not supported, only {plain!r}")
+            raise InputError(
+                f"{where}: {field} = {short(hf[field])} is not supported, only {plain!r}"
+            )
     gemma = family.startswith("gemma")
-    act = hf.get("hidden_activation", None if gemma else hf.get("hidden_act"))
+    act = hf.get("hidden_activation" if gemma else "hidden_act")
     wanted = "gelu_pytorch_tanh" if gemma else "silu"
     if act not in (wanted, None):
         raise InputError(f"{where}: activation {act!r} is not supported, only {wanted!r}")
@@ -136,23 +166,36 @@ def _windows(
     """The window, and which layers have it (empty: all)."""
     if family == "llama":
         return None, ()
-    window = hf.get("sliding_window")
+    # Left out, the field has the value that transformers gives it.
+    window = hf.get("sliding_window", 4096)
+    kinds = None if family == "mistral" else hf.get("layer_types")
+    first = hf.get("max_window_layers", 28) if family in ("qwen2", "qwen3") else 0
+    every = 6
+    if family == "gemma3":
+        every = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+    if kinds is not None and (
+        len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}
+    ):
+        raise ValueError(
+            f"layer_types = {kinds!r} must name full_attention or sliding_attention for each of "
+            f"{layers} layers"
+        )
     if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
         window = None
     if window is None:
+        if kinds is not None and "sliding_attention" in kinds:
+            raise ValueError("layer_types names sliding_attention, and there is no sliding_window")
         return None, ()
     if family == "mistral":
         return window, ()
-    kinds = hf.get("layer_types")
     if kinds is not None:
         windowed = tuple(kind == "sliding_attention" for kind in kinds)
     elif family == "gemma2":
         windowed = tuple(i % 2 == 0 for i in range(layers))
     elif family == "gemma3":
-        every = hf.get("sliding_window_pattern") or 6
         windowed = tuple((i + 1) % every != 0 for i in range(layers))
     else:
-        windowed = tuple(i >= hf.get("max_window_layers", 28) for i in range(layers))
+        windowed = tuple(i >= first for i in range(layers))
     return (window, windowed) if any(windowed) else (None, ())
 
 
@@ -166,34 +209,50 @@ def _rope(
     window_base = None
     default = 10_000.0
     if family == "gemma3":
-        local = rope.get("sliding_attention") or {}
-        rope = rope.get("full_attention") or {}
+        kinds = Fields(rope)
+        local = Fields(kinds.get("sliding_attention") or {})
+        rope = kinds.get("full_attention") or {}
+        kinds.refuse_rest({}, f"{where}: rope_parameters")
         if local.get("rope_type", "default") != "default":
             raise InputError(f"{where}: scaled rotary positions of windowed layers are unsupported")
         window_base = float(local.get("rope_theta") or hf.get("rope_local_base_freq") or 10_000.0)
+        local.refuse_rest(_UNSCALED, f"{where}: rope_parameters of sliding_attention")
         default = 1_000_000.0
-    base = float(rope.get("rope_theta") or hf.get("rope_theta") or default)
-    scaling = hf.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    fields = Fields(rope)
+    base = float(fields.get("rope_theta") or hf.get("rope_theta") or default)
+    # Older releases' object; transformers 5 takes it for rope_parameters.
+    given = hf.get("rope_scaling")
+    scaled = Fields(given) if given else fields
+    base = float(scaled.get("rope_theta") or base)
+    kind = scaled.get("rope_type", scaled.get("type", "default"))
+    if scaled.get("type", kind) != kind:
+        raise InputError(f"{where}: rope type {kind!r} and type {scaled['type']!r} disagree")
     if kind not in _ROPE_KINDS:
         raise InputError(
             f"{where}: rope type {kind!r} is not supported, only {', '.join(_ROPE_KINDS)}"
         )
-    if kind == "default":
-        return base, None, window_base
+    if given and fields.get("rope_type", "default") not in ("default", kind):
+        raise InputError(f"{where}: rope_scaling and rope_parameters disagree; keep one")
+    scaling = None
     if kind == "linear":
-        return base, RopeScaling("linear", float(scaling["factor"])), window_base
-    return (
-        base,
-        RopeScaling(
+        scaling = RopeScaling("linear", float(scaled["factor"]))
+    elif kind == "llama3":
+        scaling = RopeScaling(
             "llama3",
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_positions=int(scaling["original_max_position_embeddings"]),
-        ),
-        window_base,
+            factor=float(scaled["factor"]),
+            low_freq_factor=float(scaled["low_freq_factor"]),
+            high_freq_factor=float(scaled["high_freq_factor"]),
+            original_positions=int(scaled["original_max_position_embeddings"]),
+        )
+    idle = (
+        _UNSCALED
+        if kind == "default"
+        else {"partial_rotary_factor": (None, 1.0), "attention_factor": (None, 1.0)}
     )
+    scaled.refuse_rest(idle, f"{where}: rotary positions")
+    if given:
+        fields.refuse_rest(dict.fromkeys((*_UNSCALED, *scaled)), f"{where}: rope_parameters")
+    return base, scaling, window_base
 
 
 def check_family(cfg: DecoderConfig) -> None:

@@ -18,13 +18,14 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.exchange.decoders import (
+    decoder_tensors,
     expected_tensors,
     load_decoder,
     save_decoder,
     tensor_plan,
 )
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.tensors import STORED, Tensors
+from dynarag_jax.exchange.safetensors import STORED, Tensors
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import PathLike
 from dynarag_jax.models import decoder
@@ -97,7 +98,7 @@ def convert(
     tokenizer = load_tokenizer(stage.tokenizer or source)
     sizes = stage.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
-    kind = _common_type(Tensors(source))
+    kind = _common_type(decoder_tensors(source))
     dtype = stage.dtype if stage.dtype != "same" else kind
     # Half the memory where nothing is lost by it.
     halves = {kind, dtype} == {"bfloat16"} and not stage.adapters
@@ -219,6 +220,6 @@ _WHOLE = jax.sharding.PartitionSpec()
 
 def tensor_differences(cfg: DecoderConfig, a: Path, b: Path) -> Iterator[tuple[str, float]]:
     """The largest absolute difference of each of a decoder's tensors between two directories."""
-    here, there = Tensors(a), Tensors(b)
+    here, there = decoder_tensors(a), decoder_tensors(b)
     for name in expected_tensors(cfg):
         yield name, _largest(here.read(name), there.read(name))

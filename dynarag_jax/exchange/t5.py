@@ -9,8 +9,9 @@ import jax
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.known import CONFIG, Fields
+from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
-    Tensors,
     default_place,
     place,
     stack,
@@ -24,14 +25,26 @@ from dynarag_jax.models.t5 import T5Config
 
 ARCHITECTURES = ("T5ForConditionalGeneration",)
 
+# What a T5's config.json may say beside the fields that are read: the last two follow from
+# feed_forward_proj, as transformers has them do.
+_IDLE = {
+    **CONFIG,
+    "model_type": ("t5",),
+    "is_encoder_decoder": (True,),
+    "n_positions": None,
+    "output_past": None,
+    "dense_act_fn": None,
+    "is_gated_act": None,
+}
+
 _TOP = {"embedding": "shared.weight", "head": "lm_head.weight"}
 _INPUTS = {"query": 1, "key": 1, "value": 1, "output": 2, "up": 1, "gate": 1, "down": 1}
 # Copies of the embedding, and a table that nothing reads, which old files carry.
-_IGNORED = (
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-)
+_COPIES = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "decoder.embed_tokens.weight": "shared.weight",
+}
+_IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def config_from_hf(hf: Mapping[str, Any], tied: bool, where: str = "config.json") -> T5Config:
@@ -46,6 +59,13 @@ def config_from_hf(hf: Mapping[str, Any], tied: bool, where: str = "config.json"
     """
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
+    fields = Fields(hf)
+    cfg = _config(fields, tied, where)
+    fields.refuse_rest(_IDLE, where)
+    return cfg
+
+
+def _config(hf: Fields, tied: bool, where: str) -> T5Config:
     found = (hf.get("architectures") or [None])[0]
     if found not in ARCHITECTURES:
         raise InputError(
@@ -148,7 +168,7 @@ def load_t5(
     cfg = config_from_hf(hf, tied=_TOP["head"] not in tensors.names(), where=str(where))
     settings: dict[str, Any] = vars(cfg) | {"param_dtype": param_dtype, "dtype": dtype}
     cfg = T5Config(**settings)
-    tensors.check(expected_tensors(cfg), lambda name: name in _IGNORED)
+    tensors.check(expected_tensors(cfg), lambda name: name == _IGNORED, _COPIES)
     table = t5.parameter_table(cfg)
     places = shardings(cfg) if shardings else None
     if places is None:

@@ -1,16 +1,8 @@
-"""Tensors of safetensors files, one at a time: from disk to their place on the mesh, and back.
-
-Files are read and written directly, not through a memory map: mapped pages count as memory of the
-process, and a writer that wants a whole shard at once holds it. So the peak is a few tensors,
-whatever the model's size. The format: https://huggingface.co/docs/safetensors (8 bytes of header
-length, a JSON header, the data).
-"""
+"""Tensors one at a time from their files to their place on the mesh, and back."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,162 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from dynarag_jax import processes
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import read_json, write_json
-
-FLOATS: Mapping[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
-"""The types a weight may have on disk."""
-
-STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""The types that are written, and their names on disk."""
-
-
-# ---------------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True)
-class _Entry:
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-
-
-def _header(path: Path) -> dict[str, _Entry]:
-    """The tensors of one file.
-
-    Raises:
-      InputError: the file is cut short or is no safetensors file.
-    """
-    size = path.stat().st_size
-    damaged = f"{path}: damaged safetensors file"
-    with path.open("rb") as stream:
-        first = stream.read(8)
-        length = int.from_bytes(first, "little")
-        if len(first) < 8 or 8 + length > size:
-            raise InputError(f"{damaged}: its header is cut short; fetch it again")
-        try:
-            header = json.loads(stream.read(length))
-            entries, end = {}, 0
-            for name, fields in header.items():
-                if name != "__metadata__":
-                    begin, stop = fields["data_offsets"]
-                    shape = tuple(fields["shape"])
-                    width = FLOATS.get(fields["dtype"])
-                    if width is not None and stop - begin != math.prod(shape) * width.itemsize:
-                        raise InputError(f"{damaged}: {name} does not have the size it states")
-                    entries[name] = _Entry(path, fields["dtype"], shape, 8 + length + begin)
-                    end = max(end, stop)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{damaged}: its header cannot be read; fetch it again") from None
-    if 8 + length + end != size:
-        raise InputError(
-            f"{damaged}: it has {size} bytes, its header asks for {8 + length + end}; "
-            f"fetch it again"
-        )
-    return entries
-
-
-class Tensors:
-    """The tensors of a model directory, read one at a time."""
-
-    def __init__(self, directory: Path, stem: str = "model"):
-        index = directory / f"{stem}.safetensors.index.json"
-        single = directory / f"{stem}.safetensors"
-        if index.is_file():
-            try:
-                files = sorted(set(read_json(index)["weight_map"].values()))
-            except (KeyError, TypeError, AttributeError):
-                raise InputError(f"{index}: no weight_map of tensor names to files") from None
-        elif single.is_file():
-            files = [single.name]
-        elif pickles := sorted([*directory.glob("*.bin"), *directory.glob("*.pt")]):
-            raise InputError(
-                f"{pickles[0]}: a pickle checkpoint can run any code when it is read; "
-                f"convert it to safetensors first"
-            )
-        else:
-            raise InputError(f"{directory}: no {single.name} and no index of shards")
-        missing = [name for name in files if not (directory / name).is_file()]
-        if missing:
-            raise InputError(
-                f"{directory}: {len(missing)} of {len(files)} shards are missing: "
-                f"{', '.join(missing)}"
-            )
-        self.directory = directory
-        self.files = [directory / name for name in files]
-        self._entries: dict[str, _Entry] = {}
-        for name in files:
-            self._entries |= _header(directory / name)
-
-    def renamed(self, rename: Callable[[str], str]) -> Tensors:
-        """The same tensors under the names that ``rename`` makes of theirs."""
-        other = copy.copy(self)
-        other._entries = {rename(name): entry for name, entry in self._entries.items()}
-        return other
-
-    def names(self) -> set[str]:
-        """The tensors' names."""
-        return set(self._entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        """Type of a tensor, as the file names it (``BF16``)."""
-        return self._entries[name].dtype
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """A tensor, or some rows of its first axis, in the type it is stored in."""
-        entry = self._entries[name]
-        shape, dtype = entry.shape, FLOATS[entry.dtype]
-        start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
-        row = math.prod(shape[1:]) * dtype.itemsize
-        out = np.empty((stop - start, *shape[1:]) if shape else (), dtype)
-        with entry.path.open("rb") as stream:
-            stream.seek(entry.start + start * row)
-            stream.readinto(out.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
-        return out
-
-    def check(
-        self,
-        expected: Mapping[str, tuple[int, ...]],
-        ignored: Callable[[str], bool],
-        config: str = "config.json",
-    ) -> None:
-        """Compare with the tensors a configuration asks for.
-
-        Args:
-          expected: shape of every tensor.
-          ignored: which tensors may be there though nobody expects them.
-          config: the file that asks for them.
-
-        Raises:
-          InputError: lists every missing, unknown, misshapen or non-float tensor.
-        """
-        found = self.names()
-        wrong = [f"missing {name}" for name in sorted(set(expected) - found)]
-        extra = (name for name in sorted(found - set(expected)) if not ignored(name))
-        wrong += [f"unknown {name}" for name in extra]
-        for name in sorted(set(expected) & found):
-            if self.shape(name) != expected[name]:
-                wrong.append(
-                    f"{name} has shape {list(self.shape(name))}, not {list(expected[name])}"
-                )
-            elif self.dtype(name) not in FLOATS:
-                wrong.append(f"{name} has type {self.dtype(name)}, not a float type")
-        if wrong:
-            raise InputError(
-                f"{self.directory}: the weights do not fit {config}: {'; '.join(wrong)}"
-            )
-
+from dynarag_jax.exchange.safetensors import FLOATS, STORED, Tensors, header_bytes
+from dynarag_jax.files import write_json
 
 # ---------------------------------------------------------------------------- onto the mesh
 
@@ -373,16 +211,11 @@ def _write_shard(
     stored: str,
     metadata: Mapping[str, Any] | None,
 ) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    offset = 0
-    for p in shard:
-        end = offset + math.prod(p.shape) * dtype.itemsize
-        header[p.name] = {"dtype": stored, "shape": list(p.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header = header_bytes(
+        {p.name: (stored, p.shape) for p in shard}, {"format": "pt", **(metadata or {})}
+    )
     with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header)
         for p, tensor in zip(shard, arrays, strict=True):
             if tensor.shape != p.shape:
                 raise ValueError(f"{p.name}: planned as {p.shape}, found {tensor.shape}")

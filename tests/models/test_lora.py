@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.adapters import base_of, load_adapters, save_adapters
+from dynarag_jax.exchange.adapters import load_adapters, save_adapters
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
@@ -229,7 +229,8 @@ def test_peft_loads_ours(llama):
     lora_again, again = load_adapters(where / "adapter", cfg)
     assert (lora_again.rank, lora_again.alpha, lora_again.names()) == (3, 7.0, lora.names())
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
-    assert base_of(where / "adapter") == str(where / "base")
+    config = json.loads((where / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(where / "base")
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -35,6 +35,7 @@ class Prediction:
       list: positions of the chosen passages, from 1; None where they are not told so.
       chosen: ids of the chosen passages; None where they are not told so.
       tokens: of the passages that the generator read.
+      read: passages of the list that the generator's prompt had room for; None where it was all.
       failed: why there is no answer; empty where nothing failed.
     """
 
@@ -44,6 +45,7 @@ class Prediction:
     list: tuple[int, ...] | None = None
     chosen: tuple[str, ...] | None = None
     tokens: float | None = None
+    read: int | None = None
     failed: str = ""
 
     def has_list(self) -> bool:
@@ -96,6 +98,23 @@ def prediction_from_json(value: dict[str, Any], where: str) -> Prediction:
             return found
         fields.string("answer")  # says that it is missing, and what was meant
     return found
+
+
+def prediction_to_json(prediction: Prediction, question: Question, system: str) -> dict[str, Any]:
+    """A prediction's line of a file, with what a reader of the file alone wants to know."""
+    line: dict[str, Any] = {"id": prediction.id, "system": system}
+    if prediction.list is not None:
+        line |= {
+            "type": question.type,
+            "list": list(prediction.list),
+            "chosen": [question.passages[i - 1].id for i in prediction.list],
+        }
+    line["answer"] = prediction.answer
+    if prediction.list is not None:
+        line |= {"k": len(prediction.list), "tokens": prediction.tokens}
+    if prediction.read is not None:
+        line["read"] = prediction.read
+    return line | ({"failed": prediction.failed} if prediction.failed else {})
 
 
 def _stem(path: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.scoring import Answerer, by_benchmark, dataset_of
 from dynarag_jax.metrics import released
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.records import Question
 
 ScoringProtocol = Literal["benchmark", "released-code"]
@@ -37,9 +39,20 @@ def by_released(given: str = "") -> Answerer:
     return score
 
 
-def answerer(protocol: str, dataset: str = "") -> Answerer:
+def answerer(
+    protocol: str, dataset: str = "", metrics: MetricsConfig = MetricsConfig()
+) -> Answerer:
     """How answers are scored under a protocol."""
-    return by_released(dataset) if protocol == RELEASED else by_benchmark(dataset)
+    return by_released(dataset) if protocol == RELEASED else by_benchmark(dataset, metrics)
+
+
+def check_protocol(protocol: str, metrics: MetricsConfig) -> None:
+    """Raise InputError where a protocol does not listen to what is set of the metrics."""
+    if protocol == RELEASED and metrics != MetricsConfig():
+        raise InputError(
+            f"metrics.normalize = '{metrics.normalize}' has no effect under protocol '{RELEASED}', "
+            f"which normalizes as the released scripts do"
+        )
 
 
 def note(protocol: str) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.evaluation.predictions import Prediction
+from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json
 from dynarag_jax.metrics.benchmarks import BENCHMARKS, headline_of, score_prediction
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.metrics.ranking import (
     answer_recall_at,
     asks_for_text,
@@ -20,6 +21,7 @@ from dynarag_jax.metrics.ranking import (
     precision_at,
     recall_at,
     reciprocal_rank,
+    set_f1,
     set_scores,
 )
 from dynarag_jax.records import Question
@@ -108,10 +110,10 @@ def check_dataset(name: str) -> None:
         headline_of(name)
 
 
-def by_benchmark(given: str = "") -> Answerer:
+def by_benchmark(given: str = "", metrics: MetricsConfig = MetricsConfig()) -> Answerer:
     """The metrics of each question's benchmark; ``given`` for those that name none."""
     return lambda question, answer: score_prediction(
-        question, answer or "", dataset_of(question, given)
+        question, answer or "", dataset_of(question, given), metrics.normalizer(question)
     )
 
 
@@ -220,3 +222,37 @@ def score_system(
 def row_to_json(row: Row) -> dict[str, Any]:
     """The JSON object of a row."""
     return {k: v for k, v in vars(row).items() if v is not None and v != {} and v != ""}
+
+
+# ---------------------------------------------------------------------------- scored lines
+
+
+def scored_line(
+    prediction: Prediction, question: Question, system: str, answerer: Answerer
+) -> dict[str, Any]:
+    """A prediction's line with its headline metric, its set F1, and how many passages it needed.
+
+    What is not known of the question is None.
+    """
+    ranking, needed = prediction.ranking(question), question.gold_list()
+    gold = question.gold
+    return prediction_to_json(prediction, question, system) | {
+        "score": next(iter(answerer(question, prediction.answer).values())),
+        "set_f1": None if gold is None or ranking is None else set_f1(ranking, gold),
+        "needed": None if needed is None else len(needed),
+    }
+
+
+def row_of_line(line: Mapping[str, Any]) -> Row:
+    """The row of a line that ``scored_line`` made; every dataset is one."""
+    return Row(
+        id=line["id"],
+        system=line["system"],
+        dataset="",
+        type=line["type"],
+        state="failed" if line.get("failed") else "answered" if line["answer"].strip() else "empty",
+        answer={"score": line["score"]},
+        lists={} if line["set_f1"] is None else {"set_f1": line["set_f1"]},
+        k=line["k"],
+        tokens=line["tokens"],
+    )

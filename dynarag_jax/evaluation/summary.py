@@ -10,7 +10,7 @@ import numpy as np
 
 from dynarag_jax.evaluation.scoring import STATES, Row
 from dynarag_jax.metrics.benchmarks import HEADLINE
-from dynarag_jax.metrics.intervals import Interval, bootstrap_columns
+from dynarag_jax.metrics.intervals import Interval, bootstrap, bootstrap_columns
 from dynarag_jax.metrics.ranking import Sizes, sizes
 
 
@@ -50,8 +50,13 @@ def names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.figures()))
 
 
-def intervals(rows: Sequence[Row], seed: int, samples: int = 2000) -> dict[str, Interval]:
-    """Every figure's mean over the rows that have it, with its interval."""
+def intervals(rows: Sequence[Row], seed: int, one_by_one: bool = False) -> dict[str, Interval]:
+    """Every figure's mean over the rows that have it, with its interval.
+
+    Args:
+      one_by_one: resample each figure by itself instead of all in one matrix product, which rounds
+        otherwise in the last digit.
+    """
     values = [row.figures() for row in rows]
     groups: dict[tuple[bool, ...], list[str]] = {}
     wanted = names(rows)
@@ -61,7 +66,10 @@ def intervals(rows: Sequence[Row], seed: int, samples: int = 2000) -> dict[str, 
     for where, group in groups.items():
         part = [v for v, there in zip(values, where, strict=True) if there]
         matrix = np.array([[v[name] for name in group] for v in part])
-        columns = bootstrap_columns(matrix, samples=samples, seed=seed)
+        if one_by_one:
+            columns = [bootstrap(column.copy(), seed=seed) for column in matrix.T]
+        else:
+            columns = bootstrap_columns(matrix, seed=seed)
         found |= dict(zip(group, columns, strict=True))
     return {name: found[name] for name in wanted}
 
@@ -73,7 +81,14 @@ def headline(dataset: str, rows: Sequence[Row]) -> str:
     return own if own in there else next(iter(there), "")
 
 
-def _summary(dataset: str, system: str, rows: Sequence[Row], seed: int, type_: str = "") -> Summary:
+def _summary(
+    dataset: str,
+    system: str,
+    rows: Sequence[Row],
+    seed: int,
+    one_by_one: bool,
+    type_: str = "",
+) -> Summary:
     known = [row.k for row in rows if row.k is not None]
     states = {state: sum(row.state == state for row in rows) for state in STATES}
     types = () if type_ else sorted({row.type for row in rows if row.type})
@@ -84,25 +99,27 @@ def _summary(dataset: str, system: str, rows: Sequence[Row], seed: int, type_: s
         headline=headline(dataset, rows),
         type=type_,
         states=states if any(states.values()) else {},
-        figures=intervals(rows, seed),
+        figures=intervals(rows, seed, one_by_one),
         sizes=sizes(known) if known else None,
         types=tuple(
-            _summary(dataset, system, [r for r in rows if r.type == t], seed, t) for t in types
+            _summary(dataset, system, [r for r in rows if r.type == t], seed, one_by_one, t)
+            for t in types
         ),
     )
 
 
-def summarize(rows: Iterable[Row], seed: int = 0) -> list[Summary]:
+def summarize(rows: Iterable[Row], seed: int = 0, one_by_one: bool = False) -> list[Summary]:
     """One summary a dataset and system, in the order in which they are first met.
 
     The intervals are percentile bootstraps over questions; the same seed gives the same ones.
+    ``one_by_one`` is that of ``intervals``.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.system), []).append(row)
     order = list(dict.fromkeys(dataset for dataset, _ in groups))
     return [
-        _summary(dataset, system, group, seed)
+        _summary(dataset, system, group, seed, one_by_one)
         for wanted in order
         for (dataset, system), group in groups.items()
         if dataset == wanted
@@ -125,3 +142,18 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
     if summary.types:
         value["types"] = [summary_to_json(one) for one in summary.types]
     return value
+
+
+def scores_by_system(summaries: Iterable[Summary]) -> dict[str, Any]:
+    """Of each system the figures that all of its questions have, and the same by type of question.
+
+    For summaries of one dataset.
+    """
+
+    def means(summary: Summary) -> dict[str, Any]:
+        return {name: asdict(f) for name, f in summary.figures.items() if f.n == summary.n}
+
+    return {
+        s.system: means(s) | {"by_type": {part.type: means(part) for part in s.types}}
+        for s in summaries
+    }

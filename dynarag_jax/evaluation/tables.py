@@ -1,14 +1,12 @@
-"""Summaries as Markdown, and lists as TREC runs and judgments."""
+"""Summaries as Markdown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from dynarag_jax.evaluation.predictions import Prediction
 from dynarag_jax.evaluation.summary import Summary
 from dynarag_jax.metrics.intervals import Interval
-from dynarag_jax.records import Question
 
 # What tables call a figure; what is not here is called by its name.
 _SHOWN: Mapping[str, str] = {
@@ -171,8 +169,8 @@ def _closing(summaries: Sequence[Summary]) -> str:
     return " ".join(parts)
 
 
-def report(summaries: Sequence[Summary], notes: Sequence[str] = ()) -> str:
-    """All tables of a scoring as a Markdown page."""
+def report(summaries: Sequence[Summary], notes: Sequence[str] = (), foot: str = "") -> str:
+    """All tables of a scoring as a Markdown page; ``notes`` stand above, ``foot`` below them."""
     parts = [*notes]
     for dataset, group in by_dataset(summaries).items():
         parts += [f"## {dataset}", answer_table(group)]
@@ -180,41 +178,27 @@ def report(summaries: Sequence[Summary], notes: Sequence[str] = ()) -> str:
             parts += ["### Lists", lists]
         if types := type_table(group):
             parts += ["### By type of question", types]
-    return "\n\n".join([*parts, _closing(summaries)]) + "\n"
+    closing = " ".join([_closing(summaries), *([foot] if foot else [])])
+    return "\n\n".join([*parts, closing]) + "\n"
 
 
-# ---------------------------------------------------------------------------- TREC
+def side_by_side(summaries: Sequence[Summary]) -> str:
+    """The systems as aligned text for a terminal: the headline, set F1, mean k, tokens."""
+    wide = max(24, *(len(summary.system) + 1 for summary in summaries), 0)
+    lines = [f"{'system':<{wide}}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
+    for summary in summaries:
+
+        def cell(figure: str, own: Summary = summary) -> str:
+            return number(figure, own.figures[figure].mean) if figure in own.figures else "–"
+
+        cells = f"{cell(summary.headline):>10}{cell('set_f1'):>10}{cell('k'):>8}{cell('tokens'):>8}"
+        lines.append(f"{summary.system:<{wide}}{cells}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------- files
 
 
 def file_name(system: str) -> str:
     """A system's name as a file's: letters, digits, ``-``, ``_`` and ``.``."""
     return re.sub(r"[^\w.-]+", "-", system).strip("-.") or "system"
-
-
-def _word(text: str) -> str:
-    """TREC's columns are words."""
-    return re.sub(r"\s+", "_", text)
-
-
-def trec_run(
-    questions: Iterable[Question], predictions: Mapping[str, Prediction], tag: str
-) -> list[str]:
-    """Lines ``qid Q0 docid rank score tag``; the score falls with the rank.
-
-    A list says an order and no scores, so that these are 1 / rank.
-    """
-    lines = []
-    for question in questions:
-        found = predictions.get(question.id)
-        ranking = found.ranking(question) if found is not None else None
-        for rank, passage in enumerate(ranking or (), 1):
-            score = f"{1 / rank:.9f}"
-            lines.append(
-                f"{_word(question.id)} Q0 {_word(passage)} {rank} {score} {file_name(tag)}"
-            )
-    return lines
-
-
-def trec_judgments(questions: Iterable[Question]) -> list[str]:
-    """Lines ``qid 0 docid 1`` for every needed passage."""
-    return [f"{_word(q.id)} 0 {_word(passage)} 1" for q in questions for passage in q.gold or ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -11,9 +12,10 @@ import numpy as np
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import rules
 from dynarag_jax.evaluation.lists import Chosen
+from dynarag_jax.files import PathLike
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.metrics.ranking import set_f1
-from dynarag_jax.records import Question
+from dynarag_jax.records import Question, read_questions
 from dynarag_jax.retrieval.embed import passage_text
 
 RuleName = Literal[
@@ -41,7 +43,10 @@ class RulesConfig:
     """fixed-k, threshold, largest-gap, clusters, cumulative-mass, less-redundancy"""
     tuning: str = ""
     """question file with candidates, their scores and the needed passages (``gold``), by which the
-    parameters are chosen: training or development questions, none of which is evaluated"""
+    parameters are chosen: training or development questions, none of which is evaluated; in
+    eval.bench, ``{dataset}`` stands for each benchmark's name"""
+    limit: int = 2000
+    """questions of the file that are tuned on, the first; 0 takes all"""
     budget: int = 0
     """words of a list at most, of less-redundancy; 0 for no limit"""
 
@@ -56,8 +61,9 @@ class RulesConfig:
                 f"rules: names = {list(self.names)} and tuning = '{self.tuning}': rules need a "
                 f"file of questions to be tuned on, and nothing else does"
             )
-        if self.budget < 0:
-            raise InputError(f"rules: budget = {self.budget} must not be negative")
+        for name, value in (("limit", self.limit), ("budget", self.budget)):
+            if value < 0:
+                raise InputError(f"rules: {name} = {value} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,15 @@ def choose(
         return rules.score_clusters(scores, int(parameters["clusters"]))
     if name == "cumulative-mass":
         return rules.cumulative_mass(scores, parameters["share"], parameters["temperature"])
-    texts = [passage_text(p) for p in question.passages[: len(scores)]]
-    similarity, lengths = rules.word_similarity(texts), [len(text.split()) for text in texts]
+    similarity, lengths = _words(tuple(passage_text(p) for p in question.passages[: len(scores)]))
     budget = int(parameters["budget"])
     return rules.less_redundancy(scores, similarity, lengths, parameters["redundancy"], budget)
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(texts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """How alike the passages are, and their words."""
+    return rules.word_similarity(texts), tuple(len(text.split()) for text in texts)
 
 
 def grid(
@@ -197,15 +208,23 @@ def check_apart(tuning: Sequence[Question], evaluated: Sequence[Question]) -> No
             )
 
 
+def read_tuning(path: PathLike, config: RulesConfig) -> list[Question]:
+    """The questions that rules are tuned on."""
+    questions = read_questions(path)
+    return questions[: config.limit] if config.limit else questions
+
+
+ScoredQuestions = tuple[Sequence[Question], Sequence[Sequence[float]]]
+"""Questions, and the scores of the first candidates of each."""
+
+
 def rule_systems(
-    config: RulesConfig,
-    tuning: tuple[Sequence[Question], Sequence[Sequence[float]]],
-    evaluated: tuple[Sequence[Question], Sequence[Sequence[float]]],
+    config: RulesConfig, tuning: ScoredQuestions, evaluated: ScoredQuestions
 ) -> tuple[dict[str, list[Chosen]], list[dict[str, Any]]]:
     """The lists of every tuned rule by system, and what was tuned, for the record.
 
-    Args:
-      tuning, evaluated: questions and the scores of their first candidates.
+    Raises:
+      InputError: a question is tuned on and evaluated, or as for ``tune``.
     """
     check_apart(tuning[0], evaluated[0])
     tuned = [tune(name, *tuning, budget=config.budget) for name in config.names]
@@ -213,4 +232,4 @@ def rule_systems(
         rule.system: [rule.choose(q, own) for q, own in zip(*evaluated, strict=True)]
         for rule in tuned
     }
-    return lists, [asdict(rule) | {"system": rule.system} for rule in tuned]
+    return lists, [{"system": rule.system} | asdict(rule) for rule in tuned]

@@ -16,15 +16,11 @@ from dynarag_jax.report.schema import (
     TypeRow,
     TypeScores,
 )
-from dynarag_jax.report.schema import PolicyChoice as Choice
-from dynarag_jax.report.schema import ShownQuestion as Example
 from dynarag_jax.report.summary import summary, write_summary
 from dynarag_jax.report.terminal import terminal_table
 
 __all__ = [
-    "Choice",
     "Curve",
-    "Example",
     "KMatrix",
     "PolicyChoice",
     "RankRow",

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from dynarag_jax.config import INHERITED
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation import lists
-from dynarag_jax.evaluation.answering import Answered, answer
+from dynarag_jax.evaluation.answering import answer
+from dynarag_jax.evaluation.predictions import prediction_to_json
 from dynarag_jax.evaluation.scoring import require_positive
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
@@ -88,26 +89,6 @@ def list_of(stage: Answer, question: Question, scores: Mapping[str, Sequence[flo
     return lists.by_scores(question, scores[question.id], stage.k)
 
 
-def record(found: Answered, system: str) -> dict[str, Any]:
-    """The line of an answer."""
-    question = found.question
-    more: dict[str, Any] = {}
-    if found.read < len(found.list):
-        more["read"] = found.read
-    if found.failed:
-        more["failed"] = found.failed
-    return {
-        "id": question.id,
-        "system": system,
-        "type": question.type,
-        "list": list(found.list),
-        "chosen": [question.passages[i - 1].id for i in found.list],
-        "answer": found.answer,
-        "k": len(found.list),
-        "tokens": found.tokens,
-    } | more
-
-
 def run(context: Context, stage: Answer) -> None:
     """Write the predictions of every question file under its own name."""
     context.require_one_process()
@@ -155,8 +136,8 @@ def run(context: Context, stage: Answer) -> None:
             group = 4 * writer.batch
             for first in range(0, len(todo), group):
                 part, own = zip(*todo[first : first + group], strict=True)
-                for found in answer(writer, part, own):
-                    rows.append(record(found, system))
+                for question, found in answer(writer, part, own):
+                    rows.append(prediction_to_json(found, question, system))
                 bar.update(len(part))
         failed = [line for _, line in read_jsonl(output) if "failed" in line]
         if questions and len(failed) == len(questions):

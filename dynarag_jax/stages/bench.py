@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,13 +24,21 @@ from dynarag_jax.config import INHERITED
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
-from dynarag_jax.evaluation.predictions import read_predictions
-from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, note
+from dynarag_jax.evaluation.outputs import write_scores, write_trec
+from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json, read_predictions
+from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, check_protocol, note
 from dynarag_jax.evaluation.reported import SOURCE, Kind, Setup, beside_the_paper, setup_table
 from dynarag_jax.evaluation.runs import score_predictions
 from dynarag_jax.evaluation.scoring import CUTOFFS, Row, check_dataset, require_positive
+from dynarag_jax.evaluation.tuning import (
+    RulesConfig,
+    read_tuning,
+    retriever_scores,
+    rule_systems,
+)
 from dynarag_jax.files import JsonlAppender, atomic_write, read_json, write_json
 from dynarag_jax.launch.context import Context
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, read_questions
@@ -39,9 +48,7 @@ from dynarag_jax.sampling.reranking import try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.sampling.writer import Chosen, Writer
-from dynarag_jax.stages.answer import record
 from dynarag_jax.stages.common.scores import score_once
-from dynarag_jax.stages.score import write, write_trec
 
 Baseline = Literal["none", "top-k", "static", "oracle"]
 
@@ -64,6 +71,8 @@ class Bench:
     """where the retriever's and the static reranker's orders are cut"""
     scorer: str = ""
     """the static reranker: a MonoT5 or a cross-encoder with one logit"""
+    rules: RulesConfig = RulesConfig()
+    """systems that choose by the ``scorer``'s scores, or the retriever's where there is none"""
     retriever: str = ""
     """what retrieved the candidates, and from which corpus, for the record"""
     limit: int = 0
@@ -79,6 +88,7 @@ class Bench:
     """as of eval.score"""
     cutoffs: tuple[int, ...] = CUTOFFS
     """of recall, precision, nDCG and answer recall of the lists"""
+    metrics: MetricsConfig = MetricsConfig()
     dtype: Literal["float32", "bfloat16"] = INHERITED
     """type of the models' weights and activations"""
     batch: int = 64
@@ -102,6 +112,7 @@ class Bench:
             require_positive("bench", f"answer_tokens.{name}", (tokens,))
         require_positive("bench", "top_k", self.top_k)
         require_positive("bench", "cutoffs", self.cutoffs)
+        check_protocol(self.protocol, self.metrics)
         if self.limit < 0:
             raise InputError(f"bench: limit = {self.limit} must not be negative")
 
@@ -145,6 +156,25 @@ def baselines(
     return found, kinds
 
 
+def tuning_files(context: Context, stage: Bench) -> dict[str, Path]:
+    """For each dataset the questions that rules are tuned on; none without rules."""
+    if not stage.rules.names:
+        return {}
+    return {
+        name: context.path(stage.rules.tuning.replace("{dataset}", name)) for name in stage.chosen()
+    }
+
+
+def with_scores(
+    questions: Sequence[Question], scores: Mapping[str, Sequence[float]]
+) -> tuple[Sequence[Question], list[Sequence[float]]]:
+    """The questions, and the scores of their candidates: a scorer's, else the retriever's."""
+    if scores:
+        return questions, [scores[question.id] for question in questions]
+    longest = max((len(question.passages) for question in questions), default=0)
+    return questions, [*retriever_scores(questions, longest)]
+
+
 def rerank_and_answer(
     writer: Writer, stage: Bench, system: str, questions: Sequence[Question]
 ) -> Iterable[dict[str, Any]]:
@@ -154,11 +184,13 @@ def rerank_and_answer(
     chosen: list[Chosen] = []
     for question, result in zip(questions, found, strict=True):
         if isinstance(result, InputError):
-            yield {"id": question.id, "system": system, "answer": "", "failed": str(result)}
+            none = Prediction(question.id, answer="", failed=str(result))
+            yield prediction_to_json(none, question, system)
         else:
             asked.append(question)
             chosen.append(result.list)
-    yield from (record(one, system) for one in answer(writer, asked, chosen))
+    for question, one in answer(writer, asked, chosen):
+        yield prediction_to_json(one, question, system)
 
 
 def predict(
@@ -181,7 +213,7 @@ def predict(
             lines = rerank_and_answer(writer, stage, system, part)
         else:
             found = answer(writer, part, [chosen[i] for i in places])
-            lines = (record(one, system) for one in found)
+            lines = (prediction_to_json(one, question, system) for question, one in found)
         for line in lines:
             rows.append(line)
         bar.update(len(part))
@@ -237,18 +269,33 @@ def run(context: Context, stage: Bench) -> None:
         raise InputError("bench: name at least one model in 'models'")
     models = {name: context.model(path) for name, path in stage.models.items()}
     files = {name: context.path(path) for name, path in stage.chosen().items()}
-    scorer = context.optional_model(stage.scorer) if "static" in stage.baselines else None
+    scored = "static" in stage.baselines or bool(stage.rules.names)
+    scorer = context.optional_model(stage.scorer) if scored else None
     extra = {"scorer": scorer} if scorer else {}
+    tuning = tuning_files(context, stage)
+    extra |= {f"rules of {name}": path for name, path in tuning.items()}
     context.manifest(inputs=files | {f"model {n}": p for n, p in models.items()} | extra)
     data = read(context, stage)
+    tuned_on = {name: read_tuning(path, stage.rules) for name, path in tuning.items()}
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in data}
+    tuning_scores: dict[str, dict[str, list[float]]] = {name: {} for name in tuned_on}
     if scorer:
         loaded = load_scorer(scorer, stage.dtype)
-        for name, questions in data.items():
-            output = context.stage_directory / f"scores-{name}.jsonl"
-            scores[name] = score_once(context, loaded, output, f"scores of {name}", questions)
+        for found, what, asked in ((scores, "", data), (tuning_scores, "tuning-", tuned_on)):
+            for name, questions in asked.items():
+                output = context.stage_directory / f"scores-{what}{name}.jsonl"
+                said = f"scores of {what}{name}"
+                found[name] = score_once(context, loaded, output, said, questions)
         del loaded
     fixed = {name: baselines(stage, questions, scores[name]) for name, questions in data.items()}
+    rules: dict[str, Any] = {}
+    for name, questions in tuned_on.items():
+        both = ((questions, tuning_scores[name]), (data[name], scores[name]))
+        own, rules[name] = rule_systems(stage.rules, *(with_scores(*one) for one in both))
+        for system, chosen in own.items():
+            fixed[name][0][system], fixed[name][1][system] = chosen, "other"
+    if rules:
+        write_json(context.stage_directory / "rules.json", rules)
     kinds: dict[str, Kind] = dict.fromkeys(models, "model")
     for _, own in fixed.values():
         kinds |= own
@@ -312,12 +359,14 @@ def finish(
             questions,
             {system: predictions[system] for system in kinds if system in predictions},
             cutoffs=stage.cutoffs,
-            answerer=answerer(stage.protocol),
+            answerer=answerer(stage.protocol, metrics=stage.metrics),
         )
         rows += scored.flat()
         notes += scored.notes()
         write_trec(place / "trec" / name, scored)
-    summaries, page = write(context, rows, stage.protocol, notes)
+    summaries, page = write_scores(
+        place, rows, stage.protocol, notes, foot=stage.metrics.note(), seed=context.seed
+    )
     counts = {name: len(questions) for name, questions in data.items()}
     parts = [
         *notes,

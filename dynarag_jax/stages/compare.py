@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynarag_jax.evaluation.comparison import compare, compared_to_json, comparison_table
-from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, note
+from dynarag_jax.evaluation.outputs import write_scores, write_trec
+from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, check_protocol, note
 from dynarag_jax.evaluation.runs import score_files
 from dynarag_jax.evaluation.scoring import CUTOFFS, check_dataset, require_positive
 from dynarag_jax.files import atomic_write, write_json
 from dynarag_jax.launch.context import Context, StageDone
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.stages.common.files import inputs, sources
-from dynarag_jax.stages.score import write, write_trec
 
 CONFIG_OPTIONAL = True
 """Options alone will do: no config file is needed."""
@@ -43,10 +44,12 @@ class Compare:
     """as of eval.score"""
     cutoffs: tuple[int, ...] = CUTOFFS
     """of recall, precision, nDCG and answer recall of the lists"""
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset)
         require_positive("compare", "cutoffs", self.cutoffs)
+        check_protocol(self.protocol, self.metrics)
 
 
 def run(context: Context, stage: Compare) -> None:
@@ -66,12 +69,18 @@ def run(context: Context, stage: Compare) -> None:
         named,
         dataset=stage.dataset,
         cutoffs=stage.cutoffs,
-        answerer=answerer(stage.protocol, stage.dataset),
+        answerer=answerer(stage.protocol, stage.dataset, stage.metrics),
     )
     compared = compare(scored.rows, stage.baseline, context.seed, stage.every)
     write_trec(context.stage_directory / "trec", scored)
-    notes = note(stage.protocol) + scored.notes()
-    _, scores = write(context, scored.flat(), stage.protocol, notes)
+    _, scores = write_scores(
+        context.stage_directory,
+        scored.flat(),
+        stage.protocol,
+        note(stage.protocol) + scored.notes(),
+        foot=stage.metrics.note(),
+        seed=context.seed,
+    )
     text = f"{scores}\n# Differences\n\n{comparison_table(compared)}"
     with atomic_write(page) as stream:
         stream.write(text)

@@ -10,20 +10,27 @@ they are made, one line a system and question, so that a killed evaluation conti
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 from dynarag_jax.config import INHERITED
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
-from dynarag_jax.evaluation.lists import fixed_systems
-from dynarag_jax.evaluation.scoring import by_benchmark
+from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
+from dynarag_jax.evaluation.scoring import by_benchmark, row_of_line, scored_line
+from dynarag_jax.evaluation.summary import scores_by_system, summarize
+from dynarag_jax.evaluation.tables import side_by_side
+from dynarag_jax.evaluation.tuning import (
+    RulesConfig,
+    read_tuning,
+    retriever_scores,
+    rule_systems,
+)
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
 from dynarag_jax.launch.context import Context
-from dynarag_jax.metrics.intervals import bootstrap
-from dynarag_jax.metrics.ranking import set_f1
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, read_questions, rollout_to_json
@@ -46,6 +53,8 @@ class Evaluate:
     """how lists are written; answers are greedy"""
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
+    rules: RulesConfig = RulesConfig()
+    """systems that choose by the retriever's scores"""
     shuffled: bool = False
     """also show every model the candidates in random order: what it knows without the retriever's
     order"""
@@ -57,15 +66,11 @@ class Evaluate:
     reward: RewardWeights = RewardWeights()
     """of the lists sampled for the examples; without 'bertscore' and 'judge', whose models are not
     here"""
+    metrics: MetricsConfig = MetricsConfig()
     dtype: Literal["float32", "bfloat16"] = INHERITED
     batch: int = 64
     """prompts sampled at once"""
     engine: EngineConfig = EngineConfig()
-
-
-SHUFFLED = ", shuffled"
-"""behind a model's name: it saw the candidates in random order"""
-FIGURES = ("score", "set_f1", "k", "tokens")
 
 
 def choose(
@@ -83,42 +88,6 @@ def choose(
     ]
 
 
-def predict(
-    writer: Writer, system: str, questions: Sequence[Question], lists: Sequence[tuple[int, ...]]
-) -> Iterator[dict[str, Any]]:
-    """Answer from given lists; yields one scored record a question."""
-    scored = by_benchmark()
-    for found in answer(writer, questions, lists):
-        question = found.question
-        needed = question.gold_list()
-        chosen = [question.passages[i - 1].id for i in found.list]
-        gold = question.gold
-        yield {
-            "id": question.id,
-            "system": system,
-            "type": question.type,
-            "list": list(found.list),
-            "answer": found.answer,
-            "score": next(iter(scored(question, found.answer).values())),
-            "k": len(chosen),
-            "tokens": found.tokens,
-            "set_f1": None if gold is None else set_f1(chosen, gold),
-            "needed": None if needed is None else len(needed),
-        } | ({"failed": found.failed} if found.failed else {})
-
-
-def summarize(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Means with 95 % intervals of each figure over a system's rows, in all and by type."""
-
-    def means(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        known = [f for f in FIGURES if all(row[f] is not None for row in part)]
-        return {f: asdict(bootstrap([row[f] for row in part], seed=seed)) for f in known}
-
-    types = sorted({row["type"] for row in rows if row["type"]})
-    by_type = {t: means([row for row in rows if row["type"] == t]) for t in types}
-    return means(rows) | {"by_type": by_type}
-
-
 def run(context: Context, stage: Evaluate) -> None:
     """Write predictions.jsonl and scores.json."""
     context.require_one_process()
@@ -126,13 +95,21 @@ def run(context: Context, stage: Evaluate) -> None:
     models = {name: context.model(path) for name, path in stage.models.items()}
     if not models:
         raise InputError("evaluate: name at least one model in 'models'")
-    context.manifest(inputs={"questions": questions_path} | models)
+    tuning = {"rules": context.path(stage.rules.tuning)} if stage.rules.names else {}
+    context.manifest(inputs={"questions": questions_path} | models | tuning)
     questions = read_questions(questions_path)
     if bare := [q.id for q in questions if not q.passages]:
         raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
     if not questions:
         raise InputError(f"{questions_path}: no questions")
+    scored = by_benchmark(metrics=stage.metrics)
     fixed = fixed_systems(questions, stage.top_k, stage.prompts.ids)
+    if stage.rules.names:
+        both = (read_tuning(tuning["rules"], stage.rules), questions)
+        asked = [(some, retriever_scores(some, stage.prompts.ids)) for some in both]
+        lists, tuned = rule_systems(stage.rules, *asked)
+        write_json(context.stage_directory / "rules.json", tuned)
+        fixed |= lists
     output = context.stage_directory / "predictions.jsonl"
     seen = ("", SHUFFLED) if stage.shuffled else ("",)
     systems = [name + how for name in models for how in seen] + [*fixed]
@@ -159,17 +136,18 @@ def run(context: Context, stage: Evaluate) -> None:
                     lists = choose(writer, system, stage, asked, context.run.seed)
                 else:
                     lists = [fixed[system][i] for i in todo]
-                for row in predict(writer, system, asked, lists):
-                    rows.append(row)
+                for question, found in answer(writer, asked, lists):
+                    rows.append(scored_line(found, question, system, scored))
                     bar.update(1)
             if place == 0 and stage.examples:
                 write_examples(context, stage, writer, questions)
-    by_system: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    for _, row in read_jsonl(output):
-        by_system.setdefault(row["system"], []).append(row)
-    scores = {system: summarize(by_system[system], context.run.seed) for system in systems}
-    write_json(context.stage_directory / "scores.json", scores)
-    context.log(table(scores))
+    scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
+    ordered = [row for system in systems for row in scored_rows if row.system == system]
+    summaries = summarize(ordered, context.run.seed, one_by_one=True)
+    write_json(context.stage_directory / "scores.json", scores_by_system(summaries))
+    context.log(side_by_side(summaries))
+    if foot := stage.metrics.note():
+        context.log(foot)
 
 
 def examples(questions: Sequence[Question], count: int) -> list[Question]:
@@ -194,15 +172,3 @@ def write_examples(
         stage.reward,
     )
     write_jsonl(context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts])
-
-
-def table(scores: dict[str, Any]) -> str:
-    """The systems side by side, as text."""
-    lines = [f"{'system':<24}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
-    for system, row in scores.items():
-        cell = {f: row[f]["mean"] if f in row else float("nan") for f in FIGURES}
-        lines.append(
-            f"{system:<24}{100 * cell['score']:>10.1f}{100 * cell['set_f1']:>10.1f}"
-            f"{cell['k']:>8.2f}{cell['tokens']:>8.1f}"
-        )
-    return "\n".join(lines)

@@ -8,33 +8,33 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
-from dynarag_jax.metrics.intervals import bootstrap, paired_bootstrap
-from dynarag_jax.metrics.ranking import size_matrix, sizes
-from dynarag_jax.records import Question, Rollout, read_questions, read_rollouts
+from dynarag_jax.metrics.intervals import paired_bootstrap
+from dynarag_jax.records import read_questions, read_rollouts
 from dynarag_jax.report import (
-    Choice,
     Curve,
-    Example,
-    KMatrix,
     RunFacts,
     RunReport,
-    SampledList,
-    ShownPassage,
-    SystemRow,
-    TypeRow,
-    TypeScores,
     terminal_table,
+    write_figures,
     write_report,
     write_summary,
+)
+from dynarag_jax.report.gather import (
+    needed_matrix,
+    rank_rows,
+    role_of,
+    rollout_curves,
+    shown_question,
+    system_row,
+    training_curves,
+    type_rows,
 )
 from dynarag_jax.stages.evaluate import Evaluate
 from dynarag_jax.stages.rollout import SampleRollouts
@@ -56,136 +56,25 @@ class Report:
     """remarks shown at the top of the page"""
 
 
-Rows = list[dict[str, Any]]
-
-
-def role(system: str, stage: Report) -> Any:
-    """What a system is, for the report's colors and headline."""
-    fixed = {
-        stage.before: "cloning",
-        stage.after: "feedback",
-        NO_RETRIEVAL: "none",
-        ORACLE: "oracle",
-    }
-    return fixed.get(system, "fixed" if system.startswith("top-") else "other")
-
-
-def system_row(name: str, rows: Rows, stage: Report, seed: int) -> SystemRow:
-    """A system's means with their intervals."""
-
-    def interval(figure: str) -> Any:
-        values = [row[figure] for row in rows]
-        return None if any(v is None for v in values) else bootstrap(values, seed=seed)
-
-    return SystemRow(
-        name=name,
-        role=role(name, stage),
-        answer=interval("score"),
-        set_f1=interval("set_f1"),
-        mean_k=interval("k"),
-        tokens=interval("tokens"),
-        k_sd=sizes([row["k"] for row in rows]).sd,
-        failed=sum("failed" in row for row in rows),
-    )
-
-
-def type_rows(before: Rows | None, after: Rows | None) -> list[TypeRow]:
-    """The scores by type of question, before and after feedback."""
-
-    def scores(rows: Rows | None, name: str) -> TypeScores | None:
-        part = [row for row in rows or [] if row["type"] == name]
-        if not part:
-            return None
-        known = all(row["set_f1"] is not None for row in part)
-        mean = lambda figure: sum(row[figure] for row in part) / len(part)  # noqa: E731
-        return TypeScores(mean("score"), mean("set_f1") if known else None, mean("k"))
-
-    some = after or before or []
-    found = []
-    for name in dict.fromkeys(row["type"] for row in some if row["type"]):
-        part = [row for row in some if row["type"] == name]
-        needed = [row["needed"] for row in part]
-        mean = None if any(n is None for n in needed) else sum(needed) / len(needed)
-        found.append(TypeRow(name, len(part), mean, scores(before, name), scores(after, name)))
-    return sorted(found, key=lambda row: (row.needed_k is None, row.needed_k or 0.0, row.name))
-
-
-def matrix(title: str, rows: Rows | None) -> KMatrix | None:
-    """Needed k against chosen k; None where the needed passages are unknown."""
-    if not rows or any(row["needed"] is None for row in rows):
-        return None
-    return KMatrix(title, size_matrix([r["needed"] for r in rows], [r["k"] for r in rows]))
-
-
 def curves(context: Context) -> list[Curve]:
-    """Loss curves of the training stages, reward curves of the rollouts."""
-    found = []
+    """What every stage that trained or sampled logged of itself, in the order of the stages."""
+    found: list[Curve] = []
     for name, stage in context.stages.items():
         path = context.directory / name / "metrics.jsonl"
         if not path.is_file() or not isinstance(stage, Train | SampleRollouts):
             continue
-        lines = [line for _, line in read_jsonl(path)]
-        if len(lines) < 2:
+        if not (lines := [line for _, line in read_jsonl(path)]):
             continue
-        steps = [line["step"] for line in lines]
-
-        def panel(label: str, wanted: Mapping[str, str], axis: str = "training step") -> None:
-            series = {
-                shown: [line.get(key) for line in lines]  # noqa: B023
-                for key, shown in wanted.items()
-                if any(key in line for line in lines)  # noqa: B023
-            }
-            if series:
-                found.append(Curve(name, label, steps, series, axis))  # noqa: B023
-
         if isinstance(stage, SampleRollouts):
-            panel("mean reward", {"reward": "reward"}, "questions sampled")
+            found += rollout_curves(name, lines)
             continue
-        panel(
-            "loss (nats per token)",
-            {
-                "reranker/nll": "lists",
-                "generator/nll": "answers",
-                "reranker/dpo/chosen_nll": "chosen lists",
-            },
-        )
-        for term, objective in stage.reranker.objectives.active().items():
-            figures = f"reranker/{term}"
-            if any(f"{figures}/chosen_reward" in line for line in lines):
-                panel(f"{term}: loss", {figures: "loss"})
-                panel(
-                    f"{term}: implicit reward",
-                    {
-                        f"{figures}/chosen_reward": "best list",
-                        f"{figures}/rejected_reward": "worst list",
-                    },
-                )
-                panel(f"{term}: share of pairs ranked right", {f"{figures}/accuracy": "pairs"})
-            elif objective.reads_behavior:
-                panel(f"{term}: share of ratios clipped", {f"{figures}/clipped": "clipped"})
-                panel(f"{term}: divergence", {f"{figures}/kl_to_sampler": "from the sampler"})
+        streams = {"reranker": stage.reranker, "generator": stage.generator}
+        terms = {
+            name: [t for t in stream.objectives.active() if t not in ("nll", "prompt_nll")]
+            for name, stream in streams.items()
+        }
+        found += training_curves(name, lines, terms)
     return found
-
-
-def example(
-    question: Question, rollout: Rollout, chosen: Sequence[tuple[str, dict[str, Any]]]
-) -> Example:
-    """A question in full: its passages, the lists sampled, what each policy chose."""
-    gold = question.gold_list()
-    return Example(
-        id=question.id,
-        question=question.text,
-        answers=question.answers,
-        type=question.type,
-        passages=[
-            ShownPassage(i, p.text, p.title, None if gold is None else i in gold)
-            for i, p in enumerate(question.passages[: rollout.shown], 1)
-        ],
-        sampled=[
-            SampledList(t.list, t.count, t.answer, t.reward, t.terms) for t in rollout.trajectories
-        ],
-        choices=[Choice(n, r["list"], r["answer"], r["score"] == 1) for n, r in chosen],
-    )
 
 
 def gather(context: Context, stage: Report) -> RunReport:
@@ -194,7 +83,7 @@ def gather(context: Context, stage: Report) -> RunReport:
     if not isinstance(evaluate, Evaluate):
         raise InputError(f"report.evaluation = '{stage.evaluation}' is no evaluation stage")
     place = context.directory / stage.evaluation
-    by_system: dict[str, Rows] = {}
+    by_system: dict[str, list[dict[str, Any]]] = {}
     for _, row in read_jsonl(place / "predictions.jsonl"):
         by_system.setdefault(row["system"], []).append(row)
     before, after = by_system.get(stage.before), by_system.get(stage.after)
@@ -203,7 +92,14 @@ def gather(context: Context, stage: Report) -> RunReport:
         for name in context.stages
         if name != context.stage and (context.directory / name / "run.json").is_file()
     }
-    questions = {q.id: q for q in read_questions(context.path(evaluate.questions))}
+    evaluated = {row["id"] for rows in by_system.values() for row in rows}
+    source = context.path(evaluate.questions)
+    questions = {q.id: q for q in read_questions(source) if q.id in evaluated}
+    if lost := evaluated - questions.keys():
+        raise InputError(
+            f"{source}: question '{min(lost)}' was evaluated and is not in the file any more; "
+            f"evaluate again"
+        )
     needed = [q.gold_list() for q in questions.values()]
     known = [len(g) for g in needed if g is not None]
     examples = []
@@ -215,7 +111,7 @@ def gather(context: Context, stage: Report) -> RunReport:
                 for name in evaluate.models
                 if (name, rollout.id) in rows
             ]
-            examples.append(example(questions[rollout.id], rollout, chosen))
+            examples.append(shown_question(questions[rollout.id], rollout, chosen))
     change = None
     if before and after:
         score = {row["id"]: row["score"] for row in before}
@@ -240,24 +136,29 @@ def gather(context: Context, stage: Report) -> RunReport:
     return RunReport(
         title=stage.title,
         facts=facts,
-        systems=[system_row(name, rows, stage, context.seed) for name, rows in by_system.items()],
+        systems=[
+            system_row(name, rows, role_of(name, stage.before, stage.after), context.seed)
+            for name, rows in by_system.items()
+        ],
         curves=curves(context),
-        k_before=matrix(stage.before, before),
-        k_after=matrix(stage.after, after),
+        k_before=needed_matrix(stage.before, before),
+        k_after=needed_matrix(stage.after, after),
         change=change,
         types=type_rows(before, after),
+        ranks=rank_rows(list(questions.values()), evaluate.prompts.ids),
         examples=examples,
         notes=stage.notes,
     )
 
 
 def run(context: Context, stage: Report) -> None:
-    """Write summary.json and report.html, here and at the top of the run directory."""
+    """Write summary.json, report.html and figures as SVG; the first two also atop the run."""
     place = context.directory / stage.evaluation
     context.manifest(inputs={"predictions": place / "predictions.jsonl"})
     found = gather(context, stage)
     write_summary(context.stage_directory / "summary.json", found)
     write_report(context.stage_directory / "report.html", found)
+    write_figures(context.stage_directory, found)
     for name in ("summary.json", "report.html"):
         shutil.copyfile(context.stage_directory / name, context.directory / name)
     context.log("\n" + terminal_table(found))

@@ -128,14 +128,18 @@ RECALLS = (1, 5, 20)
 
 
 def recalls(questions: Iterable[Question]) -> dict[str, float]:
-    """Mean recall of the needed passages in the first 1, 5 and 20, where they are known."""
-    values = [
-        [recall_at([p.id for p in q.passages], q.gold, k) for k in RECALLS]
-        for q in questions
-        if q.gold
-    ]
+    """Mean recall of the needed passages in the first 1, 5 and 20, where they are known.
+
+    A cutoff beyond the longest list is that list's length.
+    """
+    values, longest = [], 0
+    for question in questions:
+        longest = max(longest, len(question.passages))
+        if question.gold:
+            ids = [p.id for p in question.passages]
+            values.append([recall_at(ids, question.gold, k) for k in RECALLS])
     means = np.mean(values, axis=0) if values else ()
-    return {f"recall@{k}": float(mean) for k, mean in zip(RECALLS, means, strict=False)}
+    return {f"recall@{min(k, longest)}": float(m) for k, m in zip(RECALLS, means, strict=False)}
 
 
 def run(context: Context, stage: Retrieve) -> None:

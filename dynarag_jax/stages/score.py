@@ -12,25 +12,14 @@ lists (trec/SYSTEM.run, judgments.qrels) and the metrics by question (trec/SYSTE
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, note
-from dynarag_jax.evaluation.runs import Scored, score_files
-from dynarag_jax.evaluation.scoring import (
-    CUTOFFS,
-    Row,
-    check_dataset,
-    require_positive,
-    row_to_json,
-)
-from dynarag_jax.evaluation.summary import Summary, summarize, summary_to_json
-from dynarag_jax.evaluation.tables import file_name, report, trec_judgments, trec_run
-from dynarag_jax.files import atomic_write, write_json, write_jsonl
+from dynarag_jax.evaluation.outputs import write_scores, write_trec
+from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, check_protocol, note
+from dynarag_jax.evaluation.runs import score_files
+from dynarag_jax.evaluation.scoring import CUTOFFS, check_dataset, require_positive
 from dynarag_jax.launch.context import Context, StageDone
-from dynarag_jax.metrics.tables import Scored as ScoredAnswer
-from dynarag_jax.metrics.tables import trec
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.stages.common.files import inputs, sources
 
 CONFIG_OPTIONAL = True
@@ -54,59 +43,12 @@ class Score:
     scripts do, mistakes and all, for comparison with their numbers"""
     cutoffs: tuple[int, ...] = CUTOFFS
     """of recall, precision, nDCG and answer recall of the lists"""
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         check_dataset(self.dataset)
         require_positive("score", "cutoffs", self.cutoffs)
-
-
-def write_trec(place: Path, scored: Scored) -> None:
-    """Every system's lists as a TREC run, and the needed passages as judgments."""
-    files: dict[str, list[str]] = {}
-    for system, own in scored.predictions.items():
-        name = file_name(system)
-        while f"{name}.run" in files:
-            name += "-"
-        files[f"{name}.run"] = trec_run(scored.questions, own, system)
-    files["judgments.qrels"] = trec_judgments(scored.questions)
-    for name, lines in files.items():
-        if lines:
-            with atomic_write(place / name) as stream:
-                stream.write("\n".join(lines) + "\n")
-
-
-def write_values(place: Path, rows: Sequence[Row]) -> None:
-    """Every question's metrics in the form of ``trec_eval -q``, a file a system."""
-    for system in dict.fromkeys(row.system for row in rows):
-        own = [
-            ScoredAnswer(r.id, r.answer, r.dataset, r.type, failed=r.state != "answered")
-            for r in rows
-            if r.system == system and r.answer
-        ]
-        if own:
-            with atomic_write(place / f"{file_name(system)}.values") as stream:
-                stream.write(trec(system, own))
-
-
-def write(
-    context: Context, rows: Sequence[Row], protocol: str, notes: list[str]
-) -> tuple[list[Summary], str]:
-    """Write rows, scores and tables; returns the summaries and the page."""
-    place = context.stage_directory
-    summaries = summarize(rows, context.seed)
-    page = report(summaries, notes)
-    write_jsonl(place / "rows.jsonl", [row_to_json(row) for row in rows])
-    if protocol == "benchmark":
-        write_values(place / "trec", rows)
-    with atomic_write(place / "scores.md") as stream:
-        stream.write(page)
-    scores = {
-        "protocol": protocol,
-        "notes": notes,
-        "summaries": [summary_to_json(summary) for summary in summaries],
-    }
-    write_json(place / "scores.json", scores)
-    return summaries, page
+        check_protocol(self.protocol, self.metrics)
 
 
 def run(context: Context, stage: Score) -> None:
@@ -125,8 +67,15 @@ def run(context: Context, stage: Score) -> None:
         named,
         dataset=stage.dataset,
         cutoffs=stage.cutoffs,
-        answerer=answerer(stage.protocol, stage.dataset),
+        answerer=answerer(stage.protocol, stage.dataset, stage.metrics),
     )
     write_trec(context.stage_directory / "trec", scored)
-    _, page = write(context, scored.flat(), stage.protocol, note(stage.protocol) + scored.notes())
+    _, page = write_scores(
+        context.stage_directory,
+        scored.flat(),
+        stage.protocol,
+        note(stage.protocol) + scored.notes(),
+        foot=stage.metrics.note(),
+        seed=context.seed,
+    )
     context.print(page)

@@ -12,24 +12,28 @@ import pytest
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation import rules
+from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE
 from dynarag_jax.evaluation.reported import COLUMNS
+from dynarag_jax.evaluation.scoring import by_benchmark, scored_line
+from dynarag_jax.evaluation.tuning import RulesConfig
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch import program
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.options import load_config
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
-from dynarag_jax.metrics.tables import read_trec
+from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Passage, question_to_json, write_questions
 from dynarag_jax.retrieval.relevance import load_scorer, score_questions
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.stages import evaluate
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.evaluate import Evaluate
 from dynarag_jax.stages.rerank import Rerank
 from dynarag_jax.stages.score import Score
 
@@ -196,9 +200,9 @@ def test_scoring_plain_files(files, capsys):
     assert {p.name for p in (place / "trec").iterdir()} == {
         "right.run", "worse.run", "judgments.qrels", "right.values", "worse.values",
     }  # fmt: skip
-    values = read_trec((place / "trec/worse.values").read_text())
-    assert values["num_q"]["all"] == "6" and values["num_failed"]["all"] == "2"
-    assert values["em"]["all"] == "0.0000" and len(values["em"]) == 7
+    values = [line.split("\t") for line in (place / "trec/worse.values").read_text().splitlines()]
+    assert ["num_q", "all", "6"] in values and ["num_failed", "all", "2"] in values
+    assert ["em", "all", "0.0000"] in values and sum(name == "em" for name, *_ in values) == 7
     assert (place / "run.json").exists() and (place / "scores.md").read_text() == out
     # Nothing has changed: the same table, at once. Another protocol is another scoring.
     code, again, err = said("score", capsys, *given)
@@ -265,13 +269,25 @@ def test_bench_from_end_to_end(model, scorer, writer, tmp_path, monkeypatch, cap
     eli5 = [dataclasses.replace(q, task="paragraph") for q in QUESTIONS[:3]]
     write_questions("nq.jsonl", nq)
     write_questions("eli5.jsonl", eli5)
-    place = ran(tmp_path, benched(model, scorer), "bench")
+    for dataset in ("nq", "eli5"):
+        write_questions(f"dev-{dataset}.jsonl", [ask(i) for i in range(20, 26)])
+    tuned = RulesConfig(("threshold", "fixed-k"), "dev-{dataset}.jsonl")
+    config = benched(model, scorer, rules=tuned)
+    place = ran(tmp_path, config, "bench")
     page = capsys.readouterr().out
     systems = ["first", "second", NO_RETRIEVAL, "top-2", "static reranker, top-2", ORACLE]
+    systems += ["score threshold, tuned", "best fixed k, tuned"]
     found: dict[str, dict[str, dict]] = {}
     for _, row in read_jsonl(place / "predictions-nq.jsonl"):
         found.setdefault(row["system"], {})[row["id"]] = row
     assert list(found) == systems and all(len(rows) == 7 for rows in found.values())
+    # The rules choose by the scorer's scores, as they were tuned on other questions.
+    judged = {row["id"]: row["scores"] for _, row in read_jsonl(place / "scores-nq.jsonl")}
+    threshold = read_json(place / "rules.json")["nq"][0]
+    assert threshold["system"] == systems[6] and threshold["questions"] == 6
+    for name, row in found[systems[6]].items():
+        kept = [s for s in judged[name] if s >= threshold["parameters"]["threshold"]]
+        assert [judged[name][i - 1] for i in row["list"]] == sorted(kept, reverse=True)
     # What could not be reranked is there, and says why.
     assert "longer than the limit" in found["first"]["q7"]["failed"]
     assert {k: v for k, v in found["first"]["q2"].items() if k != "system"} == {
@@ -290,7 +306,7 @@ def test_bench_from_end_to_end(model, scorer, writer, tmp_path, monkeypatch, cap
     ]
     first = scores[0]
     assert first["questions"] == 7 and first["states"]["failed"] == 1
-    assert first["figures"]["em"]["n"] == 7 and scores[6]["headline"] == "rouge_l"
+    assert first["figures"]["em"]["n"] == 7 and scores[8]["headline"] == "rouge_l"
     # The paper's rows stand beside ours, and what differs is named.
     assert "| DynamicRAG-8B | paper | 48.4 | 24.6 |" in page
     assert "| vanilla RAG | paper | 36.4 | 24.0 |" in page
@@ -303,10 +319,10 @@ def test_bench_from_end_to_end(model, scorer, writer, tmp_path, monkeypatch, cap
 
     # Cut off: what stands is not made again, and nothing is lost.
     kept = cut(place / "predictions-nq.jsonl", 16)
-    ran(tmp_path, benched(model, scorer), "bench")
+    ran(tmp_path, config, "bench")
     again = (place / "predictions-nq.jsonl").read_text().splitlines(keepends=True)
     assert again[:16] == kept[:16] and sorted(again) == sorted(kept)
-    ran(tmp_path, benched(model, scorer), "bench", fresh=False)
+    ran(tmp_path, config, "bench", fresh=False)
 
 
 def test_a_bench_without_scorer_or_gold_and_wrong_ones(model, scorer, tmp_path, monkeypatch):
@@ -349,11 +365,52 @@ def test_an_evaluation_keeps_a_question_whose_prompt_is_too_long(model):
     tight = dataclasses.replace(PROMPTS, answer_prompt_tokens=32)
     writer = Writer(load_policy(model, mesh, tight), tight, 8, seed=0)
     long = ask(3, text="what " * 40)
-    rows = list(evaluate.predict(writer, "top-1", [QUESTIONS[0], long], [(2,), (1,)]))
+    rows = [
+        scored_line(found, question, "top-1", by_benchmark())
+        for question, found in answer(writer, [QUESTIONS[0], long], [(2,), (1,)])
+    ]
     assert [r["id"] for r in rows] == ["q0", "q3"] and "failed" not in rows[0]
     assert list(rows[0]) == [
-        "id", "system", "type", "list", "answer", "score", "k", "tokens", "set_f1", "needed",
+        "id", "system", "type", "list", "chosen", "answer", "k", "tokens",
+        "score", "set_f1", "needed",
     ]  # fmt: skip
     assert rows[0]["set_f1"] == pytest.approx(2 / 3) and rows[0]["needed"] == 2
     assert "takes more than 32 tokens" in rows[1]["failed"]
     assert (rows[1]["answer"], rows[1]["score"], rows[1]["k"]) == ("", 0.0, 1)
+
+
+def test_an_evaluation_with_rules_and_the_rules_of_another_script(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def scored(number):
+        question = ask(number)
+        with_scores = (dataclasses.replace(p, score=float(len(p.text))) for p in question.passages)
+        return dataclasses.replace(question, passages=tuple(with_scores))
+
+    questions = [scored(i) for i in range(3)]
+    write_questions("q.jsonl", questions)
+    write_questions("dev.jsonl", [scored(i) for i in range(30, 38)])
+    config = Evaluate(
+        models={"m": str(model)}, questions="q.jsonl", prompts=PROMPTS, sampling=GREEDY, top_k=(1,),
+        examples=0, batch=8, shuffled=True, metrics=MetricsConfig("unicode"),
+        rules=RulesConfig(("largest-gap", "clusters"), "dev.jsonl"), dtype="float32",
+    )  # fmt: skip
+    place = ran(tmp_path, config, "evaluate")
+    gap, clusters = read_json(place / "rules.json")
+    assert gap["questions"] == 8 and gap["parameters"].keys() == {"more"}
+    found = {(r["system"], r["id"]): r for _, r in read_jsonl(place / "predictions.jsonl")}
+    for question in questions:
+        scores = [p.score for p in question.passages]
+        chosen = found[gap["system"], question.id]["list"]
+        assert chosen == list(rules.largest_gap(scores, gap["parameters"]["more"]))
+    means = read_json(place / "scores.json")
+    assert list(means) == [
+        "m", "m, shuffled", NO_RETRIEVAL, "top-1", ORACLE, gap["system"], clusters["system"]
+    ]  # fmt: skip
+    wrong = dataclasses.replace(config, rules=RulesConfig(("threshold",), "q.jsonl"))
+    with pytest.raises(InputError, match="is evaluated and, as 'q0', tuned on"):
+        ran(tmp_path, wrong, "evaluate")
+    bare = dataclasses.replace(config, questions="bare.jsonl")
+    write_questions("bare.jsonl", [ask(1)])
+    with pytest.raises(InputError, match="passage 'q1p1' has no score, and rules choose by scores"):
+        ran(tmp_path, bare, "evaluate")

@@ -17,6 +17,7 @@ from dynarag_jax.metrics.ranking import answer_recall_at
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+UNKNOWN = regex.compile(r"\p{Cn}")
 
 
 def tokens(text: str) -> list[str]:
@@ -61,7 +62,11 @@ def test_what_stands_in_a_passage(passage: str, answer: str, stands: bool):
     assert not has_answer(passage, [])
 
 
-@given(st.text(max_size=30), st.text(max_size=6))
+# Python's and regex's tables may be of different versions of Unicode: what both know.
+known = st.characters(exclude_categories=("Cs", "Cn")).filter(lambda c: not UNKNOWN.match(c))
+
+
+@given(st.text(known, max_size=30), st.text(known, max_size=6))
 @example("ΟΔΟΣ.ΟΔΟΣ", "οδος")
 @example("İstanbul ǅ ﬁ", "i̇stanbul")
 @example("_a_b\u00a0c\x1cd\u2028e", "_")

@@ -79,12 +79,12 @@ def test_unicode_normalizes_any_script(text: str, tokens: str):
     assert normalize_unicode(text) == tokens
 
 
-@given(st.text(max_size=40))
+@given(st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=40))
 def test_unicode_is_one_form_of_equal_texts(text: str):
     once = normalize_unicode(text)
     assert normalize_unicode(once) == once
     assert normalize_unicode(unicodedata.normalize("NFD", text)) == once
-    assert not regex.search(r"\p{P}", once)
+    assert not any(unicodedata.category(c).startswith("P") for c in once)
 
 
 def test_other_rules_change_what_counts_as_the_same():

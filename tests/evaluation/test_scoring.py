@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.outputs import write_trec
 from dynarag_jax.evaluation.predictions import Prediction, read_predictions
 from dynarag_jax.evaluation.protocols import answerer, note
 from dynarag_jax.evaluation.runs import score_predictions
 from dynarag_jax.evaluation.scoring import list_scores, score_system
 from dynarag_jax.evaluation.summary import summarize
-from dynarag_jax.evaluation.tables import report, trec_judgments, trec_run
+from dynarag_jax.evaluation.tables import report
 from dynarag_jax.metrics import released
 from dynarag_jax.metrics.intervals import (
     bootstrap,
@@ -140,7 +142,7 @@ def test_lists_of_other_questions_are_refused():
         score_system(QUESTIONS, "x", system(Prediction("1", answer="a", chosen=("zz",))))
 
 
-def test_ranking_figures_equal_trec_evals_on_the_files_we_write():
+def test_ranking_figures_equal_trec_evals_on_the_files_we_write(tmp_path):
     pytrec_eval = pytest.importorskip("pytrec_eval")
     rng = np.random.default_rng(0)
     passages = tuple(Passage(f"p {i}", "text") for i in range(30))
@@ -151,14 +153,16 @@ def test_ranking_figures_equal_trec_evals_on_the_files_we_write():
         order = tuple(int(j) + 1 for j in rng.permutation(30)[: rng.integers(1, 31)])
         predictions[f"q{i}"] = Prediction(f"q{i}", list=order)
     run: dict[str, dict[str, float]] = {}
-    for line in trec_run(questions, predictions, "a system"):
+    scored = score_predictions(questions, {"a system": predictions})
+    write_trec(tmp_path, scored)
+    for line in (tmp_path / "a-system.run").read_text().splitlines():
         qid, q0, doc, rank, score, tag = line.split()
         assert q0 == "Q0" and tag == "a-system" and int(rank) >= 1
-        run.setdefault(qid, {})[doc] = float(score)
+        run.setdefault(qid, {})[unquote(doc)] = float(score)
     judged: dict[str, dict[str, int]] = {}
-    for line in trec_judgments(questions):
+    for line in (tmp_path / "judgments.qrels").read_text().splitlines():
         qid, _, doc, relevance = line.split()
-        judged.setdefault(qid, {})[doc] = int(relevance)
+        judged.setdefault(qid, {})[unquote(doc)] = int(relevance)
     names = {"recall@5": "recall_5", "precision@10": "P_10", "ndcg@10": "ndcg_cut_10"}
     measures = {"recall.5", "P.10", "ndcg_cut.10", "recip_rank"}
     theirs = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(run)

@@ -3,7 +3,7 @@
 #   make quickstart   the whole method on two CPU cores, from nothing to a report
 #   make test         the fast tests
 #   make test-all     all tests
-#   make lint         lint, format and types
+#   make lint         lint, format, which room may use which, and types
 #   make docs         the documentation as a site, in site/; a broken link fails
 #   make clean        remove what was installed and cached; runs/ stays
 #
@@ -43,6 +43,7 @@ lint:
 	@requirements/install test
 	@$(PY) -m ruff check -q .
 	@$(PY) -m ruff format -q --check . || { echo "error: not formatted; 'make format' mends it" >&2; exit 1; }
+	@$(VENV)/bin/lint-imports --no-cache > .cache/contracts.log 2>&1 || { cat .cache/contracts.log; exit 1; }
 	@$(PY) -m pyright --pythonpath $(PY)
 
 docs:

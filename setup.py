@@ -45,6 +45,7 @@ TEST = [
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "hypothesis>=6.100,<7",
+    "import-linter>=2.17,<3",
     "ruff==0.17.6",
     "pyright[nodejs]==1.1.414",
     "torch>=2.9",

@@ -26,13 +26,12 @@ from dynarag_jax.exchange.decoders import (
 )
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.safetensors import STORED, Tensors
-from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.files import PathLike
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.models.lora import attach, merge
-from dynarag_jax.policy.model import check_vocabulary
 from dynarag_jax.sharding import make_mesh
 
 

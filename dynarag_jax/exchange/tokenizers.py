@@ -8,7 +8,7 @@ Neither tokenizer adds special tokens by itself: prompts say where text ends.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import PathLike, atomic_directory, fingerprint
+from dynarag_jax.models.config import DecoderConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -207,3 +208,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     parts = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
     special = [tokenizer.eos_token_id, sorted(map(str, tokenizer.all_special_tokens))]
     return fingerprint([parts, tokenizer.chat_template, special])
+
+
+def check_vocabulary(cfg: DecoderConfig, tokenizer: Sized, where: str) -> None:
+    """Raise InputError if the tokenizer has tokens that the model does not know."""
+    if len(tokenizer) > cfg.vocab:
+        raise InputError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model only {cfg.vocab}; "
+            f"they do not belong together"
+        )

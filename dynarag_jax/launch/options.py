@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class StageRequest:
     """What a command line asks for.
 
     Attributes:
@@ -109,7 +109,7 @@ def load_config(
 
 def load_stage(
     path: PathLike, program: Program, arguments: Sequence[str], prog: str, name: str = ""
-) -> Request:
+) -> StageRequest:
     """The stage of a config file that a program runs: ``--stage NAME``, else the one of its name.
 
     Raises:
@@ -134,16 +134,16 @@ def load_stage(
     run, stages = _inherited(run, stages, rest)
     description = f"{_first_paragraph(kind)} --stage NAME runs another stage of this kind."
     request = _stage_options(program, stages[stage], run, rest, f"{prog} {path}", description)
-    return Request(request.run, stages | {stage: request.stage}, stage, request.plan)
+    return StageRequest(request.run, stages | {stage: request.stage}, stage, request.plan)
 
 
-def load_without_config(program: Program, arguments: Sequence[str], prog: str) -> Request:
+def load_without_config(program: Program, arguments: Sequence[str], prog: str) -> StageRequest:
     """A stage that needs no config file, in ``runs/NAME`` unless the options name a directory."""
     run = Run(directory=f"runs/{program.name}")
     description = f"{_first_paragraph(program.config)} A config file may come first."
     stage = inherit(run, program.config())
     request = _stage_options(program, stage, run, arguments, prog, description)
-    return Request(request.run, {program.name: request.stage}, program.name, None)
+    return StageRequest(request.run, {program.name: request.stage}, program.name, None)
 
 
 def print_help(program: Program, prog: str) -> None:

@@ -29,10 +29,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.sharding import mesh_sizes
-from dynarag_jax.stages.feedback import Feedback
-from dynarag_jax.stages.rollout import SampleRollouts
-from dynarag_jax.stages.sft import Sft
-from dynarag_jax.training.config import Stream, Train
+from dynarag_jax.training.config import Train
 from dynarag_jax.training.flops import Rows
 from dynarag_jax.training.plan import USABLE, Plan, plan
 
@@ -217,29 +214,24 @@ def _streams(
         longest = list_grammar(tokenizer, p)[0].longest(p.max_list)
     else:
         notes.append(f"no tokenizer at hand: a list of {p.max_list} ids taken as {longest} tokens")
-    groups = max([x.samples for x in stages.values() if isinstance(x, SampleRollouts)], default=8)
-
-    def branches(stream: Stream) -> int:
-        if not isinstance(stage, Feedback):
-            return 1
-        return groups if stream.objectives.reads("groups") else 2
-
-    answers, tokens = p.answer_prompt_tokens, p.answer_tokens
-    shapes = {
-        "reranker": (stage.reranker, p.rerank_tokens, branches(stage.reranker), longest),
-        "generator": (stage.generator, answers, 1, tokens),
-    }
-    if isinstance(stage, Sft):
-        shapes["instructions"] = (stage.instructions, answers, 1, stage.instruction_tokens)
-    if isinstance(stage, Feedback):
-        shapes["answers"] = (stage.answers, answers, branches(stage.answers), tokens)
     streams = {}
-    for name, (stream, limit, n, branch) in shapes.items():
-        active = stream.objectives.active()
+    for name, shape in stage.shapes(longest, _samples(stages, stage)).items():
+        stream, active = shape.stream, shape.stream.objectives.active()
         if stream.batch and active:
             streams[name] = Rows(
-                stream.batch, stream.length or limit, n, branch, "prompt_nll" in active
+                stream.batch,
+                stream.length or shape.prompt,
+                shape.branches,
+                shape.branch,
+                "prompt_nll" in active,
             )
     if not streams:
         raise InputError("nothing to train on: every stream has batch 0 or no objective")
     return streams, notes
+
+
+def _samples(stages: Mapping[str, Any], stage: Train) -> int:
+    """Lists a question of the rollouts that a stage trains on; 8 where no stage here makes them."""
+    parts = getattr(stage, "rollouts", "").split("/")
+    maker = stages.get(parts[1]) if parts[0] == "{run}" and len(parts) > 1 else None
+    return getattr(maker, "samples", 8)

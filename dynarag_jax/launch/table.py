@@ -81,7 +81,7 @@ def program_of(name: str, stage: Any) -> Program:
       InputError: nothing there runs it.
     """
     module = sys.modules[type(stage).__module__]
-    body = getattr(module, "run", None)
+    body: Any = getattr(module, "run", None)
     if callable(body):
         one = program_by(body)
         if isinstance(stage, one.config):

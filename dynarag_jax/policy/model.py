@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
-from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import (
@@ -61,15 +61,6 @@ def label_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[int, Grammar]:
             )
         spelled.append(tokens)
     return max(map(len, spelled), default=0) + 1, build_choices(spelled, tokenizer.eos_token_id)
-
-
-def check_vocabulary(cfg: DecoderConfig, tokenizer: Any, where: str) -> None:
-    """Raise InputError if the tokenizer has tokens that the model does not know."""
-    if len(tokenizer) > cfg.vocab:
-        raise InputError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model only {cfg.vocab}; "
-            f"they do not belong together"
-        )
 
 
 def load_policy(

@@ -12,7 +12,7 @@ objective carries weight, all of its lists are trained on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import weights_fingerprint
@@ -23,7 +23,7 @@ from dynarag_jax.policy.batches import Example
 from dynarag_jax.records import read_questions, read_rollouts
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
-from dynarag_jax.training.config import Stream, Train
+from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.preferences import (
     Expected,
     Judged,
@@ -67,6 +67,19 @@ class Feedback(Train):
         )
     )
     """answers preferred to others, given the same passages; needs rollouts made with ``answers``"""
+
+    def shapes(self, list_tokens: int, samples: int) -> dict[str, StreamShape]:
+        """As of every training stage, with pairs or groups of lists and of answers."""
+
+        def branches(stream: Stream) -> int:
+            return samples if stream.objectives.reads("groups") else 2
+
+        shapes = super().shapes(list_tokens, samples)
+        p, lists = self.prompts, replace(shapes["reranker"], branches=branches(self.reranker))
+        answers = StreamShape(
+            self.answers, p.answer_prompt_tokens, branches(self.answers), p.answer_tokens
+        )
+        return shapes | {"reranker": lists, "answers": answers}
 
 
 FIRST = 32

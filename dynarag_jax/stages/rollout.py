@@ -111,7 +111,7 @@ def run(context: Context, stage: SampleRollouts) -> None:
         kind: JsonlAppender(part(directory, kind, together.team)) if together.leader else None
         for kind in (ROLLOUTS, REJECTS)
     }
-    account = Account(context, stage, writer, len(done), together.teams)
+    account = RolloutReport(context, stage, writer, len(done), together.teams)
     passages = {q.id: len(q.passages) for q in mine}
     if outputs[REJECTS] is not None and context.primary:
         for reject in rejects:
@@ -216,7 +216,7 @@ def scorer_of(context: Context, stage: SampleRollouts, together: ProcessTeam) ->
 # ---------------------------------------------------------------------------- what is said
 
 
-class Account:
+class RolloutReport:
     """What was sampled since the last report, said now and then."""
 
     def __init__(

@@ -12,7 +12,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import read_questions
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
-from dynarag_jax.training.config import Stream, Train
+from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.instructions import read_instructions
 from dynarag_jax.training.run import (
     Source,
@@ -51,6 +51,13 @@ class Sft(Train):
             )
         if self.instruction_tokens < 1:
             raise InputError(f"instruction_tokens = {self.instruction_tokens} must be positive")
+
+    def shapes(self, list_tokens: int, samples: int) -> dict[str, StreamShape]:
+        """As of every training stage, with the instructions."""
+        shape = StreamShape(
+            self.instructions, self.prompts.answer_prompt_tokens, 1, self.instruction_tokens
+        )
+        return super().shapes(list_tokens, samples) | {"instructions": shape}
 
 
 def run(context: Context, stage: Sft) -> None:

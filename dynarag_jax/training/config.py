@@ -42,6 +42,16 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class StreamShape:
+    """The largest padded batch of a stream: a prompt's and a branch's tokens, and its branches."""
+
+    stream: Stream
+    prompt: int
+    branches: int
+    branch: int
+
+
+@dataclass(frozen=True)
 class Train:
     """What every training stage shares."""
 
@@ -101,3 +111,17 @@ class Train:
         first, last = self.profile
         if (first, last) != (0, 0) and not 1 <= first <= last:
             raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")
+
+    def shapes(self, list_tokens: int, samples: int) -> dict[str, StreamShape]:
+        """The shapes of the stage's streams by name.
+
+        Args:
+          list_tokens: tokens of the longest list.
+          samples: lists a question, for objectives that take all of them.
+        """
+        del samples
+        p = self.prompts
+        return {
+            "reranker": StreamShape(self.reranker, p.rerank_tokens, 1, list_tokens),
+            "generator": StreamShape(self.generator, p.answer_prompt_tokens, 1, p.answer_tokens),
+        }

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
-from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models import kernels
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.batches import Example, Shape
 from dynarag_jax.policy.examples import ExampleMaker
-from dynarag_jax.policy.model import check_vocabulary, list_grammar
+from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.records import Question
 from dynarag_jax.sharding import require_divisible

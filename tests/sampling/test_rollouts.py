@@ -215,7 +215,7 @@ KILLS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 
-import train.rollout
+import dynarag_jax.stages.rollout
 from dynarag_jax.launch.program import main
 
 whole, killed, runs = sys.argv[1:]

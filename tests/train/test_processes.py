@@ -64,7 +64,7 @@ def test_joining_says_what_the_environment_says(monkeypatch, env, expected):
 
 
 def test_a_process_that_knows_no_others_is_told_what_to_set():
-    program = "from train.processes import join; join({'JAX_NUM_PROCESSES': '2'})"
+    program = "from dynarag_jax.launch.distributed import join; join({'JAX_NUM_PROCESSES': '2'})"
     # A process of its own: JAX joins before its first use only.
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "InputError: this process cannot join the others" in done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE, SHUFFLED
@@ -188,6 +190,15 @@ def training_curves(stage: str, lines: Lines, terms: Mapping[str, Sequence[str]]
     if not found:
         _panel(found, stage, "loss", lines, {"loss": "loss"})
     return found
+
+
+# ---------------------------------------------------------------------------- the run
+
+
+def config_name(command: str) -> str:
+    """The name of the config file that a recorded command names; empty where it names none."""
+    files = [Path(word).stem for word in shlex.split(command) if word.endswith(".py")]
+    return files[-1] if files else ""
 
 
 # ---------------------------------------------------------------------------- examples

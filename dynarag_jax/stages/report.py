@@ -5,11 +5,8 @@ dynarag report configs/quickstart.py
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dynarag_jax.errors import InputError
@@ -27,6 +24,7 @@ from dynarag_jax.report import (
     write_summary,
 )
 from dynarag_jax.report.gather import (
+    config_name,
     needed_matrix,
     rank_rows,
     role_of,
@@ -118,8 +116,9 @@ def gather(context: Context, stage: Report) -> RunReport:
         change = paired_bootstrap(
             [row["score"] for row in after], [score[row["id"]] for row in after]
         )
+    command = records[stage.evaluation]["command"]
     facts = RunFacts(
-        config=Path(sys.argv[1]).stem if len(sys.argv) > 1 else context.directory.name,
+        config=config_name(command) or context.directory.name,
         seed=context.seed,
         questions=len(questions),
         candidates=min(max(len(q.passages) for q in questions.values()), evaluate.prompts.ids),
@@ -131,7 +130,7 @@ def gather(context: Context, stage: Report) -> RunReport:
             default=None,
         ),
         versions=records[stage.evaluation]["versions"],
-        command=shlex.join(["python", *sys.orig_argv[1:]]),
+        command=command,
     )
     return RunReport(
         title=stage.title,

@@ -205,8 +205,8 @@ def rope_frequencies(cfg: DecoderConfig) -> np.ndarray:
     return freq.astype(np.float32)
 
 
-class Sight(NamedTuple):
-    """What a layer sees of the positions, beside its weights.
+class AttentionSpec(NamedTuple):
+    """How a layer attends, beside its weights: how far back, and by which rotary frequencies.
 
     Where all layers are alike these are constants of the program; where they differ, arrays with
     a leading axis of layers, which the layer scan takes apart.
@@ -218,20 +218,20 @@ class Sight(NamedTuple):
     """rotary frequencies [K / 2]"""
 
 
-def sights(cfg: DecoderConfig) -> tuple[Sight, Sight]:
-    """What all layers share of ``Sight``, and what differs [L, ...]; None in the other one."""
+def attention_specs(cfg: DecoderConfig) -> tuple[AttentionSpec, AttentionSpec]:
+    """What all layers share of ``AttentionSpec``, and what differs [L, ...]; None in the other."""
     freq = rope_frequencies(cfg)
     local = cfg.windowed or (cfg.window is not None,) * cfg.layers
     if all(local) or not any(local):
         if local[0] and cfg.window_rope_base is not None:
             freq = _window_frequencies(cfg)
-        return Sight(cfg.window if local[0] else None, freq), Sight(None, None)
+        return AttentionSpec(cfg.window if local[0] else None, freq), AttentionSpec(None, None)
     everything = np.iinfo(np.int32).max // 2
     windows = np.where(local, cfg.window or everything, everything).astype(np.int32)
     if cfg.window_rope_base is None:
-        return Sight(None, freq), Sight(windows, None)
+        return AttentionSpec(None, freq), AttentionSpec(windows, None)
     freqs = np.where(np.array(local)[:, None], _window_frequencies(cfg), freq)
-    return Sight(None, None), Sight(windows, freqs)
+    return AttentionSpec(None, None), AttentionSpec(windows, freqs)
 
 
 def _window_frequencies(cfg: DecoderConfig) -> np.ndarray:

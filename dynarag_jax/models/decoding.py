@@ -16,16 +16,15 @@ import jax.numpy as jnp
 
 from dynarag_jax.models.attention import soft_cap
 from dynarag_jax.models.config import DecoderConfig, Params
-from dynarag_jax.models.decoder import (
-    BranchCache,
+from dynarag_jax.models.decoder import BranchCache, TrunkCache
+from dynarag_jax.models.layers import (
     Layer,
-    TrunkCache,
-    _after_attention,
-    _layers,
-    _norm,
-    _qkv,
-    _ready,
+    after_attention,
     embed,
+    norm,
+    project_qkv,
+    ready,
+    stacked_layers,
 )
 from dynarag_jax.sharding import constrain
 
@@ -175,18 +174,18 @@ def prefill(
             carry: tuple[jax.Array, TrunkCache], inputs: tuple[Any, Layer]
         ) -> tuple[Any, None]:
             (x, cache), (place, w) = carry, inputs
-            w = _ready(cfg, w)
-            q, k, v = _qkv(cfg, w, x, positions)
+            w = ready(cfg, w)
+            q, k, v = project_qkv(cfg, w, x, positions)
             cache = TrunkCache(
                 write(cache.k, k.transpose(0, 2, 3, 1), place, at, axis=4),
                 write(cache.v, v.transpose(0, 2, 1, 3), place, at, axis=3),
             )
-            attended = _attend(cfg, q, cache, place, positions, lengths, w.sight.window)
-            x = _after_attention(cfg, w, x, attended)
+            attended = _attend(cfg, q, cache, place, positions, lengths, w.attention.window)
+            x = after_attention(cfg, w, x, attended)
             return (constrain(x, "batch", None, None), cache), None
 
         x = constrain(embed(cfg, params, tokens), "batch", None, None)
-        numbered = (jnp.arange(cfg.layers), _layers(cfg, params))
+        numbered = (jnp.arange(cfg.layers), stacked_layers(cfg, params))
         (x, cache), _ = jax.lax.scan(layer, (x, cache), numbered)
         here = (positions == lengths[:, None] - 1)[..., None]
         return i + 1, cache, jnp.where(here.any(1), jnp.where(here, x, 0).sum(1), last)
@@ -197,7 +196,7 @@ def prefill(
         lambda carry: carry[0] * chunk < todo, run_chunk, (jnp.int32(0), cache, nothing)
     )
     kept = TrunkCache(cache.k[..., :p], cache.v[..., :p, :])
-    return _norm(cfg, last, params["final_norm"]), kept
+    return norm(cfg, last, params["final_norm"]), kept
 
 
 # ---------------------------------------------------------------------------- tokens
@@ -208,7 +207,7 @@ def split_layers(cfg: DecoderConfig, params: Params) -> list[Layer]:
 
     On a CPU a slice of stacked weights is a copy; made before a loop, it is made once.
     """
-    stacked = _layers(cfg, params)
+    stacked = stacked_layers(cfg, params)
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.layers)]
 
 
@@ -246,13 +245,13 @@ def decode_token(
     x = constrain(embed(cfg, params, tokens), "batch", None, None)
     new_k, new_v = [], []
     for i, w in enumerate(layers):
-        w = _ready(cfg, w)
-        q, k, v = _qkv(cfg, w, x, positions)
+        w = ready(cfg, w)
+        q, k, v = project_qkv(cfg, w, x, positions)
         q = q.reshape(s, n, g, m, size)
         seen, past = key < lengths[:, None], old
-        if w.sight.window is not None:
-            seen &= key > positions - w.sight.window
-            past &= own_key > place[:, None] - w.sight.window
+        if w.attention.window is not None:
+            seen &= key > positions - w.attention.window
+            past &= own_key > place[:, None] - w.attention.window
         together = q.transpose(0, 2, 1, 3, 4).reshape(s, g, n * m, size)
         wide = {"preferred_element_type": jnp.float32}
         trunk = jnp.matmul(together, trunk_cache.k[i], **wide)
@@ -274,7 +273,7 @@ def decode_token(
         value += jnp.matmul(mine.astype(v.dtype), branch_cache.v[i], **wide)
         value += self * v[:, :, :, None]
         value = (value / total).astype(v.dtype).reshape(s, n, g * m, size)
-        x = constrain(_after_attention(cfg, w, x, value), "batch", None, None)
+        x = constrain(after_attention(cfg, w, x, value), "batch", None, None)
         new_k.append(k)
         new_v.append(v)
 
@@ -285,4 +284,4 @@ def decode_token(
         )
 
     cache = BranchCache(written(branch_cache.k, new_k), written(branch_cache.v, new_v))
-    return _norm(cfg, x, params["final_norm"]), cache
+    return norm(cfg, x, params["final_norm"]), cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -48,9 +49,13 @@ class EncoderConfig:
             raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
 
 
-def parameter_shapes(cfg: EncoderConfig) -> dict[str, Any]:
-    """Shapes of the parameters, as the tree they form; per-layer arrays are stacked on axis 0."""
+def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
+    """Shapes of the parameters, as the tree they form; per-layer arrays are stacked on axis 0.
+
+    ``scored`` adds a cross-encoder's head.
+    """
     d, f, n = cfg.width, cfg.mlp, cfg.layers
+    head = {"dense": (d, d), "dense_bias": (d,), "score": (d, 1), "score_bias": (1,)}
     return {
         "tokens": (cfg.vocab, d),
         "positions": (cfg.first_position + cfg.positions, d),
@@ -71,6 +76,7 @@ def parameter_shapes(cfg: EncoderConfig) -> dict[str, Any]:
             "mlp_norm_scale": (n, d),
             "mlp_norm_bias": (n, d),
         },
+        **({"head": head} if scored else {}),
     }
 
 
@@ -188,23 +194,38 @@ def _initial(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """The encoder as a Flax module: it declares the parameters and holds no other state.
+    """The encoder as a Flax module, in front of this file's functions: it holds no other state.
 
-    ``Encoder(cfg).apply({"params": params}, tokens, lengths)`` is ``encode``.
+    ``Encoder(cfg).apply({"params": params}, tokens, lengths)`` is ``encode``. Its parameters are
+    whole on every device, and carry no partitioning.
     """
 
     cfg: EncoderConfig
+    scored: bool = False
+    """whether it has the head of a cross-encoder, one logit a text"""
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        """``encode`` with this module's parameters."""
+    def parameters(self) -> Params:
+        """The parameters as the nested tree that ``encode`` and ``pair_scores`` take."""
         params: dict[str, Any] = {}
-        for name, shape in parameter_shapes(self.cfg).items():
+        for name, shape in parameter_shapes(self.cfg, self.scored).items():
             if isinstance(shape, dict):
                 params[name] = self.param(name, _initial_tree, shape)
             else:
                 params[name] = self.param(name, _initial, name, shape)
-        return encode(self.cfg, params, tokens, lengths)
+        return params
+
+    def __call__(
+        self, tokens: jax.Array, lengths: jax.Array, types: jax.Array | None = None
+    ) -> jax.Array:
+        """``encode``: hidden states [B, T, D]."""
+        return encode(self.cfg, self.parameters(), tokens, lengths, types)
+
+    def pair_scores(
+        self, tokens: jax.Array, lengths: jax.Array, types: jax.Array | None = None
+    ) -> jax.Array:
+        """``pair_scores``: the logit [B] of each pair; for a module with ``scored``."""
+        return pair_scores(self.cfg, self.parameters(), tokens, lengths, types)
 
 
 def _initial_tree(key: jax.Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
@@ -212,7 +233,6 @@ def _initial_tree(key: jax.Array, shapes: dict[str, tuple[int, ...]]) -> dict[st
     return {n: _initial(k, n, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
 
 
-def init_params(cfg: EncoderConfig, key: jax.Array) -> Params:
-    """Random parameters as the nested tree that ``encode`` takes."""
-    tokens, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
-    return jax.jit(Encoder(cfg).init)(key, tokens, lengths)["params"]
+def init_params(cfg: EncoderConfig, key: jax.Array, scored: bool = False) -> Params:
+    """Random parameters as the nested tree that ``encode`` takes; ``scored`` adds the head's."""
+    return jax.jit(partial(Encoder(cfg, scored).init, method="parameters"))(key)["params"]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynarag_jax.models.config import Parameter, Params, initializer, is_parameter, stacked
-from dynarag_jax.models.decoder import rms_norm
+from dynarag_jax.models.config import Parameter, Params, stacked
+from dynarag_jax.models.layers import rms_norm
+from dynarag_jax.models.modules import TableModule
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,6 @@ def parameter_table(cfg: T5Config) -> dict[str, Any]:
     if not cfg.tied:
         table["head"] = Parameter((cfg.vocab, d), ("vocab", "embed"), 1.0)
     return table
-
-
-def init_params(cfg: T5Config, key: jax.Array) -> Params:
-    """Random parameters."""
-    leaves, tree = jax.tree.flatten(parameter_table(cfg), is_leaf=is_parameter)
-    keys = jax.random.split(key, len(leaves))
-    dtype = jnp.dtype(cfg.param_dtype)
-    return jax.tree.unflatten(
-        tree, [initializer(p)(k, p.shape, dtype) for p, k in zip(leaves, keys, strict=True)]
-    )
 
 
 def position_buckets(cfg: T5Config, queries: int, keys: int, both_ways: bool) -> jax.Array:
@@ -221,3 +214,38 @@ def monot5_scores(
     hidden = decode(cfg, params, encoded, lengths, start)[:, 0]
     two = logits(cfg, params, hidden, jnp.array([true, false]))
     return jax.nn.log_softmax(two, axis=-1)[:, 0]
+
+
+class T5(TableModule):
+    """T5 as a Flax module, in front of this file's functions: it holds no other state."""
+
+    cfg: T5Config
+
+    def table(self) -> dict[str, Any]:
+        """``parameter_table``."""
+        return parameter_table(self.cfg)
+
+    def __call__(self, tokens: jax.Array, lengths: jax.Array, targets: jax.Array) -> jax.Array:
+        """Scores [B, T, V] of the token after each target token, given sources [B, S]."""
+        params = self.parameters()
+        encoded = encode(self.cfg, params, tokens, lengths)
+        return logits(self.cfg, params, decode(self.cfg, params, encoded, lengths, targets))
+
+    def encode(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """``encode``: hidden states [B, S, D] of the sources."""
+        return encode(self.cfg, self.parameters(), tokens, lengths)
+
+    def decode(self, encoded: jax.Array, lengths: jax.Array, tokens: jax.Array) -> jax.Array:
+        """``decode``: hidden states [B, T, D] of given targets."""
+        return decode(self.cfg, self.parameters(), encoded, lengths, tokens)
+
+    def monot5_scores(
+        self, tokens: jax.Array, lengths: jax.Array, true: int, false: int
+    ) -> jax.Array:
+        """``monot5_scores``: log-probabilities [B] of relevance."""
+        return monot5_scores(self.cfg, self.parameters(), tokens, lengths, true, false)
+
+
+def init_params(cfg: T5Config, key: jax.Array) -> Params:
+    """Random parameters as the nested tree that every function here takes."""
+    return nn.unbox(jax.jit(partial(T5(cfg).init, method="parameters"))(key))["params"]

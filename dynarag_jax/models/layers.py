@@ -1,0 +1,217 @@
+"""The pieces that a pass over the decoder's layers is made of, and how layers are looped over.
+
+A feature that a configuration leaves off costs nothing: it is decided while tracing, never in the
+program. Dimension letters are those of ``attention``; also V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from dynarag_jax.models import kernels
+from dynarag_jax.models.attention import KEPT, soft_cap
+from dynarag_jax.models.config import AttentionSpec, DecoderConfig, Params, attention_specs
+from dynarag_jax.models.lora import MATRICES, LowRank
+from dynarag_jax.models.products import matmul
+
+LAYER_INPUT, PRODUCT = "layer_input", "product"
+"""The names under which rematerialization knows what enters a layer, and its matrix products."""
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: bool = False) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467).
+
+    ``offset``: the factor is one plus the weight, and is applied before rounding, as Gemma does.
+    """
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if offset:
+        return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+    return (wide.astype(x.dtype) * weight.astype(x.dtype)).astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, freq: np.ndarray | jax.Array) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864), halves layout.
+
+    Args:
+      x: [..., T, heads, K].
+      positions: [..., T], broadcastable to x's leading axes.
+      freq: [K / 2].
+    """
+    angle = positions[..., None].astype(jnp.float32) * freq
+    # bfloat16 would round positions above 256: angles stay float32.
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Layer(NamedTuple):
+    """One layer's part of the model; with a leading axis of layers, all of them."""
+
+    weights: Params
+    adapters: Mapping[str, LowRank]
+    attention: AttentionSpec
+
+
+def stacked_layers(cfg: DecoderConfig, params: Params) -> Layer:
+    """All layers of the model, for a scan over their leading axis."""
+    return Layer(params["layers"], params.get("adapters", {}), attention_specs(cfg)[1])
+
+
+def ready(cfg: DecoderConfig, layer: Layer) -> Layer:
+    """The layer in the type of the activations, its attention completed by what all share."""
+    # Matrices stay as they are stored: their products cast them, and keep gradients in float32.
+    weights = {
+        name: p if name in MATRICES else p.astype(cfg.dtype) for name, p in layer.weights.items()
+    }
+    shared = attention_specs(cfg)[0]
+    attention = AttentionSpec(
+        *(
+            own if common is None else common
+            for common, own in zip(shared, layer.attention, strict=True)
+        )
+    )
+    return Layer(weights, layer.adapters, attention)
+
+
+def norm(cfg: DecoderConfig, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """``rms_norm`` as the model has it."""
+    return rms_norm(x, weight, cfg.norm_eps, cfg.norm_offset)
+
+
+def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
+    """Contract the last ``axes`` axes of x with the first of a matrix, as one plain matrix product.
+
+    XLA on CPU is twice as slow on the gradient of the same product with several leading axes.
+    """
+    w = layer.weights[name]
+    lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
+    flat = x.reshape(-1, inner)
+    y = matmul(flat, w.reshape(inner, -1))
+    if name in layer.adapters:
+        y += layer.adapters[name].apply(flat, stream=x.ndim)
+    # By name, since a policy that looks for products does not see into a product of two types.
+    y = checkpoint_name(y, PRODUCT).reshape(*lead, *w.shape[axes:])
+    bias = layer.weights.get(f"{name}_bias")
+    return y if bias is None else y + bias
+
+
+def project_qkv(
+    cfg: DecoderConfig, layer: Layer, x: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first half of a layer up to its attention.
+
+    Args:
+      x: [..., T, D]; positions: [..., T], broadcastable to its leading axes.
+
+    Returns:
+      queries [..., T, H, K], rotated and scaled; keys, rotated, and values [..., T, G, K].
+    """
+    w, freq = layer.weights, layer.attention.freq
+    h = norm(cfg, x, w["attention_norm"])
+    q, k, v = (_project(layer, name, h) for name in ("query", "key", "value"))
+    if cfg.qk_norm:
+        q, k = norm(cfg, q, w["query_norm"]), norm(cfg, k, w["key_norm"])
+    scale = (cfg.query_scale or cfg.head_size) ** -0.5
+    return rotate(q, positions, freq) * scale, rotate(k, positions, freq), v
+
+
+def attend_trunk(
+    cfg: DecoderConfig, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """Causal attention of trunks over themselves, by the kernel of the platform: ``kernels``."""
+    kernel = kernels.choose(cfg).kernel
+    return kernels.attend(
+        q, k, v, lengths, layer.attention.window, cfg.score_cap, kernel, cfg.window
+    )  # fmt: skip
+
+
+def after_attention(
+    cfg: DecoderConfig, layer: Layer, x: jax.Array, attended: jax.Array
+) -> jax.Array:
+    """The rest of a layer: its output projection, both residual sums and the MLP.
+
+    Args:
+      x: [..., T, D], what entered the layer; attended: [..., T, H, K].
+    """
+    w = layer.weights
+    h = _project(layer, "output", attended, axes=2)
+    x = x + (norm(cfg, h, w["attention_post_norm"]) if cfg.post_norms else h)
+    h = norm(cfg, x, w["mlp_norm"])
+    h = _ACTIVATIONS[cfg.activation](_project(layer, "gate", h)) * _project(layer, "up", h)
+    h = _project(layer, "down", h)
+    return x + (norm(cfg, h, w["mlp_post_norm"]) if cfg.post_norms else h)
+
+
+def rematerialized(cfg: DecoderConfig, body: Any) -> Any:
+    """A layer's body under the rematerialization that the configuration names."""
+    if cfg.remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": None,
+        "dots": policies.save_only_these_names(PRODUCT, *KEPT),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+        "dots_offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=KEPT,
+            names_which_can_be_offloaded=[PRODUCT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[cfg.remat]
+    return jax.checkpoint(body, policy=policy)
+
+
+def over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """Scan ``body`` over the layers, or write them out where the configuration unrolls them all."""
+    if cfg.unroll < cfg.layers:
+        return jax.lax.scan(body, carry, xs, unroll=cfg.unroll)
+    outs = []
+    for i in range(cfg.layers):
+        carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        outs.append(out)
+    return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outs)
+
+
+def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Token embeddings [..., D] of tokens [...]."""
+    x = jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype)
+    return x * jnp.asarray(math.sqrt(cfg.width), cfg.dtype) if cfg.scaled_embedding else x
+
+
+def last_hidden(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The hidden state of each trunk's last token: [B, P, D], [B] -> [B, D]."""
+    index = jnp.maximum(lengths - 1, 0)[:, None, None]
+    return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
+
+
+def output_embedding(cfg: DecoderConfig, params: Params) -> jax.Array:
+    """The matrix [V, D] whose rows are scored against hidden states."""
+    return params["embedding"] if cfg.tied else params["head"]
+
+
+def logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Scores over the vocabulary in float32: [..., D] -> [..., V]."""
+    return score_rows(cfg, hidden, output_embedding(cfg, params))
+
+
+def score_rows(cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array) -> jax.Array:
+    """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V]."""
+    *lead, width = hidden.shape
+    scores = matmul(hidden.reshape(-1, width), rows.T, jnp.float32).reshape(*lead, -1)
+    return soft_cap(scores, cfg.logit_cap)

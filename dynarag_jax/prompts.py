@@ -8,6 +8,7 @@ causal model reads the passages knowing what is asked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -249,6 +250,7 @@ def answer_tokens(tokenizer: ChatTokenizer, answer: str, limit: int) -> list[int
     return [*ids[: limit - 1], tokenizer.eos_token_id]
 
 
-def decode_answer(tokenizer: ChatTokenizer, tokens: Sequence[int]) -> str:
-    """The text of generated answer tokens."""
-    return tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+def decode_answer(tokenizer: ChatTokenizer, tokens: Sequence[int], ends: Sequence[int] = ()) -> str:
+    """The text of generated answer tokens, up to the first of ``ends``."""
+    kept = list(itertools.takewhile(lambda token: token not in ends, tokens))
+    return tokenizer.decode(kept, skip_special_tokens=True).strip()

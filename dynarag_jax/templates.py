@@ -99,6 +99,21 @@ def render(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[int]:
     return tokens[:-1] if tokens[-1:] == [tokenizer.eos_token_id] else tokens
 
 
+def turn_end(tokenizer: ChatTokenizer) -> int | None:
+    """The token by which the chat template closes what an assistant has said; None if none does."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "zyzzyva"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **TEMPLATE_SETTINGS)
+    except Exception:  # noqa: BLE001 - a template raises what its author chose
+        return None
+    behind = str(text).rpartition("zyzzyva")[2].lstrip()
+    tokens = list(tokenizer(behind, add_special_tokens=False)["input_ids"])[:1]
+    # Only a marker ends a turn; anything else is where the next turn begins.
+    return tokens[0] if tokens and tokens[0] in tokenizer.added_tokens_decoder else None
+
+
 def _templated(
     tokenizer: ChatTokenizer, messages: Sequence[Message]
 ) -> tuple[list[Message], str | None]:

@@ -18,6 +18,7 @@ import jax
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
+from dynarag_jax.exchange.generation import generation_settings
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
@@ -36,6 +37,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.lora import MATRICES
 from dynarag_jax.processes import is_primary
+from dynarag_jax.templates import turn_end
 
 __all__ = [
     "ARCHITECTURES",
@@ -249,15 +251,16 @@ def _generation(tokenizer: Any, source: PathLike | None) -> tuple[dict[str, Any]
         source = model_directory(source)
         before = read_json(source / "config.json")
         ids |= {name: before[name] for name in _IDS if before.get(name) is not None}
-        said = source / "generation_config.json"
-        if said.is_file():
-            generation = read_json(said)
+        generation = generation_settings(source) or generation
     generation = {**{k: v for k, v in ids.items() if v is not None}, **generation}
-    # What was trained ends with the tokenizer's end of text: whoever serves it must stop there.
-    ends = generation.get("eos_token_id")
-    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token_id not in known:
-        generation["eos_token_id"] = [*known, tokenizer.eos_token_id]
+    # What was trained ends with the tokenizer's end of text, what was not by the other ends that
+    # the source declares: whoever serves it must stop at all of them.
+    declared = generation.get("eos_token_id")
+    declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    closing = turn_end(tokenizer)
+    known = [*declared, tokenizer.eos_token_id, *([] if closing is None else [closing])]
+    known = list(dict.fromkeys(known))
+    generation["eos_token_id"] = known[0] if len(known) == 1 else known
     return ids, generation
 
 

@@ -155,7 +155,13 @@ class Tensors:
         plain = {_INNER.sub("", name): entry for name, entry in self._entries.items()}
         if len(plain) < len(self._entries):
             raise InputError(f"{directory}: some weights stand twice, wrapped and not")
-        prefix = _shared_prefix(plain)
+        inside = next((n for n in sorted(plain) if ".lora_" in n or ".base_layer." in n), None)
+        if inside and stem == "model":
+            raise InputError(
+                f"{directory}: {inside} belongs to a PEFT model with its adapters inside; save it "
+                f"after merge_and_unload()"
+            )
+        prefix = _shared_prefix(plain) if stem == "model" else ""
         self._entries = {name.removeprefix(prefix): entry for name, entry in plain.items()}
 
     def renamed(self, rename: Callable[[str], str]) -> Tensors:
@@ -285,19 +291,15 @@ def _compare_index(index: Path, listed: Mapping[str, str], found: Mapping[str, E
 def _shared_prefix(names: Mapping[str, Any]) -> str:
     """The wrappers' prefixes that all names begin with."""
     rest, prefix = list(names), ""
-    # PEFT's own files of adapters begin so, too, and are known by these names.
-    if not rest or any(".lora_" in name for name in rest):
-        return prefix
-    while wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in rest)), ""):
+    while rest and (
+        wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in rest)), "")
+    ):
         prefix += wrapper
         rest = [name.removeprefix(wrapper) for name in rest]
     return prefix
 
 
 _HINTS = {
-    r"\.(lora_\w+|base_layer|modules_to_save|original_module)\.": (
-        " (a PEFT model with its adapters inside: save it after merge_and_unload())"
-    ),
     r"\.(qweight|qzeros|scales|g_idx|weight_scale\w*|weight_packed|absmax|quant_map)\b": (
         " (quantized weights are not supported: save the model dequantized)"
     ),

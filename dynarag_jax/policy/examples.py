@@ -53,6 +53,8 @@ class ExampleMaker:
     """longest generator's prompt; 0 is the configuration's"""
     cache: TokenCache | None = None
     """tokenized prompts on disk"""
+    positions: int = 0
+    """the model's; longer prompts are refused, and 0 lets all pass"""
     reads: Reads = field(default_factory=Reads)
     memory: int = 50_000_000
     """tokens of prompts kept in memory, four bytes each"""
@@ -88,15 +90,26 @@ class ExampleMaker:
                     self._held -= len(self._kept.pop(next(iter(self._kept)))[0])
         return Prompt(kept[0].tolist(), kept[1])
 
+    def _within(self, question: Question, prompt: Prompt, limit: str) -> Prompt:
+        """The prompt, if the model has positions for it."""
+        if 0 < self.positions < len(prompt.tokens):
+            raise InputError(
+                f"question '{question.id}': its prompt takes {len(prompt.tokens)} tokens, more "
+                f"than the model's {self.positions} positions (max_position_embeddings); lower "
+                f"'{limit}' below that"
+            )
+        return prompt
+
     def rerank_prompt(self, question: Question) -> Prompt:
         """The reranker's prompt of a question."""
         p = self.prompts
         limit = self.rerank_length or p.rerank_tokens
-        return self._cached(
+        prompt = self._cached(
             rerank_messages(question, question.passages[: p.ids], p.style),
             limit,
             lambda: rerank_prompt(self.tokenizer, question, p.style, limit, p.ids),
         )
+        return self._within(question, prompt, "prompts.rerank_tokens")
 
     def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
         """The generator's prompt of a question over the chosen passages."""
@@ -104,11 +117,12 @@ class ExampleMaker:
         limit = self.answer_length or p.answer_prompt_tokens
         # Wrong lists are for ``answer_prompt`` to refuse; here they are only part of the key.
         passages = [question.passages[i - 1] for i in chosen if 0 < i <= len(question.passages)]
-        return self._cached(
+        prompt = self._cached(
             ["answer", list(chosen), answer_messages(question, passages, p.style)],
             limit,
             lambda: answer_prompt(self.tokenizer, question, chosen, p.style, limit),
         )
+        return self._within(question, prompt, "prompts.answer_prompt_tokens")
 
     def dropped(self, question: Question, prompt: Prompt) -> int:
         """Passages that a question's reranker prompt lost, from the end of the list."""

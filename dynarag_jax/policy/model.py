@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
+from dynarag_jax.exchange.generation import generation_ends
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
@@ -34,6 +35,8 @@ class Policy:
     grammar: Grammar
     mesh: Mesh
     fingerprint: str
+    ends: tuple[int, ...]
+    """tokens that end an answer, the tokenizer's end of text first"""
 
 
 def list_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[Spelling, Grammar]:
@@ -80,4 +83,7 @@ def load_policy(
     tokenizer = load_tokenizer(str(directory))
     check_vocabulary(cfg, tokenizer, str(directory))
     spelling, grammar = list_grammar(tokenizer, prompts)
-    return Policy(cfg, params, tokenizer, spelling, grammar, mesh, weights_fingerprint(directory))
+    return Policy(
+        cfg, params, tokenizer, spelling, grammar, mesh, weights_fingerprint(directory),
+        generation_ends(directory, tokenizer),
+    )  # fmt: skip

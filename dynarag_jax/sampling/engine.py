@@ -31,7 +31,7 @@ from dynarag_jax.sampling.pool import Entering, Pool, Shape, free_bytes, no_requ
 from dynarag_jax.sampling.sampler import Mode
 from dynarag_jax.sharding import batch_shards
 
-STOPS = 4
+STOPS = 8
 """Tokens that may end a request's branches, at most."""
 
 

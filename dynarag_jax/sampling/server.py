@@ -173,6 +173,9 @@ class ServerLists:
                 "max_tokens": self._config.max_tokens,
                 "seed": request_key(self._writer.seed, f"{question.id}/{len(replies)}") >> 1,
             }
+            # Servers know one end by themselves; more than four strings OpenAI's own refuses.
+            ends = [self._writer.policy.tokenizer.decode([e]) for e in self._writer.policy.ends]
+            body |= {"stop": ends[:4]}
             # Not of OpenAI's own interface, but of vLLM's and SGLang's.
             if self._config.template_settings:
                 body["chat_template_kwargs"] = dict(TEMPLATE_SETTINGS)

@@ -73,7 +73,9 @@ class Writer:
         shards = batch_shards(policy.mesh)
         self.batch = -(-batch // shards) * shards
         self.team = ProcessTeam(policy.mesh)
-        self.maker = ExampleMaker(policy.tokenizer, policy.spelling, prompts)
+        self.maker = ExampleMaker(
+            policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions
+        )
         self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
         self._list_engines: dict[int, Engine] = {}
         self._searches: dict[tuple[int, Sampling], Callable[..., Found]] = {}
@@ -242,7 +244,7 @@ class Writer:
                     tokens,
                     shown=0 if closed else None,
                     sampling=Sampling(temperature=0.0),
-                    stops=(self.policy.spelling.end,),
+                    stops=(self.policy.spelling.end,) if closed else self.policy.ends,
                 )
             )
         results = list(self.answer_engine.run(free))
@@ -252,7 +254,7 @@ class Writer:
             answers[names[sampled.id]] = (
                 InputError(f"its answer: {sampled.refused}")
                 if sampled.refused
-                else decode_answer(self.policy.tokenizer, sampled.branches[0])
+                else decode_answer(self.policy.tokenizer, sampled.branches[0], self.policy.ends)
             )
         return [answers[key] for key in keys]
 

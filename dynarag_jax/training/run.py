@@ -98,6 +98,7 @@ def example_maker(stage: Train, start: Start, cache: TokenCache | None = None) -
         rerank_length=stage.reranker.length,
         answer_length=stage.generator.length,
         cache=cache,
+        positions=start.cfg.positions,
     )
 
 

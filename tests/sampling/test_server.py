@@ -172,6 +172,7 @@ def test_thoughts_are_no_lists_and_cut_replies_are_missing(server, writer, quest
     bodies = {name: body for name, body, *_ in server.log}
     for body in bodies.values():
         assert body["chat_template_kwargs"] == TEMPLATE_SETTINGS
+        assert body["stop"] == ["<eos>"]
     assert "<eos>" not in json.dumps(bodies["marked"]["messages"])
     ask(writer, settings(server, template_settings=False), [question("thinks")])
     assert "chat_template_kwargs" not in server.log[-1][1]

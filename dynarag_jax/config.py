@@ -6,7 +6,7 @@ A stage's own configuration stands in its file in ``stages``.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import PromptConfig
@@ -15,6 +15,10 @@ INHERITED: Any = None
 """Default of a stage's field that the run sets for all of its stages; see ``inherit``."""
 
 T = TypeVar("T")
+
+SAME_RESULT = "changes nothing of the result"
+SameResult = Annotated[T, SAME_RESULT]
+"""Type of a field on which a stage's result does not depend: changed, the stage still stands."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class Run:
     """also write metrics for TensorBoard, into the stages' directories"""
     wandb: str = ""
     """Weights & Biases project that metrics are sent to as well; empty sends none"""
+    keep_previous: int = 3
+    """finished results of a stage kept beside the one that stands, when it is made anew; the oldest
+    beyond are removed once a new one has finished, and the log says so; 0 keeps all"""
     peak_flops: float = 0.0
     """operations a second of one device, for the utilization; 0 takes the maker's figure for
     accelerators that are known, and reports none for others"""
@@ -72,6 +79,8 @@ class Run:
             raise InputError("run.directory is empty; name the directory the run writes to")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"run.seed = {self.seed} must lie in [0, 2**32)")
+        if self.keep_previous < 0:
+            raise InputError(f"run.keep_previous = {self.keep_previous} must not be negative")
         if self.peak_flops < 0:
             raise InputError(f"run.peak_flops = {self.peak_flops} must not be negative")
         if self.cpu_devices < 0:

@@ -16,6 +16,13 @@ from dynarag_jax import __version__
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.launch.table import ALIASES, summaries
 
+COMMANDS = {
+    "run": "Run every stage of a config file in order.",
+    "status": "Say what stands in a run, and what would be made anew and why.",
+    "restore": "Bring back what a stage of a run made before.",
+}
+"""Functions of ``launch.commands``, with what they do."""
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run what the command line names, and exit."""
@@ -35,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def usage() -> str:
     """What ``dynarag --help`` says."""
     width = max(map(len, summaries()))
+    commands = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
     rows = [f"  {name:<{width}}  {line}" for name, line in summaries().items()]
     return "\n".join(
         [
@@ -43,7 +51,7 @@ def usage() -> str:
             "",
             "Rerankers that decide which passages to read, in what order, and how many.",
             "",
-            f"  {'run':<{width}}  Run every stage of a config file in order.",
+            *commands,
             *rows,
             "",
             "dynarag STAGE --help lists a stage's options; a config file's own names of stages",
@@ -58,9 +66,9 @@ def run_command(arguments: Sequence[str]) -> None:
     Raises:
       InputError: there is no such stage, or the stage finds its input wrong.
     """
+    from dynarag_jax.launch import commands
     from dynarag_jax.launch.config_file import read_config
     from dynarag_jax.launch.options import SHELLS, print_completion
-    from dynarag_jax.launch.pipeline import run_config
     from dynarag_jax.launch.program import run_program
     from dynarag_jax.launch.table import program, program_of
 
@@ -72,8 +80,8 @@ def run_command(arguments: Sequence[str]) -> None:
         lines = summaries()
         print_completion([program(name) for name in lines], list(lines.values()), shell)
         return
-    if name == "run":
-        run_config(rest, "dynarag run")
+    if name in COMMANDS:
+        getattr(commands, name)(rest)
         return
     known = summaries()
     if name.startswith("-"):
@@ -86,5 +94,5 @@ def run_command(arguments: Sequence[str]) -> None:
         if name in stages:
             run_program(program_of(name, stages[name]), rest, f"dynarag {name}", name)
             return
-    close = nearest(name, ["run", *known])
+    close = nearest(name, [*COMMANDS, *known])
     raise InputError(f"no stage '{name}'{close}; dynarag --help lists them")

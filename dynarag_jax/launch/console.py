@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 from dynarag_jax.launch.progress import Progress, say
 
 
@@ -35,3 +38,16 @@ class Console:
     def progress(self, total: int | None = None, description: str = "") -> Progress:
         """A bar with rate and time left, or lines where there is no terminal; a context manager."""
         return Progress(total, description or self.name, shown=self.primary)
+
+
+def consent(yes: bool) -> Callable[[str], bool]:
+    """Who answers questions: nobody where ``yes`` or without a terminal, else the user."""
+
+    def ask(question: str) -> bool:
+        if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    return ask

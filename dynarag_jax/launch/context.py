@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,41 @@ class Context(Console):
         filled in.
       stage: the name of this stage.
       directory: the run's directory.
-      stage_directory: the stage's own directory in it.
       seed: the run's seed.
     """
 
-    def __init__(self, run: Run, stages: Mapping[str, Any], stage: str):
+    def __init__(
+        self,
+        run: Run,
+        stages: Mapping[str, Any],
+        stage: str,
+        consent: Callable[[str], bool] = lambda question: True,
+    ):
+        """Args:
+        consent: asked before a finished stage is made anew that took long to make.
+        """
         super().__init__(stage)
         self.run, self.stage, self.seed = run, stage, run.seed
         self.stages: dict[str, Any] = {name: inherit(run, one) for name, one in stages.items()}
         self.directory = Path(run.directory)
+        self._consent = consent
         self._standing = StageDirectory(run, self.stages, stage)
-        self.stage_directory = self._standing.path
-        self._metrics = MetricsLog(run, stage, self.stage_directory, plain(self.stages.get(stage)))
+        self._metrics = MetricsLog(run, stage, self._standing.path, plain(self.stages.get(stage)))
 
     @property
     def config(self) -> Any:
         """The stage's configuration."""
         return self.stages[self.stage]
+
+    @property
+    def stage_directory(self) -> Path:
+        """The stage's own directory in the run's.
+
+        After ``manifest``, the first use is taken for the beginning of writing: what another
+        configuration left there is set aside then. So check all that can be wrong before it.
+        """
+        self._standing.prepare()
+        return self._standing.path
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -129,11 +147,13 @@ class Context(Console):
           InputError: a figure is NaN or infinite.
         """
         if self.primary:
+            self._standing.prepare()
             self._metrics.write(step, figures)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was reported after ``step``: a stage that continues reports it again."""
         if self.primary:
+            self._standing.prepare()
             self._metrics.truncate(step)
 
     def made_by(self) -> dict[str, Any]:
@@ -144,7 +164,7 @@ class Context(Console):
 
     def is_done(self, inputs: Mapping[str, PathLike]) -> bool:
         """Whether the stage stands, made by this configuration and seed from these very files."""
-        return self._standing.is_done(inputs)
+        return self._standing.judge(inputs)[0] == "done"
 
     def manifest(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
         """Name the files and directories the stage reads; call this before it writes anything.
@@ -153,8 +173,8 @@ class Context(Console):
           unfinished: names of inputs that may come from a stage that has not finished.
 
         A stage that stands for them is left as it is; one that was cut off is continued; one made
-        by another configuration, seed or other inputs is set aside as ``STAGE.previous``, and the
-        stage starts afresh. The log says which, and why.
+        by another configuration, seed or other inputs is set aside as ``STAGE.previous-N`` when the
+        stage begins to write, and it starts afresh. The log says which, and why.
 
         Raises:
           StageDone: nothing is left to do. ``run_stage`` takes it for success.
@@ -162,7 +182,15 @@ class Context(Console):
             process is at work on this stage.
         """
         self._standing.require(inputs, unfinished)
-        done = self.primary and self._standing.begin(inputs, self.log)
+        failure, done = None, False
+        try:
+            done = self.primary and self._standing.begin(inputs, self.log, self._consent)
+            if processes.count() > 1:
+                # The others may read the directory before this process first writes there.
+                self._standing.prepare()
+        except (InputError, OSError) as error:
+            failure = error
+        processes.raise_together(failure)
         if processes.agree(done):
             self._standing.release()
             raise StageDone

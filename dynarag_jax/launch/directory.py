@@ -5,10 +5,11 @@
       metrics.jsonl   one line per report, whole lines only
       done.json       written last: the stage stands, for the configuration and inputs it names
       ...             what the stage makes
-    sft.previous/     what stood there before a changed configuration made it anew
+    sft.previous-1/   what stood there before it was made anew; ``dynarag restore`` brings it back
 
 A stage stands for exactly one configuration, seed and set of input files: ``begin`` decides whether
-it is done, can be continued, or must be made anew.
+it is done, can be continued, or must be made anew. What stands is moved only when the new attempt
+is about to write, and comes back where that attempt fails before it has made anything.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ from dynarag_jax.launch.manifests import (
     now,
     peak_memory,
     plain,
+    significant,
     versions,
 )
+from dynarag_jax.launch.previous import finished_seconds, remove_oldest, set_aside, take_lock
 from dynarag_jax.launch.progress import clock
+
+WORTH_ASKING = 60.0
+"""seconds of work from which on it is asked before a finished stage is made anew"""
 
 RECORDS = ("run.json", "done.json", "metrics.jsonl")
 """Files in a stage directory that no stage makes itself."""
@@ -55,12 +61,15 @@ class StageDirectory:
         self._record: dict[str, Any] = {}
         self._earlier, self._began = 0.0, time.monotonic()
         self._lock: Any = None
+        self._next: tuple[dict[str, Any], dict[str, PathLike], str, str] | None = None
+        self._aside: Path | None = None
+        self._log: Callable[[str], None] = lambda text: None
         self._hashes = Hashes(self._root / ".hashes.json")
 
     @property
     def begun(self) -> bool:
-        """Whether ``begin`` has written this stage's record."""
-        return bool(self._record)
+        """Whether ``begin`` has found something to do."""
+        return self._next is not None or bool(self._record)
 
     def require(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
         """Check that the stage's inputs exist, and that the stages they come from have finished.
@@ -74,27 +83,53 @@ class StageDirectory:
         for name, path in inputs.items():
             self._require(name, Path(path), name in unfinished)
 
-    def is_done(self, inputs: Mapping[str, PathLike]) -> bool:
-        """Whether the stage stands, made by this configuration and seed from these very files."""
-        return self._judge(self._key(inputs))[0] == "done"
+    def judge(self, inputs: Mapping[str, PathLike]) -> tuple[str, str]:
+        """What these inputs would make of the stage, touching nothing.
 
-    def begin(self, inputs: Mapping[str, PathLike], log: Callable[[str], None]) -> bool:
-        """Take the stage's lock and make its directory ready; whether it is done already.
+        Returns:
+          One of done, continue, fresh and redo, and why.
+        """
+        return self._judge(self._key(inputs))
+
+    def begin(
+        self,
+        inputs: Mapping[str, PathLike],
+        log: Callable[[str], None],
+        consent: Callable[[str], bool] = lambda question: True,
+    ) -> bool:
+        """Take the stage's lock and find out what is to be done; whether it is done already.
+
+        Args:
+          consent: asked before a finished stage is made anew that took long to make.
 
         Raises:
-          InputError: another process is at work on this stage.
+          InputError: another process is at work on this stage, or ``consent`` was not given.
         """
         self._take_lock()
+        self._log = log
         key = self._key(inputs)
         verdict, reason = self._judge(key)
         if verdict == "done":
             log(f"done already ({reason})")
-        else:
-            self._start(key, inputs, verdict, reason, log)
-        return verdict == "done"
+            return True
+        seconds = finished_seconds(self.path)
+        if verdict == "redo" and seconds is not None:
+            took = f"{self._stage}: {clock(seconds)} of work"
+            log(f"to be made anew, {reason}; what stands took {clock(seconds)}")
+            if seconds >= WORTH_ASKING and not consent(f"make anew what stands ({took})?"):
+                raise InputError(f"{self.path}: left as it is; --yes makes it anew without asking")
+        self._next = (key, dict(inputs), verdict, reason)
+        return False
+
+    def prepare(self) -> None:
+        """Make the directory ready for writing, once; nothing where ``begin`` found it done."""
+        if self._next is not None:
+            (key, inputs, verdict, reason), self._next = self._next, None
+            self._start(key, inputs, verdict, reason)
 
     def finish(self) -> str:
         """Record that the stage stands: run.json, then done.json; returns how long it took."""
+        self.prepare()
         self._write_end("done")
         outputs = {
             path.name: path.stat().st_size if path.is_file() else None
@@ -103,13 +138,22 @@ class StageDirectory:
         }
         done = {"finished": now(), "seconds": self._record["seconds"], "outputs": outputs}
         write_json(self.path / "done.json", done)
+        remove_oldest(self._root, self._stage, self._run.keep_previous, self._log)
         self.release()
         return clock(self._record["seconds"])
 
     def abandon(self) -> None:
-        """Record that the stage was cut off."""
-        if self._record:
-            self._write_end("stopped")
+        """Record that the stage was cut off; what it set aside returns if it made nothing."""
+        self._next = None
+        if not self._record:
+            return
+        self._write_end("stopped")
+        made = [p for p in self.path.rglob("*") if p.is_file() and p.stat().st_size]
+        if self._aside is not None and all(path.name == "run.json" for path in made):
+            shutil.rmtree(self.path)
+            os.replace(self._aside, self.path)
+            self._log(f"nothing was made; {self.path} is again what it was")
+        self._record = {}
 
     def release(self) -> None:
         """Give the stage's lock back."""
@@ -150,7 +194,9 @@ class StageDirectory:
         record = read_json(run)
         before = {name: record.get(name) for name in ("config", "seed")}
         before["inputs"] = {n: i.get("sha256") for n, i in record.get("inputs", {}).items()}
-        if changed := differences(before, key):
+        config = self._stages[self._stage]
+        before["config"] = significant(before["config"], config)
+        if changed := differences(before, key | {"config": significant(key["config"], config)}):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             return "redo", "; ".join(changed[:3]) + more
         if not done.exists():
@@ -163,25 +209,17 @@ class StageDirectory:
         return "done", f"{finished['finished']}, {clock(finished['seconds'])}"
 
     def _start(
-        self,
-        key: dict[str, Any],
-        inputs: Mapping[str, PathLike],
-        verdict: str,
-        reason: str,
-        log: Callable[[str], None],
+        self, key: dict[str, Any], inputs: Mapping[str, PathLike], verdict: str, reason: str
     ) -> None:
         """Make the directory ready and write run.json."""
         starts: list[str] = []
         if verdict == "redo":
-            aside = self._root / f"{self._stage}.previous"
-            if aside.exists():
-                shutil.rmtree(aside)
-            os.replace(self.path, aside)
-            log(f"making it anew, {reason}; what stood there is now in {aside}")
+            self._aside = set_aside(self._root, self._stage, self._log)
+            self._log(f"making it anew, {reason}; what stood there is now in {self._aside}")
         elif verdict == "continue":
             record = read_json(self.path / "run.json")
             starts, self._earlier = record["starts"], record["seconds"]
-            log("continuing what was cut off")
+            self._log("continuing what was cut off")
         self.path.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
         self._record = {
@@ -213,22 +251,4 @@ class StageDirectory:
         write_json(self.path / "run.json", self._record)
 
     def _take_lock(self) -> None:
-        """Keep a second process off this stage; the lock ends with the process."""
-        import fcntl
-
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"{error.filename}: a file stands where the run directory should be"
-            ) from None
-        self._lock = (self._root / f".{self._stage}.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.path}: another process is at work on this stage; wait for it "
-                f"or choose another --run.directory"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        self._lock = take_lock(self._root, self._stage)

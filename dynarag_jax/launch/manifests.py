@@ -6,6 +6,7 @@ import dataclasses
 import math
 import resource
 import sys
+import typing
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 
+from dynarag_jax.config import SAME_RESULT
 from dynarag_jax.files import fingerprint, read_json, sha256_file, write_json
 
 PACKAGES = (
@@ -75,6 +77,29 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
     return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def significant(recorded: Any, config: Any) -> Any:
+    """A recorded configuration without the fields that change nothing of the result.
+
+    Args:
+      recorded: as ``plain`` gave it.
+      config: the configuration it is compared with, whose classes mark such fields.
+    """
+    if dataclasses.is_dataclass(config) and isinstance(recorded, Mapping):
+        hints = typing.get_type_hints(type(config), include_extras=True)
+        marked = {name for name, hint in hints.items() if SAME_RESULT in typing.get_args(hint)}
+        return {
+            name: significant(value, getattr(config, name, None))
+            for name, value in recorded.items()
+            if name not in marked
+        }
+    if isinstance(config, Mapping) and isinstance(recorded, Mapping):
+        return {name: significant(value, config.get(name)) for name, value in recorded.items()}
+    if isinstance(config, list | tuple) and isinstance(recorded, list):
+        inner = [*config, *[None] * len(recorded)]
+        return [significant(value, one) for value, one in zip(recorded, inner, strict=False)]
+    return recorded
 
 
 def peak_memory() -> int:

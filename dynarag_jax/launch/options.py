@@ -35,6 +35,12 @@ MARKERS = (tyro.conf.AvoidSubcommands,)
 SHELLS = ("bash", "zsh", "tcsh")
 """Shells that tyro completes."""
 
+YES = (
+    "yes",
+    Annotated[bool, tyro.conf.arg(help="make anew what stands without asking")],
+    dataclasses.field(default=False),
+)
+
 T = TypeVar("T")
 
 
@@ -47,12 +53,14 @@ class StageRequest:
       stages: all of its stages, what they leave to the run filled in.
       stage: the name of the one to run.
       plan: what to plan it for, instead of running it.
+      yes: what stands may be made anew without asking.
     """
 
     run: Run
     stages: dict[str, Any]
     stage: str
     plan: PlanOptions | None = None
+    yes: bool = False
 
 
 def parse(options: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
@@ -92,7 +100,13 @@ def print_completion(programs: Sequence[Program], summaries: Sequence[str], shel
 def load_config(
     path: PathLike, arguments: Sequence[str] = (), prog: str = ""
 ) -> tuple[Run, dict[str, Any]]:
-    """The run and the stages of a config file, with options for any of them.
+    """The run and the stages of a config file, with options for any of them."""
+    request = load_run(path, arguments, prog)
+    return request.run, request.stages
+
+
+def load_run(path: PathLike, arguments: Sequence[str] = (), prog: str = "") -> StageRequest:
+    """A whole config file, with options for any of its stages.
 
     Raises:
       InputError: the file is wrong.
@@ -100,11 +114,12 @@ def load_config(
     """
     run, stages = read_config(path)
     run, stages = _inherited(run, stages, arguments)
-    options = _options({"run": run} | stages)
+    options = _options({"run": run} | stages, yes=True)
     description = "All stages of the run, in order: " + ", ".join(stages)
     prog = f"{prog or program_name()} {path}"
     changed = parse(options, arguments, prog=prog, description=description)
-    return changed.run, {name: getattr(changed, name) for name in stages}
+    given = {name: getattr(changed, name) for name in stages}
+    return StageRequest(changed.run, given, "", None, changed.yes)
 
 
 def load_stage(
@@ -134,7 +149,9 @@ def load_stage(
     run, stages = _inherited(run, stages, rest)
     description = f"{_first_paragraph(kind)} --stage NAME runs another stage of this kind."
     request = _stage_options(program, stages[stage], run, rest, f"{prog} {path}", description)
-    return StageRequest(request.run, stages | {stage: request.stage}, stage, request.plan)
+    return StageRequest(
+        request.run, stages | {stage: request.stage}, stage, request.plan, request.yes
+    )
 
 
 def load_without_config(program: Program, arguments: Sequence[str], prog: str) -> StageRequest:
@@ -143,7 +160,7 @@ def load_without_config(program: Program, arguments: Sequence[str], prog: str) -
     description = f"{_first_paragraph(program.config)} A config file may come first."
     stage = inherit(run, program.config())
     request = _stage_options(program, stage, run, arguments, prog, description)
-    return StageRequest(request.run, {program.name: request.stage}, program.name, None)
+    return StageRequest(request.run, {program.name: request.stage}, program.name, None, request.yes)
 
 
 def print_help(program: Program, prog: str) -> None:
@@ -166,6 +183,7 @@ def option_class(program: Program) -> type:
         ("stage", Annotated[program.config, tyro.conf.arg(name="")], dataclasses.field()),
         ("run", Run, dataclasses.field(default=Run(directory=f"runs/{program.name}"))),
     ]
+    parts.append(YES)
     if issubclass(program.config, Train):
         shown = tyro.conf.arg(help="print what the stage will need instead of running it")
         parts.append(("plan", Annotated[bool, shown], dataclasses.field(default=False)))
@@ -181,7 +199,7 @@ def _stage_options(
     options = option_class(program)(stage, run)
     changed: Any = parse(options, arguments, prog=prog, description=description)
     plan = changed.plan_for if getattr(changed, "plan", False) else None
-    return argparse.Namespace(stage=changed.stage, run=changed.run, plan=plan)
+    return argparse.Namespace(stage=changed.stage, run=changed.run, plan=plan, yes=changed.yes)
 
 
 def _inherited(
@@ -195,9 +213,10 @@ def _inherited(
     return changed.run, {name: inherit(changed.run, one) for name, one in stages.items()}
 
 
-def _options(values: Mapping[str, Any]) -> Any:
+def _options(values: Mapping[str, Any], yes: bool = False) -> Any:
     """One dataclass that holds all values under their names."""
-    fields = [(name, type(value)) for name, value in values.items()]
+    fields: list[Any] = [(name, type(value)) for name, value in values.items()]
+    fields += [YES] if yes else []
     return dataclasses.make_dataclass("Options", fields, frozen=True)(*values.values())
 
 

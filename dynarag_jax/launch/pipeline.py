@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch.console import consent
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.exit_codes import guard
-from dynarag_jax.launch.options import load_config, program_name
+from dynarag_jax.launch.options import load_run, program_name
 from dynarag_jax.launch.program import HELP, run_stage
 from dynarag_jax.launch.progress import clock, say
 from dynarag_jax.launch.start import start_jax
@@ -36,18 +37,22 @@ def run_config(arguments: Sequence[str], prog: str) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         raise InputError(f"the config file comes first: {prog} CONFIG.py [--field value ...]")
-    run, stages = load_config(arguments[0], arguments[1:], prog)
-    start_jax(run)
-    run_all(run, stages)
+    request = load_run(arguments[0], arguments[1:], prog)
+    start_jax(request.run)
+    run_all(request.run, request.stages, request.yes)
 
 
-def run_all(run: Run, stages: Mapping[str, Any]) -> None:
-    """Run the stages; each one's directory says whether it stands."""
+def run_all(run: Run, stages: Mapping[str, Any], yes: bool = False) -> None:
+    """Run the stages; each one's directory says whether it stands.
+
+    Args:
+      yes: make anew what stands without asking.
+    """
     bodies = {name: program_of(name, stage).run for name, stage in stages.items()}
     began, fresh = time.monotonic(), 0
     for number, (name, body) in enumerate(bodies.items(), 1):
         at = time.monotonic()
-        ran = run_stage(Context(run, stages, name), body)
+        ran = run_stage(Context(run, stages, name, consent(yes)), body)
         fresh += ran
         state = f"done in {clock(time.monotonic() - at)}" if ran else "done before"
         say(f"[{number}/{len(stages)}] {name}: {state}")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from dynarag_jax.launch.console import Console
+from dynarag_jax.launch.console import Console, consent
 from dynarag_jax.launch.context import Context, StageDone
 from dynarag_jax.launch.exit_codes import guard
 from dynarag_jax.launch.options import (
@@ -86,7 +86,8 @@ def run_program(one: Program, arguments: Sequence[str], prog: str, stage: str = 
         print_plan(request.run, request.stages, request.stages[request.stage], request.plan)
         return
     start_jax(request.run)
-    run_stage(Context(request.run, request.stages, request.stage), one.run)
+    context = Context(request.run, request.stages, request.stage, consent(request.yes))
+    run_stage(context, one.run)
 
 
 def run_stage(context: Context, body: Callable[[Context, Any], None]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
@@ -51,9 +51,9 @@ class Answer:
     prompts: PromptConfig = INHERITED
     dtype: Literal["float32", "bfloat16"] = INHERITED
     """type of the models' weights and activations"""
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: SameResult[EngineConfig] = EngineConfig()
 
     def __post_init__(self) -> None:
         require_positive("answer", "k", (self.k,))

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import jax
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
@@ -91,9 +91,9 @@ class Bench:
     metrics: MetricsConfig = MetricsConfig()
     dtype: Literal["float32", "bfloat16"] = INHERITED
     """type of the models' weights and activations"""
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: SameResult[EngineConfig] = EngineConfig()
 
     def chosen(self) -> dict[str, str]:
         """The datasets to run."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
@@ -68,9 +68,9 @@ class Evaluate:
     here"""
     metrics: MetricsConfig = MetricsConfig()
     dtype: Literal["float32", "bfloat16"] = INHERITED
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts sampled at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: SameResult[EngineConfig] = EngineConfig()
 
 
 def choose(

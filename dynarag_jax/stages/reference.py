@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
@@ -45,7 +45,7 @@ class Reference:
     """with ``answers``: what ranks them, from the terms on record"""
     prompts: PromptConfig = INHERITED
     dtype: Literal["float32", "bfloat16"] = INHERITED
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts scored at once"""
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
@@ -44,9 +44,9 @@ class Rerank:
     windows: Windows = Windows(window=0, budget=0)
     """for questions with more candidates than ``prompts.ids``"""
     dtype: Literal["float32", "bfloat16"] = INHERITED
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: SameResult[EngineConfig] = EngineConfig()
 
     def __post_init__(self) -> None:
         if self.prompts is INHERITED:

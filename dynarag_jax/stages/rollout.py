@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
@@ -65,9 +65,9 @@ class SampleRollouts:
     judge: JudgeConfig = JudgeConfig()
     prompts: PromptConfig = INHERITED
     dtype: Literal["float32", "bfloat16"] = INHERITED
-    batch: int = 64
+    batch: SameResult[int] = 64
     """prompts sampled at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: SameResult[EngineConfig] = EngineConfig()
     server: ServerConfig = ServerConfig()
     """another source of the lists; answers and log-probabilities come from here all the same"""
 

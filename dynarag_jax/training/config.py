@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynarag_jax.config import INHERITED
+from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
@@ -82,7 +82,7 @@ class Train:
     """microbatches an update"""
     checkpoint_every: int = 200
     """steps between checkpoints; 0 saves at the end only"""
-    keep: int = 2
+    keep: SameResult[int] = 2
     """latest checkpoints kept"""
     best: str = ""
     """figure by which the best checkpoints are kept beside the latest, such as 'loss': its mean
@@ -92,14 +92,14 @@ class Train:
     """best checkpoints kept"""
     final: Literal["last", "best"] = "last"
     """which checkpoint becomes the stage's model"""
-    log_every: int = 10
+    log_every: SameResult[int] = 10
     """steps between lines of metrics"""
     lengths: int = 4
     """padded prompt lengths of a stream, chosen from its data; each is compiled once, and one more
     where something exceeds them. 1 pads every prompt to the limit and sorts nothing by length"""
     nonfinite: Literal["stop", "skip"] = "stop"
     """where loss or gradient are not finite: stop the run, or leave that update out"""
-    profile: tuple[int, int] = (0, 0)
+    profile: SameResult[tuple[int, int]] = (0, 0)
     """first and last step of a profiler trace, written to the stage's directory; 0 0 is none"""
 
     def __post_init__(self) -> None:

@@ -76,7 +76,9 @@ def test_what_is_done_is_left_alone_and_what_changed_is_made_anew(place, capsys)
 
     def redone(reason: str, *overrides: str) -> None:
         assert run_one("count", *overrides)
-        assert f"[count] making it anew, {reason}; what stood" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"[count] to be made anew, {reason}; what stands took 0:00" in said
+        assert f"[count] making it anew, {reason}; what stood" in said
         assert not run_one("count", *overrides)
         capsys.readouterr()
 
@@ -86,7 +88,7 @@ def test_what_is_done_is_left_alone_and_what_changed_is_made_anew(place, capsys)
     (place / "words.txt").write_text("one two three four")
     redone("input 'words' changed", "--run.seed", "1")
     assert (place / "runs/a/count/counted.txt").read_text() == "4\n"
-    assert (place / "runs/a/count.previous/counted.txt").read_text() == "3\n"
+    assert (place / "runs/a/count.previous-4/counted.txt").read_text() == "3\n"
     (place / "runs/a/count/counted.txt").unlink()
     redone("counted.txt was changed or removed", "--run.seed", "1")
     # Where the run computes is no part of what it computes.
@@ -247,3 +249,21 @@ def test_a_run_directory_needs_a_free_place(place):
     (place / "runs").write_text("not a directory")
     with pytest.raises(InputError, match="a file stands where the run directory should be"):
         run_one()
+
+
+def test_fields_that_change_nothing_of_the_result_leave_a_stage_standing(place):
+    from dynarag_jax.launch.manifests import plain, significant
+    from dynarag_jax.sampling.engine import EngineConfig
+    from dynarag_jax.stages import Evaluate, SampleRollouts, Sft
+
+    # Results are equal whatever these are: tests of training and of the engine show it.
+    for stage, changes in [
+        (Sft(), {"log_every": 3, "keep": 7, "profile": (1, 2)}),
+        (SampleRollouts(), {"batch": 3, "engine": EngineConfig(chunk=7)}),
+        (Evaluate(), {"batch": 5}),
+    ]:
+        other = dataclasses.replace(stage, **changes)
+        assert plain(other) != plain(stage)
+        assert significant(plain(other), stage) == significant(plain(stage), stage)
+    wider = dataclasses.replace(Sft(), steps=7)
+    assert significant(plain(wider), Sft()) != significant(plain(Sft()), Sft())

@@ -21,14 +21,14 @@ def answer(
     title.
     """
     tokenizer = writer.policy.tokenizer
-    asked = list(zip(questions, lists, strict=True))
-    for (question, chosen), found in zip(asked, writer.try_answers(asked), strict=True):
-        if isinstance(found, InputError):
+    pairs = list(zip(questions, lists, strict=True))
+    for (question, chosen), answered in zip(pairs, writer.try_answers(pairs), strict=True):
+        if isinstance(answered, InputError):
             read = 0 if chosen else None
             yield (
                 question,
                 Prediction(
-                    question.id, answer="", list=chosen, tokens=0, read=read, failed=str(found)
+                    question.id, answer="", list=chosen, tokens=0, read=read, failed=str(answered)
                 ),
             )
             continue
@@ -40,7 +40,7 @@ def answer(
             question,
             Prediction(
                 question.id,
-                answer=found,
+                answer=answered,
                 list=chosen,
                 tokens=sum(map(len, tokens)),
                 read=read if read < len(chosen) else None,

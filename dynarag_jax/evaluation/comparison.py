@@ -87,7 +87,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row], seed: int = 0, type_: str =
         both = tuple(name in x and name in y for x, y in zip(first, second, strict=True))
         if any(both):
             groups.setdefault(both, []).append(name)
-    found: dict[str, Difference] = {}
+    differences: dict[str, Difference] = {}
     tested: dict[str, float] = {}
     for both, group in groups.items():
         pick = lambda values: np.array(  # noqa: E731
@@ -95,7 +95,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row], seed: int = 0, type_: str =
         )
         one, other = pick(first), pick(second)
         columns = paired_bootstrap_columns(one, other, seed=seed)
-        found |= dict(zip(group, columns, strict=True))
+        differences |= dict(zip(group, columns, strict=True))
         tested |= dict(zip(group, randomization(one - other, seed=seed).tolist(), strict=True))
     main = headline(a[0].dataset, a)
     gains = [
@@ -106,7 +106,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row], seed: int = 0, type_: str =
         a=a[0].system,
         b=b[0].system,
         headline=main,
-        differences={name: found[name] for name in wanted if name in found},
+        differences={name: differences[name] for name in wanted if name in differences},
         p_values=tested,
         type=type_,
         wins=sum(g > 0 for g in gains),
@@ -142,16 +142,16 @@ def compare(
     pairs = [(a, baseline) for a in systems if a != baseline]
     if every:
         pairs = [(a, b) for i, a in enumerate(systems) for b in systems[:i]]
-    found: list[Compared] = []
-    for dataset in dict.fromkeys(row.dataset for own in rows.values() for row in own):
-        own = {s: [r for r in rows[s] if r.dataset == dataset] for s in systems}
-        both = [(a, b) for a, b in pairs if own[a] and own[b]]
-        for type_ in ["", *sorted({r.type for r in own[both[0][0]] if r.type})] if both else ():
-            part = {s: [r for r in own[s] if not type_ or r.type == type_] for s in systems}
-            found += holm([compare_rows(part[a], part[b], seed, type_) for a, b in both])
-    if not found:
+    comparisons: list[Compared] = []
+    for dataset in dict.fromkeys(row.dataset for of_system in rows.values() for row in of_system):
+        part = {s: [r for r in rows[s] if r.dataset == dataset] for s in systems}
+        both = [(a, b) for a, b in pairs if part[a] and part[b]]
+        for type_ in ["", *sorted({r.type for r in part[both[0][0]] if r.type})] if both else ():
+            typed = {s: [r for r in part[s] if not type_ or r.type == type_] for s in systems}
+            comparisons += holm([compare_rows(typed[a], typed[b], seed, type_) for a, b in both])
+    if not comparisons:
         raise InputError(f"no two systems answer the same dataset: {', '.join(systems)}")
-    return found
+    return comparisons
 
 
 def holm(group: Sequence[Compared]) -> list[Compared]:
@@ -171,12 +171,12 @@ def compared_to_json(compared: Compared) -> dict[str, Any]:
 
 
 def _cell(compared: Compared, figure: str) -> list[str]:
-    found = compared.differences[figure]
+    difference = compared.differences[figure]
     signed = lambda value: ("+" if value >= 0 else "−") + number(figure, abs(value))  # noqa: E731
-    low, high = signed(found.low), signed(found.high)
+    low, high = signed(difference.low), signed(difference.high)
     return [
         shown(figure),
-        f"{signed(found.mean)} [{low}, {high}]",
+        f"{signed(difference.mean)} [{low}, {high}]",
         f"{compared.p_values[figure]:.2g}",
     ]
 
@@ -185,25 +185,25 @@ def comparison_table(compared: Sequence[Compared]) -> str:
     """The differences as a Markdown page: the headline by type, then every figure."""
     parts = []
     for dataset in dict.fromkeys(c.dataset for c in compared):
-        own = [c for c in compared if c.dataset == dataset]
-        several = len({(c.a, c.b) for c in own}) > 1
+        group = [c for c in compared if c.dataset == dataset]
+        several = len({(c.a, c.b) for c in group}) > 1
         head = ["a − b", "type", "questions", "figure", "difference", "p"]
         head += ["p (Holm)"] if several else []
         head += ["a better", "b better"]
         rows = []
-        for c in own:
+        for c in group:
             if c.headline not in c.differences:
                 continue
-            found = c.differences[c.headline]
-            row = [f"{c.a} − {c.b}", c.type or "all", f"{found.n:,}", *_cell(c, c.headline)]
+            difference = c.differences[c.headline]
+            row = [f"{c.a} − {c.b}", c.type or "all", f"{difference.n:,}", *_cell(c, c.headline)]
             row += [f"{c.adjusted:.2g}"] if several else []
             rows.append([*row, str(c.wins), str(c.losses)])
         parts += [f"## {dataset}", markdown(head, rows), "### Every figure"]
         rows = [
-            [f"{c.a} − {c.b}", f"{found.n:,}", *_cell(c, figure)]
-            for c in own
+            [f"{c.a} − {c.b}", f"{difference.n:,}", *_cell(c, figure)]
+            for c in group
             if not c.type
-            for figure, found in c.differences.items()
+            for figure, difference in c.differences.items()
         ]
         parts.append(markdown(["a − b", "questions", "figure", "difference", "p"], rows))
     parts.append(

@@ -46,13 +46,13 @@ def oracle(question: Question) -> Chosen:
     Raises:
       InputError: the needed passages are unknown.
     """
-    found = question.gold_list()
-    if found is None:
+    needed = question.gold_list()
+    if needed is None:
         raise InputError(
             f"question '{question.id}' does not say which passages are needed (field 'gold'); "
             f"leave the oracle out"
         )
-    return found
+    return needed
 
 
 def by_scores(question: Question, scores: Sequence[float], k: int) -> Chosen:
@@ -82,10 +82,10 @@ def given(question: Question) -> Chosen:
             f"question '{question.id}' has no field 'list'; make the lists with eval.rerank, or "
             f"choose another source of lists"
         )
-    found = fields.integers("list")
-    if wrong := valid_list(found, len(question.passages)):
+    positions = fields.integers("list")
+    if wrong := valid_list(positions, len(question.passages)):
         raise InputError(f"question '{question.id}': field 'list' {wrong}")
-    return found
+    return positions
 
 
 def fixed_systems(

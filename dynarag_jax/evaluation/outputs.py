@@ -14,7 +14,7 @@ from dynarag_jax.retrieval.trec import judgment_lines, list_lines, value_lines
 
 
 def write_scores(
-    place: Path,
+    directory: Path,
     rows: Sequence[Row],
     protocol: str,
     notes: Sequence[str],
@@ -33,28 +33,29 @@ def write_scores(
     """
     summaries = summarize(rows, seed)
     page = report(summaries, notes, foot)
-    write_jsonl(place / "rows.jsonl", [row_to_json(row) for row in rows])
+    write_jsonl(directory / "rows.jsonl", [row_to_json(row) for row in rows])
     if protocol == "benchmark":
-        _write_values(place / "trec", rows)
-    with atomic_write(place / "scores.md") as stream:
+        _write_values(directory / "trec", rows)
+    with atomic_write(directory / "scores.md") as stream:
         stream.write(page)
     scores = {
         "protocol": protocol,
         "notes": [*notes, *([foot] if foot else [])],
         "summaries": [summary_to_json(summary) for summary in summaries],
     }
-    write_json(place / "scores.json", scores)
+    write_json(directory / "scores.json", scores)
     return summaries, page
 
 
-def write_trec(place: Path, scored: Scored) -> None:
+def write_trec(directory: Path, scored: Scored) -> None:
     """Every system's lists as a TREC run, and the needed passages as judgments."""
     files: dict[str, Iterable[str]] = {}
-    for system, own in scored.predictions.items():
+    for system, predictions in scored.predictions.items():
         lists = [
             (question.id, ranking)
             for question in scored.questions
-            if question.id in own and (ranking := own[question.id].ranking(question)) is not None
+            if question.id in predictions
+            and (ranking := predictions[question.id].ranking(question)) is not None
         ]
         name = file_name(system)
         while f"{name}.run" in files:
@@ -63,26 +64,26 @@ def write_trec(place: Path, scored: Scored) -> None:
     files["judgments.qrels"] = judgment_lines(scored.questions)
     for name, lines in files.items():
         if text := "".join(lines):
-            with atomic_write(place / name) as stream:
+            with atomic_write(directory / name) as stream:
                 stream.write(text)
 
 
-def _write_values(place: Path, rows: Sequence[Row]) -> None:
+def _write_values(directory: Path, rows: Sequence[Row]) -> None:
     """Every question's metrics in the form of ``trec_eval -q``, a file a system.
 
     ``num_failed`` counts the questions that scored 0 for want of an answer. Of several datasets,
     the metrics carry the dataset before their name (``hotpotqa/em``).
     """
     for system in dict.fromkeys(row.system for row in rows):
-        own = [row for row in rows if row.system == system and row.answer]
-        datasets = list(dict.fromkeys(row.dataset for row in own))
-        lines = [f"runid\tall\t{file_name(system)}\n"] if own else []
+        answered = [row for row in rows if row.system == system and row.answer]
+        datasets = list(dict.fromkeys(row.dataset for row in answered))
+        lines = [f"runid\tall\t{file_name(system)}\n"] if answered else []
         for dataset in datasets:
-            part = [row for row in own if row.dataset == dataset]
+            part = [row for row in answered if row.dataset == dataset]
             failed = sum(row.state != "answered" for row in part)
             counts = {"num_q": len(part), "num_failed": failed}
             prefix = f"{dataset}/" if len(datasets) > 1 else ""
             lines += value_lines([(row.id, row.answer) for row in part], counts, prefix)
         if lines:
-            with atomic_write(place / f"{file_name(system)}.values") as stream:
+            with atomic_write(directory / f"{file_name(system)}.values") as stream:
                 stream.write("".join(lines))

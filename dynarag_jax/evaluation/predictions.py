@@ -84,7 +84,7 @@ Predictions = dict[str, dict[str, Prediction]]
 def prediction_from_json(value: dict[str, Any], where: str) -> Prediction:
     """Read one prediction; InputError naming ``where`` and the field."""
     fields = Fields(where, value)
-    found = Prediction(
+    prediction = Prediction(
         id=fields.string("id"),
         where=where,
         answer=fields.string("answer", blank=True) if fields.has("answer") else None,
@@ -93,11 +93,11 @@ def prediction_from_json(value: dict[str, Any], where: str) -> Prediction:
         tokens=fields.number("tokens"),
         failed=fields.string("failed", default="", blank=True),
     )
-    if found.answer is None and not found.has_list() and not found.failed:
+    if prediction.answer is None and not prediction.has_list() and not prediction.failed:
         if "answer" in value:  # null: there is none
-            return found
+            return prediction
         fields.string("answer")  # says that it is missing, and what was meant
-    return found
+    return prediction
 
 
 def prediction_to_json(prediction: Prediction, question: Question, system: str) -> dict[str, Any]:
@@ -137,29 +137,29 @@ def read_predictions(sources: Sequence[tuple[str, PathLike]]) -> Predictions:
     Raises:
       InputError: a line is no prediction, or two are of the same system and question.
     """
-    found: Predictions = {}
+    predictions: Predictions = {}
     stems = Counter(_stem(Path(path)) for _, path in sources)
     for name, given in sources:
         path = Path(given)
         stem = _stem(path)
         default = name or (stem if stems[stem] == 1 else f"{path.parent.name}/{stem}")
-        own: Predictions = {}
+        of_file: Predictions = {}
         for number, value in read_jsonl(path):
             where = f"{path}:{number}"
             prediction = prediction_from_json(value, where)
             system = Fields(where, value).string("system", default=default)
-            _add(own.setdefault(system, {}), prediction, system)
-        if name and len(own) == 1:
-            own = dict(zip([name], own.values(), strict=True))
+            _add(of_file.setdefault(system, {}), prediction, system)
+        if name and len(of_file) == 1:
+            of_file = dict(zip([name], of_file.values(), strict=True))
         elif name:
-            own = {f"{name}: {system}": rows for system, rows in own.items()}
-        for system, rows in own.items():
-            into = found.setdefault(system, {})
+            of_file = {f"{name}: {system}": rows for system, rows in of_file.items()}
+        for system, rows in of_file.items():
+            into = predictions.setdefault(system, {})
             for prediction in rows.values():
                 _add(into, prediction, system)
-    if not found:
+    if not predictions:
         raise InputError(f"{sources[0][1] if sources else 'predictions'}: no predictions")
-    return found
+    return predictions
 
 
 def _add(rows: dict[str, Prediction], prediction: Prediction, system: str) -> None:

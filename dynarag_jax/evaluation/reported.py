@@ -47,11 +47,11 @@ class Reported:
 
 def _row(name: str, kind: Kind, numbers: Sequence[float | None]) -> Reported:
     cells = [(dataset, metric) for dataset, metrics in COLUMNS.items() for metric in metrics]
-    found: dict[str, dict[str, float]] = {}
+    by_dataset: dict[str, dict[str, float]] = {}
     for (dataset, metric), value in zip(cells, numbers, strict=True):
         if value is not None:
-            found.setdefault(dataset, {})[metric] = value
-    return Reported(name, kind, found)
+            by_dataset.setdefault(dataset, {})[metric] = value
+    return Reported(name, kind, by_dataset)
 
 
 REPORTED: tuple[Reported, ...] = (

@@ -18,10 +18,10 @@ from dynarag_jax.evaluation.lists import Chosen
 
 
 def _checked(scores: ArrayLike) -> np.ndarray:
-    found = np.asarray(scores, np.float64)
-    if found.ndim != 1 or not np.isfinite(found).all():
-        raise InputError(f"a rule needs one finite score a candidate, found {found.tolist()}")
-    return found
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise InputError(f"a rule needs one finite score a candidate, found {values.tolist()}")
+    return values
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:
@@ -39,8 +39,8 @@ def fixed_k(scores: ArrayLike, k: int) -> Chosen:
 
 def score_threshold(scores: ArrayLike, threshold: float) -> Chosen:
     """All whose score is at least ``threshold``; none where none is."""
-    found = _checked(scores)
-    return _first(_best_first(found), int((found >= threshold).sum()))
+    values = _checked(scores)
+    return _first(_best_first(values), int((values >= threshold).sum()))
 
 
 def largest_gap(scores: ArrayLike, more: int = 0, tail: float = 0.1) -> Chosen:
@@ -51,12 +51,12 @@ def largest_gap(scores: ArrayLike, more: int = 0, tail: float = 0.1) -> Chosen:
       tail: share of the lowest scores before which no gap is looked for; the first of equal gaps
         is taken, and at least one passage.
     """
-    found = _checked(scores)
-    order = _best_first(found)
-    falling = found[order]
-    looked = max(1, int(np.ceil((1 - tail) * (len(found) - 1))))
+    values = _checked(scores)
+    order = _best_first(values)
+    falling = values[order]
+    looked = max(1, int(np.ceil((1 - tail) * (len(values) - 1))))
     gaps = (falling[:-1] - falling[1:])[:looked]
-    k = int(gaps.argmax()) + 1 if len(gaps) else len(found)
+    k = int(gaps.argmax()) + 1 if len(gaps) else len(values)
     return _first(order, k + more)
 
 
@@ -69,12 +69,12 @@ def score_clusters(scores: ArrayLike, clusters: int = 2) -> Chosen:
     Args:
       clusters: where there are no more candidates than this, only the best is taken.
     """
-    found = _checked(scores)
-    order = _best_first(found)
-    n = len(found)
+    values = _checked(scores)
+    order = _best_first(values)
+    n = len(values)
     if n <= clusters:
         return _first(order, min(n, 1) if clusters > 1 else n)
-    falling = found[order] - found.mean()
+    falling = values[order] - values.mean()
     sums = np.concatenate([[0.0], np.cumsum(falling)])
     squares = np.concatenate([[0.0], np.cumsum(falling**2)])
 
@@ -97,11 +97,11 @@ def score_clusters(scores: ArrayLike, clusters: int = 2) -> Chosen:
 
 def cumulative_mass(scores: ArrayLike, share: float, temperature: float = 1.0) -> Chosen:
     """The fewest best whose probabilities, softmax(scores / temperature), sum to ``share``."""
-    found = _checked(scores)
-    if not len(found):
+    values = _checked(scores)
+    if not len(values):
         return ()
-    order = _best_first(found)
-    weights = np.exp((found[order] - found.max()) / temperature)
+    order = _best_first(values)
+    weights = np.exp((values[order] - values.max()) / temperature)
     mass = np.cumsum(weights) / weights.sum()
     return _first(order, int(np.searchsorted(mass, share - 1e-12)) + 1)
 
@@ -125,13 +125,13 @@ def less_redundancy(
       lengths: tokens of each candidate.
       budget: tokens of a list at most; 0 for no limit.
     """
-    found, alike = _checked(scores), np.asarray(similarity, np.float64)
-    width = np.ptp(found) if len(found) else 0.0
-    relevance = (found - found.min()) / width if width else np.ones_like(found)
+    values, alike = _checked(scores), np.asarray(similarity, np.float64)
+    width = np.ptp(values) if len(values) else 0.0
+    relevance = (values - values.min()) / width if width else np.ones_like(values)
     sizes = np.asarray(lengths)
     left = float(budget) if budget else np.inf
     chosen: list[int] = []
-    free = np.ones(len(found), bool)
+    free = np.ones(len(values), bool)
     gain = relevance.copy()
     while True:
         fitting = free & (sizes <= left) & (gain > 0)

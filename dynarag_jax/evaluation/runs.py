@@ -59,17 +59,17 @@ def read_question_files(paths: Iterable[PathLike]) -> list[Question]:
     questions: list[Question] = []
     seen: dict[str, PathLike] = {}
     for path in paths:
-        own = read_questions(path)
-        if not own:
+        of_file = read_questions(path)
+        if not of_file:
             raise InputError(f"{path}: no questions")
-        for question in own:
+        for question in of_file:
             if question.id in seen:
                 raise InputError(
                     f"{path}: the id '{question.id}' is also in {seen[question.id]}; score the "
                     f"files one by one, or make their ids differ"
                 )
             seen[question.id] = path
-        questions += own
+        questions += of_file
     return questions
 
 
@@ -87,24 +87,24 @@ def score_predictions(
       InputError: a system answers none of the questions, or as for ``score_system``.
     """
     cutoffs = tuple(cutoffs)
-    asked = {q.id: q for q in questions}
+    by_id = {q.id: q for q in questions}
     groups: dict[str, list[Question]] = {}
     for question in questions:
         groups.setdefault(group_of(question, dataset), []).append(question)
     rows: dict[str, list[Row]] = {}
-    for system, own in predictions.items():
-        if asked.keys().isdisjoint(own):
-            first = next(iter(own.values()))
+    for system, predicted in predictions.items():
+        if by_id.keys().isdisjoint(predicted):
+            first = next(iter(predicted.values()))
             raise InputError(
                 f"{first.where}: system '{system}' answers none of the questions: their ids look "
-                f"like '{next(iter(asked))}', the predictions' like '{first.id}'"
+                f"like '{next(iter(by_id))}', the predictions' like '{first.id}'"
             )
         rows[system] = [
             row
             for group in groups.values()
-            if any(q.id in own for q in group)
+            if any(q.id in predicted for q in group)
             for row in score_system(
-                group, system, own, dataset=dataset, cutoffs=cutoffs, answerer=answerer
+                group, system, predicted, dataset=dataset, cutoffs=cutoffs, answerer=answerer
             )
         ]
     named = [q.extra.get("dataset") for q in questions]
@@ -113,7 +113,7 @@ def score_predictions(
         list(questions),
         predictions,
         rows,
-        {system: len(extra_ids(asked, own)) for system, own in predictions.items()},
+        {system: len(extra_ids(by_id, predicted)) for system, predicted in predictions.items()},
         tuple(dict.fromkeys(unknown)),
     )
 

@@ -74,9 +74,9 @@ def dataset_of(question: Question, given: str = "") -> str:
     A name is never guessed, from a path least of all. Benchmarks that are not known here count as
     none: their questions are scored by the form of their answers.
     """
-    own = question.extra.get("dataset")
-    own = own if isinstance(own, str) else ""
-    return own if own in BENCHMARKS else given
+    named = question.extra.get("dataset")
+    named = named if isinstance(named, str) else ""
+    return named if named in BENCHMARKS else given
 
 
 _FORMS: Mapping[str, str] = {
@@ -88,9 +88,9 @@ _FORMS: Mapping[str, str] = {
 
 def group_of(question: Question, given: str = "") -> str:
     """The heading under which a question stands in tables."""
-    own = question.extra.get("dataset")
-    if isinstance(own, str) and own:
-        return own
+    named = question.extra.get("dataset")
+    if isinstance(named, str) and named:
+        return named
     return given or _FORMS[question.task]
 
 
@@ -191,15 +191,17 @@ def score_system(
     if any(k < 1 for k in cutoffs):
         raise InputError(f"cutoffs = {' '.join(map(str, cutoffs))}: each must be at least 1")
     answerer = answerer or by_benchmark(dataset)
-    asked = [predictions[q.id] for q in questions if q.id in predictions]
-    answers = any(p.answer is not None for p in asked)
-    lists = any(p.has_list() for p in asked)
+    answered = [predictions[q.id] for q in questions if q.id in predictions]
+    answers = any(p.answer is not None for p in answered)
+    lists = any(p.has_list() for p in answered)
     rows = []
     for question in questions:
-        found = predictions.get(question.id)
-        state = state_of(found)
-        text = found.answer if found is not None and state in ("answered", "empty") else None
-        ranking = found.ranking(question) if found is not None else None
+        prediction = predictions.get(question.id)
+        state = state_of(prediction)
+        text = (
+            prediction.answer if prediction is not None and state in ("answered", "empty") else None
+        )
+        ranking = prediction.ranking(question) if prediction is not None else None
         scores = list_scores(question, ranking or (), cutoffs) if lists else {}
         if ranking is None:  # no list is not the empty list, which may be right
             scores = dict.fromkeys(scores, 0.0)
@@ -213,7 +215,7 @@ def score_system(
                 answer=answerer(question, text) if answers else {},
                 lists=scores,
                 k=None if ranking is None else len(ranking),
-                tokens=None if found is None else found.tokens,
+                tokens=None if prediction is None else prediction.tokens,
             )
         )
     return rows

@@ -62,7 +62,7 @@ def intervals(rows: Sequence[Row], seed: int, one_by_one: bool = False) -> dict[
     wanted = names(rows)
     for name in wanted:
         groups.setdefault(tuple(name in v for v in values), []).append(name)
-    found: dict[str, Interval] = {}
+    by_name: dict[str, Interval] = {}
     for where, group in groups.items():
         part = [v for v, there in zip(values, where, strict=True) if there]
         matrix = np.array([[v[name] for name in group] for v in part])
@@ -70,15 +70,15 @@ def intervals(rows: Sequence[Row], seed: int, one_by_one: bool = False) -> dict[
             columns = [bootstrap(column.copy(), seed=seed) for column in matrix.T]
         else:
             columns = bootstrap_columns(matrix, seed=seed)
-        found |= dict(zip(group, columns, strict=True))
-    return {name: found[name] for name in wanted}
+        by_name |= dict(zip(group, columns, strict=True))
+    return {name: by_name[name] for name in wanted}
 
 
 def headline(dataset: str, rows: Sequence[Row]) -> str:
     """The figure that stands for a dataset: its benchmark's, else the first there is."""
     there = names(rows)
-    own = HEADLINE.get(dataset, "")
-    return own if own in there else next(iter(there), "")
+    usual = HEADLINE.get(dataset, "")
+    return usual if usual in there else next(iter(there), "")
 
 
 def _summary(

@@ -112,13 +112,13 @@ def answer_table(summaries: Sequence[Summary]) -> str:
 
 def list_table(summaries: Sequence[Summary]) -> str:
     """Ranking and set metrics of the systems' lists, a line a metric; empty without lists."""
-    own = [s for s in summaries if any(map(is_list_figure, s.figures))]
+    with_lists = [s for s in summaries if any(map(is_list_figure, s.figures))]
     rows = []
-    for figure in filter(is_list_figure, _figures(own)):
-        ns = sorted({s.figures[figure].n for s in own if figure in s.figures})
-        cells = [interval(figure, s.figures.get(figure)) for s in own]
+    for figure in filter(is_list_figure, _figures(with_lists)):
+        ns = sorted({s.figures[figure].n for s in with_lists if figure in s.figures})
+        cells = [interval(figure, s.figures.get(figure)) for s in with_lists]
         rows.append([_unit(figure), " to ".join(f"{n:,}" for n in ns), *cells])
-    return markdown(["figure", "questions", *(s.system for s in own)], rows) if rows else ""
+    return markdown(["figure", "questions", *(s.system for s in with_lists)], rows) if rows else ""
 
 
 def type_table(summaries: Sequence[Summary]) -> str:
@@ -188,8 +188,8 @@ def side_by_side(summaries: Sequence[Summary]) -> str:
     lines = [f"{'system':<{wide}}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
     for summary in summaries:
 
-        def cell(figure: str, own: Summary = summary) -> str:
-            return number(figure, own.figures[figure].mean) if figure in own.figures else "–"
+        def cell(name: str, figures: Mapping[str, Interval] = summary.figures) -> str:
+            return number(name, figures[name].mean) if name in figures else "–"
 
         cells = f"{cell(summary.headline):>10}{cell('set_f1'):>10}{cell('k'):>8}{cell('tokens'):>8}"
         lines.append(f"{summary.system:<{wide}}{cells}")

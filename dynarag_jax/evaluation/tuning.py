@@ -95,16 +95,17 @@ def retriever_scores(questions: Sequence[Question], most: int) -> list[list[floa
     Raises:
       InputError: a candidate has none.
     """
-    found = []
+    scores = []
     for question in questions:
-        own = [p.score for p in question.passages[:most]]
-        if None in own:
+        values = [p.score for p in question.passages[:most]]
+        if None in values:
+            bare = question.passages[values.index(None)].id
             raise InputError(
-                f"question '{question.id}': passage '{question.passages[own.index(None)].id}' has "
-                f"no score, and rules choose by scores; leave 'rules' empty, or take a scorer's"
+                f"question '{question.id}': passage '{bare}' has no score, and rules choose by "
+                f"scores; leave 'rules' empty, or take a scorer's"
             )
-        found.append([float(s) for s in own if s is not None])
-    return found
+        scores.append([float(s) for s in values if s is not None])
+    return scores
 
 
 def choose(
@@ -139,7 +140,7 @@ def grid(
 
     Those that choose fewer passages come first, and win where two are equally good.
     """
-    every = np.unique(np.concatenate([np.asarray(own, np.float64) for own in scores]))
+    every = np.unique(np.concatenate([np.asarray(values, np.float64) for values in scores]))
     longest = max(map(len, scores))
     if name == "fixed-k":
         return [{"k": k} for k in range(longest + 1)]
@@ -153,7 +154,7 @@ def grid(
     if name == "clusters":
         return [{"clusters": c} for c in range(min(longest, 6), 1, -1)] or [{"clusters": 2}]
     if name == "cumulative-mass":
-        scale = float(np.std(np.concatenate([np.asarray(own) for own in scores]))) or 1.0
+        scale = float(np.std(np.concatenate([np.asarray(values) for values in scores]))) or 1.0
         return [
             {"share": share / 20, "temperature": heat * scale}
             for share in range(2, 20)
@@ -186,8 +187,10 @@ def tune(
     best: TunedRule | None = None
     for parameters in grid(name, scores, budget):
         figures = [
-            set_f1([q.passages[i - 1].id for i in choose(name, q, own, parameters)], q.gold or ())
-            for q, own in zip(questions, scores, strict=True)
+            set_f1(
+                [q.passages[i - 1].id for i in choose(name, q, values, parameters)], q.gold or ()
+            )
+            for q, values in zip(questions, scores, strict=True)
         ]
         mean = float(np.mean(figures))
         if best is None or mean > best.set_f1 + 1e-12:
@@ -201,9 +204,9 @@ def check_apart(tuning: Sequence[Question], evaluated: Sequence[Question]) -> No
     """Raise InputError where a question is tuned on and evaluated, by its id or normalized text."""
     texts = {normalize(q.text): q.id for q in tuning}
     for question in evaluated:
-        if (own := texts.get(normalize(question.text))) is not None:
+        if (twin := texts.get(normalize(question.text))) is not None:
             raise InputError(
-                f"rules: question '{question.id}' is evaluated and, as '{own}', tuned on; tune on "
+                f"rules: question '{question.id}' is evaluated and, as '{twin}', tuned on; tune on "
                 f"training or development questions"
             )
 
@@ -229,7 +232,7 @@ def rule_systems(
     check_apart(tuning[0], evaluated[0])
     tuned = [tune(name, *tuning, budget=config.budget) for name in config.names]
     lists = {
-        rule.system: [rule.choose(q, own) for q, own in zip(*evaluated, strict=True)]
+        rule.system: [rule.choose(q, values) for q, values in zip(*evaluated, strict=True)]
         for rule in tuned
     }
     return lists, [{"system": rule.system} | asdict(rule) for rule in tuned]

@@ -32,16 +32,16 @@ def short_answers(question: Question) -> list[list[str]]:
             f"question '{question.id}': STR-EM needs its field 'qa_pairs', the short answers of "
             f"every QA pair as lists of strings; found {pairs!r}"
         )
-    found = []
-    for place, pair in enumerate(pairs):
+    answers = []
+    for i, pair in enumerate(pairs):
         texts = pair.get("short_answers") if isinstance(pair, dict) else pair
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(
-                f"question '{question.id}': field 'qa_pairs[{place}]' must be a list of strings, "
+                f"question '{question.id}': field 'qa_pairs[{i}]' must be a list of strings, "
                 f"found {pair!r}"
             )
-        found.append(texts)
-    return found
+        answers.append(texts)
+    return answers
 
 
 def _em(question: Question, prediction: str, normalizer: Normalizer) -> float:
@@ -134,13 +134,13 @@ def metrics_of(dataset: str, task: str = "short") -> Mapping[str, Metric]:
     Raises:
       InputError: nothing is known of such a dataset.
     """
-    found = BENCHMARKS.get(dataset) if dataset else TASK_METRICS.get(task)
-    if found is None:
+    metrics = BENCHMARKS.get(dataset) if dataset else TASK_METRICS.get(task)
+    if metrics is None:
         hint = nearest(dataset, BENCHMARKS)
         raise InputError(
             f"no metrics for dataset '{dataset}'; known: {', '.join(BENCHMARKS)}{hint}"
         )
-    return found
+    return metrics
 
 
 def headline_of(dataset: str, task: str = "short") -> str:
@@ -163,5 +163,5 @@ def score_prediction(
       InputError: nothing is known of the dataset, or the question lacks what its metrics read.
     """
     rules = normalizer or (m.normalize_trivia if dataset == "triviaqa" else m.normalize)
-    found = metrics_of(dataset, question.task)
-    return {name: metric(question, prediction, rules) for name, metric in found.items()}
+    metrics = metrics_of(dataset, question.task)
+    return {name: metric(question, prediction, rules) for name, metric in metrics.items()}

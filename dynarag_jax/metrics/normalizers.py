@@ -148,13 +148,13 @@ class MetricsConfig:
             return None
         if self.normalize == "unicode":
             return normalize_unicode
-        own = question.extra.get("language") or self.language
-        if not isinstance(own, str) or not own:
+        language = question.extra.get("language") or self.language
+        if not isinstance(language, str) or not language:
             raise InputError(
                 f"question '{question.id}': MLQA's rules need its field 'language' or "
-                f"metrics.language, found {own!r}"
+                f"metrics.language, found {language!r}"
             )
-        return functools.partial(normalize_mlqa, language=own)
+        return functools.partial(normalize_mlqa, language=language)
 
     def note(self) -> str:
         """What must stand below a table of such numbers; empty for the benchmarks' own rules."""

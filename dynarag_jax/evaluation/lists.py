@@ -56,7 +56,7 @@ def oracle(question: Question) -> Chosen:
 
 
 def by_scores(question: Question, scores: Sequence[float], k: int) -> Chosen:
-    """The ``k`` candidates that a scorer likes best, best first; ties keep the retriever's order.
+    """The ``k`` candidates with the highest scores, best first; ties keep the retriever's order.
 
     Raises:
       InputError: there is not one score a candidate.

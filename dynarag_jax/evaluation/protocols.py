@@ -47,7 +47,7 @@ def answerer(
 
 
 def check_protocol(protocol: str, metrics: MetricsConfig) -> None:
-    """Raise InputError where a protocol does not listen to what is set of the metrics."""
+    """Refuse settings of the metrics that a protocol would ignore."""
     if protocol == RELEASED and metrics != MetricsConfig():
         raise InputError(
             f"metrics.normalize = '{metrics.normalize}' has no effect under protocol '{RELEASED}', "

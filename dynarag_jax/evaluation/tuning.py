@@ -90,7 +90,7 @@ class TunedRule:
 
 
 def retriever_scores(questions: Sequence[Question], most: int) -> list[list[float]]:
-    """The scores that candidates came with, of the first ``most`` of each question.
+    """The scores that came with the first ``most`` candidates of each question.
 
     Raises:
       InputError: a candidate has none.
@@ -201,7 +201,7 @@ def tune(
 
 
 def check_apart(tuning: Sequence[Question], evaluated: Sequence[Question]) -> None:
-    """Raise InputError where a question is tuned on and evaluated, by its id or normalized text."""
+    """Refuse a question that is both tuned on and evaluated, known by its normalized text."""
     texts = {normalize(q.text): q.id for q in tuning}
     for question in evaluated:
         if (twin := texts.get(normalize(question.text))) is not None:

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.metrics.matching import has_answer
+from dynarag_jax.metrics.ranking import asks_for_text
 from dynarag_jax.records import Passage, Question
 
 Source = Literal["gold", "answer", "noisy"]
@@ -125,8 +126,10 @@ def label_questions(
     Args:
       questions: with their candidate passages.
       source: ``gold``, the needed passages that are among the candidates, in the order of
-        reasoning; ``answer``, the candidates whose text holds an answer as whole normalized words,
-        in the retriever's order; ``noisy``, ``gold`` as ``noisy_expert`` spoils it.
+        reasoning; ``answer``, the candidates whose text contains an answer (DPR's test), in the
+        retriever's order; ``noisy``, ``gold`` as ``noisy_expert`` spoils it. No passage contains a
+        yes, a no or a label: of such questions ``answer`` takes ``gold`` where it is known, and
+        gives no list where it is not.
       seed: of the noisy expert.
       noise: how the noisy expert errs.
       shown: candidates the reranker is shown; what stands behind them is never listed.
@@ -159,6 +162,9 @@ def label_questions(
                     f"question '{question.id}': field 'answers' is empty, and the source 'answer' "
                     "labels by it"
                 )
+            if not asks_for_text(question):
+                result.append(_without_text(seen, question, limit))
+                continue
             expert = tuple(
                 i
                 for i, passage in enumerate(seen.passages, 1)
@@ -166,3 +172,22 @@ def label_questions(
             )
         result.append(dataclasses.replace(question, expert=expert[:limit], expert_source=source))
     return result
+
+
+def _without_text(seen: Question, question: Question, limit: int | None) -> Question:
+    """A question whose answer no passage can contain: ``gold``, or no list."""
+    if seen.gold is None:
+        return dataclasses.replace(question, expert=None, expert_source="")
+    expert = _gold(seen, "gold")[:limit]
+    return dataclasses.replace(question, expert=expert, expert_source="gold")
+
+
+def why_empty(question: Question) -> str:
+    """Why a list by ``label_questions`` is empty or missing; empty where it is neither."""
+    if question.expert is None:
+        return "no list: no passage contains a yes, a no or a label, and 'gold' is not known"
+    if question.expert:
+        return ""
+    if question.expert_source == "answer":
+        return "empty: no candidate contains an answer"
+    return "empty: nothing is needed" if not question.gold else "empty: what is needed is missing"

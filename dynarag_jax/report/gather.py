@@ -142,7 +142,7 @@ def _panel(
 
 
 def rollout_curves(stage: str, lines: Lines) -> list[Curve]:
-    """The mean reward of a rollout as it went."""
+    """The mean reward of a rollout, question by question."""
     found: list[Curve] = []
     _panel(found, stage, "mean reward", lines, {"reward": "reward"}, "questions sampled")
     return found
@@ -152,7 +152,7 @@ _LISTS = {"reranker": "list", "generator": "answer"}
 
 
 def training_curves(stage: str, lines: Lines, terms: Mapping[str, Sequence[str]]) -> list[Curve]:
-    """What a training stage logged of each of its losses; of its total, where of none.
+    """Panels of what a training stage logged: each of its losses, or the total if it logged none.
 
     Args:
       terms: of each stream (reranker, generator), the objectives beside the likelihoods.

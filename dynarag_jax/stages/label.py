@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.facts.expert import ExpertNoise, label_questions
+from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question, read_questions, write_questions
@@ -181,3 +182,7 @@ def label_files(
         write_questions(context.stage_directory / path.name, labeled)
         mean = sum(map(len, lists)) / max(len(lists), 1)
         context.log(f"{path.name}: {len(lists)} lists, {mean:.2f} passages on average")
+        if scorer is None and judge is None:
+            whys = Counter(why for q in labeled if (why := why_empty(q)))
+            for why, count in whys.most_common():
+                context.log(f"{path.name}: {count} of {len(labeled)} questions have {why}")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.facts.expert import ExpertNoise, label_questions, noisy_expert
+from dynarag_jax.facts.expert import ExpertNoise, label_questions, noisy_expert, why_empty
 from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.records import Passage, Question, valid_list
@@ -137,7 +137,39 @@ def test_swaps_take_the_most_similar_candidate_for_a_bridge_never_for_the_end():
     assert noisy_expert(dataclasses.replace(q, passages=plain), 0, always) == (1, 4)
 
 
-def test_answer_source_takes_whole_normalized_words():
+def test_answers_that_no_passage_contains_take_gold_or_give_no_list():
+    """Else a policy learns that yes/no questions need nothing."""
+    closed = dataclasses.replace(question((8, 3), 8), answers=("Yes",))
+    (labeled,) = label_questions([closed], "answer")
+    assert (labeled.expert, labeled.expert_source) == ((8, 3), "gold")
+    (shown,) = label_questions([closed], "answer", shown=4, limit=1)
+    assert shown.expert == (3,) and shown.passages == closed.passages
+    blind = dataclasses.replace(closed, gold=None)
+    (none,) = label_questions([blind], "answer")
+    assert none.expert is None and "yes, a no or a label" in why_empty(none)
+    verdict = dataclasses.replace(blind, task="label", answers=("SUPPORTS",))
+    assert label_questions([verdict], "answer")[0].expert is None
+
+
+def test_empty_lists_have_a_reason():
+    whys = {
+        why_empty(label_questions([q], source)[0])
+        for q, source in (
+            (question((8, 3), 8), "gold"),
+            (question((), 8), "gold"),
+            (dataclasses.replace(question((), 8), gold=("elsewhere",)), "gold"),
+            (dataclasses.replace(question((), 8), answers=("nowhere",)), "answer"),
+        )
+    }
+    assert whys == {
+        "",
+        "empty: nothing is needed",
+        "empty: what is needed is missing",
+        "empty: no candidate contains an answer",
+    }
+
+
+def test_answer_source_takes_whole_tokens():
     texts = ["born in 1910.", "The Paris!", "comparison", "10 of them, in paris", ""]
     passages = tuple(Passage(id=f"p{i}", text=text) for i, text in enumerate(texts))
     q = Question(id="q", text="?", answers=("10", "the Paris"), passages=passages)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from dynarag_jax.errors import InputError
 from dynarag_jax.rewards import terms
 
-MODEL_TERMS = ("bertscore", "judge", "likelihood")
-"""Terms that another model computes, many answers at once (``rewards.scorer``)."""
 LIST_TERMS = ("likelihood", "passages")
 """Terms that judge the list, not what the answer says."""
 
@@ -116,28 +114,3 @@ def weighted(found: Mapping[str, float], k: int, weights: RewardWeights) -> floa
     """
     earned = (getattr(weights, name) * term for name, term in found.items())
     return math.fsum(earned) - weights.price * k
-
-
-def score_answer(
-    prediction: str, answers: Sequence[str], k: int, weights: RewardWeights | None = None
-) -> tuple[float, dict[str, float]]:
-    """The reward of an answer that was given after reading ``k`` passages.
-
-    Args:
-      prediction: one answer.
-      answers: the reference answers; none of them means that nothing can be right.
-      k: how many passages the generator read.
-      weights: the weights; the default of ``RewardWeights`` if None.
-
-    Returns:
-      The weighted sum, and each computed term in [0, 1] before weighting, by name.
-
-    Raises:
-      ValueError: ``k`` is negative.
-      InputError: a term that needs another model carries weight; ``rewards.scorer`` has it.
-    """
-    weights = weights or RewardWeights()
-    if needed := [name for name in MODEL_TERMS if getattr(weights, name)]:
-        raise InputError(f"the reward term '{needed[0]}' needs a model; score by a Scorer")
-    found = text_terms(prediction, answers, k, weights)
-    return weighted(found, k, weights), found

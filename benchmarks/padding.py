@@ -79,7 +79,7 @@ def main() -> None:
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    from dynarag_jax.training.order import Grouping, Lane
+    from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 
     lengths = lengths_of(args.questions, args.limit)
     limits = {"lists": 8192, "answers": 4096}
@@ -113,27 +113,29 @@ def main() -> None:
         indices = get_length_grouped_indices(of.tolist(), BATCH, generator=generator)
         theirs[name] = to_longest(batches_of(np.array(indices), of))
     report("transformers' length grouping, longest", theirs)
-    for levels in (2, 4, 8):
+    for buckets in (2, 4, 8):
         orders = {n: np.random.default_rng(SEED).permutation(len(of)) for n, of in lengths.items()}
 
         def measure(name: str, position: int, orders: dict = orders) -> int:
             return int(lengths[name][orders[name][position % len(orders[name])]])
 
-        lanes = {
-            name: Lane(len(of), BATCH, limits[name], lambda p, name=name: measure(name, p))
+        streams = {
+            name: BucketedStream(
+                len(of), BATCH, limits[name], lambda p, name=name: measure(name, p)
+            )
             for name, of in lengths.items()
         }
-        groups = Grouping(lanes, levels, SEED, steps)
+        groups = LengthBuckets(streams, buckets, SEED, steps)
         ours = {}
         for name in lengths:
             ours[name] = [
                 (
                     np.array([measure(name, int(p)) for p in groups.positions(name, s)]),
-                    groups.lengths[name][groups.level(s)],
+                    groups.lengths[name][groups.bucket(s)],
                 )
                 for s in range(steps)
             ]
-        report(f"ours, lengths = {levels}", ours)
+        report(f"ours, lengths = {buckets}", ours)
         groups.close()
 
 

@@ -32,7 +32,7 @@ def measure(run: Path, steps: int) -> float:
     from dynarag_jax.training.optimizer import make_optimizer
     from dynarag_jax.training.order import Order
     from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
-    from dynarag_jax.training.step import Part, init_state, make_step
+    from dynarag_jax.training.step import StreamLoss, init_state, make_step
 
     stage, mesh = stages["pretrain"], make_mesh()
     questions = read_questions(run / "clean/train.jsonl")[:500]
@@ -44,7 +44,7 @@ def measure(run: Path, steps: int) -> float:
     ]
     rule = make_optimizer(stage.optimizer, stage.steps)
     state = init_state(start.cfg, mesh, rule)
-    parts = {s.name: Part(s.stream.objectives, s.stream.weight) for s in sources}
+    parts = {s.name: StreamLoss(s.stream.objectives, s.stream.weight) for s in sources}
     step = make_step(start.cfg, mesh, rule, start.grammar, parts)
     orders = {s.name: Order(s.size, 0, s.name) for s in sources}
     batch = {

@@ -23,13 +23,13 @@ from dynarag_jax.hardware import accelerator
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
-from dynarag_jax.policy.batches import Example, Shape, collate
+from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.flops import Rows
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.plan import USABLE, plan
-from dynarag_jax.training.step import Part, State, make_step
+from dynarag_jax.training.step import State, StreamLoss, make_step
 
 MODEL = DecoderConfig(
     vocab=4096, width=512, layers=2, heads=8, kv_heads=8, head_size=64, mlp=1408, remat="full",
@@ -53,7 +53,7 @@ def compiled(sizes: tuple[int, int, int]) -> tuple[int, int, float]:
     mesh = make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
     rule = make_optimizer(OPTIMIZER, 100)
     grammar = build_grammar(Spelling((), ((2,), (3,)), (4,), (), (5,), 6))
-    step = make_step(MODEL, mesh, rule, grammar, {"x": Part(Objectives())})
+    step = make_step(MODEL, mesh, rule, grammar, {"x": StreamLoss(Objectives())})
     params = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32),
         decoder.parameter_table(MODEL),
@@ -63,7 +63,7 @@ def compiled(sizes: tuple[int, int, int]) -> tuple[int, int, float]:
     state = State(jax.ShapeDtypeStruct((), jnp.int32), params, moments)
     branch = [2] * BATCH.branch
     row = Example("0", [2] * BATCH.prompt, [branch] * 2, supervised=[1.0] * 2)
-    batch = collate([row] * BATCH.batch, Shape(BATCH.prompt, 2, BATCH.branch, 2))
+    batch = collate([row] * BATCH.batch, BatchShape(BATCH.prompt, 2, BATCH.branch, 2))
     program = step.lower(state, {"x": batch}).compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
     assert memory is not None

@@ -207,18 +207,18 @@ def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any]
 
     from dynarag_jax.models import decoder
     from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
-    from dynarag_jax.policy.batches import Example, Shape, collate
+    from dynarag_jax.policy.batches import BatchShape, Example, collate
     from dynarag_jax.policy.grammar import Spelling, build_grammar
     from dynarag_jax.sharding import make_mesh
     from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
-    from dynarag_jax.training.step import Adapting, Part, init_state, make_step
+    from dynarag_jax.training.step import Adapting, StreamLoss, init_state, make_step
 
     grammar = build_grammar(Spelling((), ((2,), (3,)), (4,), (), (5,), 6))
     optimizer = OptimizerConfig(learning_rate=1e-5, schedule="constant", warmup=0.0)
     rule = make_optimizer(optimizer, 1000)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     dpo = Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0, beta=0.1))
-    part = Part(dpo if task == "dpo" else Objectives())
+    part = StreamLoss(dpo if task == "dpo" else Objectives())
     adapting = None
     if lora is not None:
         base = jax.jit(lambda: decoder.init_params(cfg, jax.random.key(0)))()
@@ -237,7 +237,7 @@ def our_step(cfg: Any, params: Any, task: str, lora: Any) -> Callable[[Any, Any]
             )
             for i, (p, b, r) in enumerate(zip(prompts, branches, there, strict=True))
         ]  # fmt: skip
-        batch = collate(examples, Shape(prompts.shape[1], n, branches.shape[2], 2))
+        batch = collate(examples, BatchShape(prompts.shape[1], n, branches.shape[2], 2))
         held[0], figures = step(held[0], {"x": batch})
         return float(figures["loss"])
 

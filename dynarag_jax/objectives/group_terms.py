@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.objectives import group
-from dynarag_jax.objectives.scores import Scores, Term, Value, over, summed
+from dynarag_jax.objectives.scores import LossInputs, Term, Value, over, summed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Group(Term):
         return self.kl > 0
 
 
-def _samples(scores: Scores) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _samples(scores: LossInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rows that are groups [B], counts [B, N] in them, and their real tokens [B, N, R]."""
     size = scores.counts.sum(-1)
     rows = size > 1
@@ -62,10 +62,10 @@ class Rloo(_Group):
     ``kl * log(sampling policy / reference)``.
     """
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         rows, counts, where = _samples(scores)
         logps, behavior, reference = (
-            summed(x, where) for x in (scores.policy_logps, scores.behavior, scores.reference)
+            summed(x, where) for x in (scores.constrained_logps, scores.behavior, scores.reference)
         )
         rewards = scores.rewards
         if self.kl:
@@ -101,9 +101,9 @@ class Grpo(_Group):
     weighted_kl: bool = False
     """multiply the KL estimate by the ratio, so that its gradient is unbiased (arXiv 2512.02556)"""
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         rows, counts, where = _samples(scores)
-        logps = jnp.where(where, scores.policy_logps, 0.0)
+        logps = jnp.where(where, scores.constrained_logps, 0.0)
         behavior = jnp.where(where, scores.behavior, 0.0)
         tokens = where.sum(-1)
         log_ratio = logps - behavior

@@ -49,7 +49,7 @@ def list_mle(scores: jax.Array, relevance: jax.Array, *, where: jax.Array) -> ja
     return jnp.where((where & (relevance > 0)).any(-1), everything - unranked, 0.0)
 
 
-def softmax(scores: jax.Array, relevance: jax.Array, *, where: jax.Array) -> jax.Array:
+def list_net(scores: jax.Array, relevance: jax.Array, *, where: jax.Array) -> jax.Array:
     """Softmax cross-entropy with the relevances as target distribution (ListNet, ICML 2007).
 
     Args:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dynarag_jax.errors import InputError
 from dynarag_jax.objectives import preference, ranked
 from dynarag_jax.objectives.preference import Preference
-from dynarag_jax.objectives.scores import Scores, Term, Value, over, summed
+from dynarag_jax.objectives.scores import LossInputs, Term, Value, over, summed
 from dynarag_jax.objectives.supervised import token_nll
 
 
@@ -54,17 +54,17 @@ class _Pairwise(Term):
         """The loss [B] of log-probabilities [B], in the order of ``preference.dpo_sigmoid``."""
         raise TypeError(f"{type(self).__name__} does not say how to score a pair")
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         rows = scores.preferred
         # Other rows are left out here already: a list outside the grammar has probability 0 there.
         where = (scores.token_mask & rows[:, None, None])[:, :2]
-        logps = summed(scores.policy_logps[:, :2], where)
+        logps = summed(scores.constrained_logps[:, :2], where)
         reference = summed(scores.reference[:, :2], where)
         tokens = jnp.maximum(where.sum(-1), 1)
         scale = 1 / tokens if self.per_token else jnp.ones_like(logps)
         ours, theirs = logps * scale, reference * scale
         pair = self.pair(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1])
-        nll = token_nll(scores.policy_logps[:, 0], where=where[:, 0]) / tokens[:, 0]
+        nll = token_nll(scores.constrained_logps[:, 0], where=where[:, 0]) / tokens[:, 0]
         mean = {
             "preference": pair.loss,
             "chosen_nll": nll,
@@ -194,14 +194,14 @@ class _Ranked(Term):
         """[B, N] implicit rewards, rewards and branches that exist -> [B]."""
         raise TypeError(f"{type(self).__name__} does not say how to score a ranking")
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         exist = scores.counts > 0
         highest = jnp.where(exist, scores.rewards, -jnp.inf).max(-1)
         lowest = jnp.where(exist, scores.rewards, jnp.inf).min(-1)
         rows = highest > lowest
         where = exist & rows[:, None]
         tokens = scores.token_mask & where[..., None]
-        logps, reference = (summed(x, tokens) for x in (scores.policy_logps, scores.reference))
+        logps, reference = (summed(x, tokens) for x in (scores.constrained_logps, scores.reference))
         implicit = self.beta * (logps - reference)
         best = where & (scores.rewards >= highest[:, None])
         worst = where & (scores.rewards <= lowest[:, None])

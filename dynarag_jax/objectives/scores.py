@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 
 
-class Scores(NamedTuple):
+class LossInputs(NamedTuple):
     """What a forward pass knows about a batch; every term reads from here.
 
     Attributes:
-      free_logps: [B, N, R] token log-probabilities over the whole vocabulary.
-      policy_logps: [B, N, R] the same under the list grammar (as ``free_logps`` for answers).
+      unconstrained_logps: [B, N, R] token log-probabilities over the whole vocabulary.
+      constrained_logps: [B, N, R] the same under the list grammar; for answers as
+        ``unconstrained_logps``.
       token_mask: [B, N, R] bool, real branch tokens.
       supervised: [B, N] weight of each branch in supervised terms; 0 for sampled branches.
       preferred: [B] bool, rows whose branch 0 is preferred to branch 1.
-      reference: [B, N, R] token log-probabilities under the reference, policy form.
+      reference: [B, N, R] token log-probabilities under the reference, constrained.
       behavior: [B, N, R] the same under the weights that sampled the branches.
       rewards: [B, N] rewards of sampled branches.
       counts: [B, N] samples that each branch of a group stands for; 0 for what is no group.
@@ -29,8 +30,8 @@ class Scores(NamedTuple):
       shown: [B, I] bool, the ids that exist.
     """
 
-    free_logps: jax.Array
-    policy_logps: jax.Array
+    unconstrained_logps: jax.Array
+    constrained_logps: jax.Array
     token_mask: jax.Array
     supervised: jax.Array
     preferred: jax.Array
@@ -81,7 +82,7 @@ class Term:
         """Of the data: log-probabilities under the reference."""
         return False
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         raise TypeError(f"{type(self).__name__} does not say how to score a batch")
 
 

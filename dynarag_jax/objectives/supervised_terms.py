@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dynarag_jax.objectives import listwise
-from dynarag_jax.objectives.scores import Scores, Term, Value
+from dynarag_jax.objectives.scores import LossInputs, Term, Value
 from dynarag_jax.objectives.supervised import token_nll
 
 
@@ -21,8 +21,8 @@ class TokenNll(Term):
     that what is exported writes lists on any server.
     """
 
-    def __call__(self, scores: Scores) -> Value:
-        nll = token_nll(scores.free_logps, where=scores.token_mask)
+    def __call__(self, scores: LossInputs) -> Value:
+        nll = token_nll(scores.unconstrained_logps, where=scores.token_mask)
         tokens = scores.token_mask.sum(-1)
         return Value((nll * scores.supervised).sum(), (tokens * scores.supervised).sum(), {})
 
@@ -33,7 +33,7 @@ class PromptNll(Term):
 
     reads_prompt: ClassVar[bool] = True
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         assert scores.prompt_logps is not None
         rows = (scores.supervised > 0).any(-1)[:, None]
         where = scores.prompt_mask & rows
@@ -50,7 +50,7 @@ class _Ranking(Term):
         """[B, I] scores, relevance and shown ids -> [B]."""
         raise TypeError(f"{type(self).__name__} does not say how to score a ranking")
 
-    def __call__(self, scores: Scores) -> Value:
+    def __call__(self, scores: LossInputs) -> Value:
         assert scores.id_scores is not None
         loss = self.loss(scores.id_scores, scores.relevance, scores.shown)
         ranked = ((scores.relevance > 0).any(-1)) & (scores.supervised[:, 0] > 0)
@@ -69,11 +69,11 @@ class ListMle(_Ranking):
 
 
 @dataclass(frozen=True)
-class ListSoftmax(_Ranking):
+class ListNet(_Ranking):
     """Listwise supervision: softmax cross-entropy over the ids at the first id's place."""
 
     def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
-        return listwise.softmax(scores, relevance, where=where)
+        return listwise.list_net(scores, relevance, where=where)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from dynarag_jax.objectives.preference_terms import (
     RobustDpo,
     SimPo,
 )
-from dynarag_jax.objectives.scores import Scores, Term, Value
+from dynarag_jax.objectives.scores import LossInputs, Term, Value
 from dynarag_jax.objectives.supervised_terms import (
     LambdaLoss,
     ListMle,
-    ListSoftmax,
+    ListNet,
     PromptNll,
     RankNet,
     TokenNll,
@@ -38,14 +38,14 @@ __all__ = [
     "LambdaLoss",
     "LipoLambda",
     "ListMle",
-    "ListSoftmax",
+    "ListNet",
+    "LossInputs",
     "Objectives",
     "PlackettLuce",
     "PromptNll",
     "RankNet",
     "Rloo",
     "RobustDpo",
-    "Scores",
     "SimPo",
     "Term",
     "TokenNll",
@@ -59,12 +59,12 @@ class Objectives:
 
     nll: TokenNll = field(default_factory=lambda: TokenNll(weight=1.0))
     prompt_nll: PromptNll = PromptNll()
-    listwise: ListMle = ListMle()
-    softmax: ListSoftmax = ListSoftmax()
+    list_mle: ListMle = ListMle()
+    list_net: ListNet = ListNet()
     rank_net: RankNet = RankNet()
     lambda_loss: LambdaLoss = LambdaLoss()
     dpo: Dpo = Dpo()
-    robust: RobustDpo = RobustDpo()
+    robust_dpo: RobustDpo = RobustDpo()
     hinge: Hinge = Hinge()
     ipo: Ipo = Ipo()
     simpo: SimPo = SimPo()

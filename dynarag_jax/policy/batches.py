@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """The fixed shape of a stream's batches, so that one compilation serves them all."""
 
     prompt: int
@@ -104,7 +104,7 @@ def _require_one_each(example: Example, name: str, values: Sequence, of: Sequenc
         )
 
 
-def collate(examples: Sequence[Example], shape: Shape) -> Batch:
+def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
     """Pad examples to ``shape``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The log-probability of branch tokens: free over the vocabulary, and under the list grammar.
+"""The log-probability of branch tokens: over the whole vocabulary, and under the list grammar.
 
 The projection to the vocabulary runs on branch positions only, so that logits of the prompt are not
 computed unless a term asks for them, and in chunks where the [tokens, vocabulary] array is large.
@@ -28,11 +28,11 @@ CHUNK = 1 << 26
 class TokenLogps(NamedTuple):
     """Log-probabilities of given branch tokens, natural logarithm, float32."""
 
-    free: jax.Array
+    unconstrained: jax.Array
     """[B, N, R], over the whole vocabulary: what an unconstrained server would assign"""
-    policy: jax.Array
-    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as ``free``.
-    A token that the grammar forbids has -inf: the policy never writes it"""
+    constrained: jax.Array
+    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as
+    ``unconstrained``. A token that the grammar forbids has -inf: the policy never writes it"""
 
 
 def _score(
@@ -43,20 +43,21 @@ def _score(
     choices: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, T, D], [B, T] -> free and policy log-probabilities [B, T]."""
+    """[B, T, D], [B, T] -> unconstrained and constrained log-probabilities [B, T]."""
     scores = constrain(decoder.logits(cfg, params, hidden), "batch", None, "vocab")
     target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-    free = target - jax.nn.logsumexp(scores, axis=-1)
+    unconstrained = target - jax.nn.logsumexp(scores, axis=-1)
     if choices is None or mask is None:
-        return free, free
+        return unconstrained, unconstrained
     picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
     picked = jnp.where(mask, picked, -jnp.inf)
-    constrained = mask.any(-1)
+    listed = mask.any(-1)
     # Rows that nothing constrains must not put NaN into the gradient of those that are.
-    picked = jnp.where(constrained[..., None], picked, 0.0)
-    policy = target - jax.nn.logsumexp(picked, axis=-1)
+    picked = jnp.where(listed[..., None], picked, 0.0)
+    constrained = target - jax.nn.logsumexp(picked, axis=-1)
     legal = (mask & (choices == targets[..., None])).any(-1)
-    return free, jnp.where(constrained, jnp.where(legal, policy, -jnp.inf), free)
+    constrained = jnp.where(legal, constrained, -jnp.inf)
+    return unconstrained, jnp.where(listed, constrained, unconstrained)
 
 
 def chunk_positions(rows: int, positions: int, vocab: int) -> int:
@@ -107,7 +108,7 @@ def token_logps(
     rows, vocab = local_size(b, "batch"), local_size(cfg.vocab, "vocab")
     size = chunk_positions(rows, n * r, vocab)
     if size == n * r:
-        free, policy = score(arrays)
+        unconstrained, constrained = score(arrays)
     else:
         padded = -(n * r) % size
         chunks = [
@@ -116,16 +117,16 @@ def token_logps(
             .swapaxes(0, 1)
             for a in arrays
         ]
-        free, policy = jax.lax.map(jax.checkpoint(score), chunks)
-        free, policy = (x.swapaxes(0, 1).reshape(b, -1)[:, : n * r] for x in (free, policy))
-    return TokenLogps(free.reshape(b, n, r), policy.reshape(b, n, r))
+        both = jax.lax.map(jax.checkpoint(score), chunks)
+        unconstrained, constrained = (x.swapaxes(0, 1).reshape(b, -1)[:, : n * r] for x in both)
+    return TokenLogps(unconstrained.reshape(b, n, r), constrained.reshape(b, n, r))
 
 
 def prompt_logps(
     cfg: DecoderConfig, params: Params, hidden: jax.Array, trunk: jax.Array
 ) -> jax.Array:
     """Log-probability of each trunk token but the first, [B, P - 1], from hidden [B, P, D]."""
-    return token_logps(cfg, params, hidden[:, None, :-1], trunk[:, None, 1:]).free[:, 0]
+    return token_logps(cfg, params, hidden[:, None, :-1], trunk[:, None, 1:]).unconstrained[:, 0]
 
 
 def first_id_scores(

@@ -21,14 +21,15 @@ class BatchScores(NamedTuple):
     """Log-probabilities and scores of a batch, natural logarithm, float32.
 
     Attributes:
-      free: [B, N, R], of branch tokens over the whole vocabulary.
-      policy: [B, N, R], under the list grammar where the branches are lists; else as ``free``.
+      unconstrained: [B, N, R], of branch tokens over the whole vocabulary.
+      constrained: [B, N, R], under the list grammar where the branches are lists, else as
+        ``unconstrained``.
       prompt: [B, P - 1], of each prompt token but the first, or None where it was not asked for.
       ids: [B, I], scores of the ids as a list's first, or None where they were not asked for.
     """
 
-    free: jax.Array
-    policy: jax.Array
+    unconstrained: jax.Array
+    constrained: jax.Array
     prompt: jax.Array | None
     ids: jax.Array | None
 
@@ -61,8 +62,8 @@ def score(
     )
     logps = token_logps(cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown)
     return BatchScores(
-        free=logps.free,
-        policy=logps.policy,
+        unconstrained=logps.unconstrained,
+        constrained=logps.constrained,
         prompt=prompt_logps(cfg, params, trunk_hidden, batch.trunk) if prompt else None,
         ids=first_id_scores(cfg, params, hidden, grammar) if ids else None,
     )
@@ -71,7 +72,7 @@ def score(
 def make_scorer(
     cfg: DecoderConfig, mesh: Mesh, grammar: Grammar
 ) -> Callable[[Params, Batch], jax.Array]:
-    """A jitted ``scorer(params, batch) -> [B, N, R]`` log-probabilities of tokens, policy form.
+    """A jitted ``scorer(params, batch) -> [B, N, R]`` constrained log-probabilities of tokens.
 
     The same forward as the training step's: these are the reference log-probabilities. They are 0
     at positions of padding.
@@ -79,7 +80,7 @@ def make_scorer(
 
     def run(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
         scores = score(cfg, params, batch, grammar)
-        return jnp.where(branch_mask(batch), scores.policy, 0.0)
+        return jnp.where(branch_mask(batch), scores.constrained, 0.0)
 
     rows = named(mesh, ("batch",))
     jitted = jax.jit(run, in_shardings=(None, rows, None), out_shardings=rows)

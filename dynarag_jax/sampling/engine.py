@@ -27,7 +27,7 @@ from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.sampling.choice import Sampling, Settings
-from dynarag_jax.sampling.pool import Entering, Pool, Shape, free_bytes, no_requests, slot_bytes
+from dynarag_jax.sampling.pool import Entering, Pool, PoolShape, free_bytes, no_requests, slot_bytes
 from dynarag_jax.sampling.sampler import Mode
 from dynarag_jax.sharding import batch_shards
 
@@ -98,7 +98,7 @@ class Sampled:
       branches: tokens without padding, the end included.
       finished: whether each branch reached an end.
       token_logps: of each token, at temperature 1, under the grammar where there is one.
-      free_logps: of each token, over the whole vocabulary.
+      unconstrained_logps: of each token, over the whole vocabulary.
       refused: why there is no result; empty where there is one.
     """
 
@@ -106,7 +106,7 @@ class Sampled:
     branches: tuple[tuple[int, ...], ...] = ()
     finished: tuple[bool, ...] = ()
     token_logps: tuple[tuple[float, ...], ...] = ()
-    free_logps: tuple[tuple[float, ...], ...] = ()
+    unconstrained_logps: tuple[tuple[float, ...], ...] = ()
     refused: str = ""
 
     @property
@@ -116,7 +116,7 @@ class Sampled:
 
 
 @dataclass
-class Work:
+class EngineCounts:
     """What an engine has done so far in this process."""
 
     prompts: int = 0
@@ -175,7 +175,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.branches, self.max_tokens, self.seed = branches, max_tokens, seed
         self.team = ProcessTeam(mesh)
-        self.work = Work()
+        self.work = EngineCounts()
         shards = batch_shards(mesh)
         self._lengths = sorted(lengths)
         self._most = dict.fromkeys(self._lengths, -(-slots // shards) * shards)
@@ -323,10 +323,10 @@ class Engine:
         pool.reset()
         return True
 
-    def _shape(self, length: int, slots: int) -> Shape:
+    def _shape(self, length: int, slots: int) -> PoolShape:
         shards = batch_shards(self.mesh)
         entering = max(1, math.ceil(slots * self.config.refill / shards)) * shards
-        return Shape(slots, entering, self.branches, length, self.max_tokens, STOPS)
+        return PoolShape(slots, entering, self.branches, length, self.max_tokens, STOPS)
 
     def _refuse_waiting(self, length: int, reason: str) -> None:
         for request in self._waiting[length]:
@@ -414,8 +414,8 @@ class Engine:
 
     def _mode(self) -> Mode:
         """What the requests so far need, in any process: what was compiled serves on."""
-        lists, free, random, filters = (bool(x) for x in self.team.max(self._needs))
-        return Mode(lists, free or not lists, random, filters)
+        lists, others, random, filters = (bool(x) for x in self.team.max(self._needs))
+        return Mode(lists, others or not lists, random, filters)
 
     # ------------------------------------------------------------------ branches leave
 
@@ -431,8 +431,8 @@ class Engine:
         finished = [s for s, g in enumerate(self._guests) if g is not None and done[s]]
         if not finished:
             return []
-        tokens, logps, free, written, ended = pool.read(
-            "tokens", "logps", "free", "written", "ended"
+        tokens, logps, unconstrained, written, ended = pool.read(
+            "tokens", "logps", "unconstrained", "written", "ended"
         )
         results = []
         for slot in finished:
@@ -441,7 +441,7 @@ class Engine:
             self._guests[slot] = None
             counts = written[slot, : request.branches or self.branches].tolist()
             self.work.tokens += sum(counts)
-            whole = np.concatenate([free[slot, i, :n] for i, n in enumerate(counts)])
+            whole = np.concatenate([unconstrained[slot, i, :n] for i, n in enumerate(counts)])
             if not np.isfinite(whole).all():
                 reason = "the model's scores are NaN or infinite"
                 results.append(Sampled(request.id, refused=reason))
@@ -456,7 +456,7 @@ class Engine:
                     branches=cut(tokens),
                     finished=tuple(ended[slot, : len(counts)].tolist()),
                     token_logps=cut(logps),
-                    free_logps=cut(free),
+                    unconstrained_logps=cut(unconstrained),
                 )
             )
         return results

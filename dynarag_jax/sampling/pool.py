@@ -22,12 +22,12 @@ from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
-from dynarag_jax.sampling.sampler import Mode, Rows, Slots, decode, first_tokens, new_rows
+from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
 from dynarag_jax.sharding import named, spec
 
 
 @dataclass(frozen=True)
-class Shape:
+class PoolShape:
     """The shape of a pool."""
 
     slots: int
@@ -62,7 +62,7 @@ class Entering(NamedTuple):
     """tokens it has in common"""
 
 
-def no_requests(shape: Shape, rows: int) -> Entering:
+def no_requests(shape: PoolShape, rows: int) -> Entering:
     """Padding, as numpy arrays to be filled in."""
     zeros = np.zeros(rows, np.int32)
     settings = Settings(
@@ -90,7 +90,7 @@ def trunk_bytes(cfg: DecoderConfig, length: int) -> int:
     return numbers * jnp.dtype(cfg.dtype).itemsize
 
 
-def slot_bytes(cfg: DecoderConfig, shape: Shape) -> int:
+def slot_bytes(cfg: DecoderConfig, shape: PoolShape) -> int:
     """Bytes of caches that one slot takes, its share of the prompts about to enter included."""
     entering = shape.entering / shape.slots * trunk_bytes(cfg, shape.prompt)
     branches = shape.branches * trunk_bytes(cfg, shape.branch)
@@ -123,7 +123,7 @@ class Pool:
     """
 
     def __init__(
-        self, cfg: DecoderConfig, mesh: Mesh, shape: Shape, grammar: Grammar | None, chunk: int
+        self, cfg: DecoderConfig, mesh: Mesh, shape: PoolShape, grammar: Grammar | None, chunk: int
     ):
         self.cfg, self.mesh, self.shape, self.grammar = cfg, mesh, shape, grammar
         self.chunk = min(chunk, shape.prompt)
@@ -172,7 +172,7 @@ class Pool:
 
         return run
 
-    def _fresh_rows(self, entering: Entering) -> Rows:
+    def _fresh_rows(self, entering: Entering) -> SlotRows:
         wanted = jnp.arange(self.shape.branches) < entering.branches[:, None]
         return new_rows(
             lengths=entering.lengths,

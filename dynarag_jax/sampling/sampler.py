@@ -49,9 +49,9 @@ class Samples(NamedTuple):
 class Mode(NamedTuple):
     """What the rows of a program need between them; decided while tracing."""
 
-    lists: bool
+    constrained: bool
     """some row follows the grammar"""
-    free: bool
+    unconstrained: bool
     """some row does not"""
     random: bool
     """some row has a temperature"""
@@ -59,7 +59,7 @@ class Mode(NamedTuple):
     """some row leaves candidates out"""
 
 
-class Rows(NamedTuple):
+class SlotRows(NamedTuple):
     """What is known of each slot beside its caches; all arrays begin with S, slots.
 
     Attributes:
@@ -74,8 +74,8 @@ class Rows(NamedTuple):
       at: [S, N], where each branch stands in the grammar.
       last: [S, N] the token written last.
       tokens: [S, N, R], zero beyond what is written.
-      logps, free: [S, N, R] log-probabilities of the tokens at temperature 1: under the grammar
-        where the slot is listed, and over the whole vocabulary.
+      logps, unconstrained: [S, N, R] log-probabilities of the tokens at temperature 1: under the
+        grammar where the slot is listed, and over the whole vocabulary.
       written: [S, N] tokens.
       ended: [S, N] bool, whether a stop was written.
       done: [S, N] bool, whether the branch writes no more.
@@ -93,7 +93,7 @@ class Rows(NamedTuple):
     last: Any
     tokens: Any
     logps: Any
-    free: Any
+    unconstrained: Any
     written: Any
     ended: Any
     done: Any
@@ -104,7 +104,7 @@ class Slots(NamedTuple):
 
     trunk_cache: TrunkCache
     branch_cache: BranchCache
-    rows: Rows
+    rows: SlotRows
 
 
 def new_rows(
@@ -118,23 +118,23 @@ def new_rows(
     done: Any,
     length: int,
     grammar: Grammar | None,
-) -> Rows:
-    """Rows before their first token; ``done`` [S, N] marks the branches that are not wanted."""
+) -> SlotRows:
+    """SlotRows before their first token; ``done`` [S, N] marks the branches that are not wanted."""
     shape = done.shape
     zeros = jnp.zeros(shape, jnp.int32)
     at = GrammarState(zeros, zeros[..., None] > 0, zeros)
     if grammar is not None:
         at = grammars.start(grammar, shape)
     logps = jnp.zeros((*shape, length), jnp.float32)
-    return Rows(
+    return SlotRows(
         lengths=lengths, keys=keys, shown=shown, listed=listed, limit=limit, stops=stops,
         settings=settings, place=zeros[:, 0], at=at, last=zeros,
-        tokens=jnp.zeros((*shape, length), jnp.int32), logps=logps, free=logps,
+        tokens=jnp.zeros((*shape, length), jnp.int32), logps=logps, unconstrained=logps,
         written=zeros, ended=zeros > 0, done=done,
     )  # fmt: skip
 
 
-def write(scores: jax.Array, rows: Rows, mode: Mode, grammar: Grammar | None) -> Rows:
+def write(scores: jax.Array, rows: SlotRows, mode: Mode, grammar: Grammar | None) -> SlotRows:
     """Choose each branch's next token from its scores [S, N, V]."""
     n = scores.shape[1]
     keys = jax.vmap(
@@ -148,10 +148,10 @@ def write(scores: jax.Array, rows: Rows, mode: Mode, grammar: Grammar | None) ->
     total = jax.nn.logsumexp(scores, axis=-1)
     token = logp = jnp.zeros(())
     at = rows.at
-    if mode.free:
+    if mode.unconstrained:
         token = choose(scores, keys, rows.settings, **how).astype(jnp.int32)
         logp = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0] - total
-    if mode.lists and grammar is not None:
+    if mode.constrained and grammar is not None:
         choices, mask = grammars.allowed(grammar, rows.at, rows.shown[:, None])
         picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
         # A finished branch has no candidates: give it finite scores, its choice is unused.
@@ -159,14 +159,14 @@ def write(scores: jax.Array, rows: Rows, mode: Mode, grammar: Grammar | None) ->
         index = choose(picked, keys, rows.settings, **how)[..., None]
         listed = jnp.take_along_axis(choices, index, axis=-1)[..., 0]
         under = jnp.take_along_axis(jax.nn.log_softmax(picked, axis=-1), index, axis=-1)[..., 0]
-        if mode.free:
+        if mode.unconstrained:
             listed = jnp.where(rows.listed[:, None], listed, token)
             under = jnp.where(rows.listed[:, None], under, logp)
         token, logp = listed, under
         at = grammars.advance(grammar, rows.at, token)
     live = ~rows.done
     token = jnp.where(live, token, 0)
-    free = jnp.take_along_axis(scores, jnp.maximum(token, 0)[..., None], axis=-1)[..., 0] - total
+    whole = jnp.take_along_axis(scores, jnp.maximum(token, 0)[..., None], axis=-1)[..., 0] - total
     here = live[..., None] & (jnp.arange(rows.tokens.shape[-1]) == rows.place[:, None, None])
     written = rows.written + live
     ended = rows.ended | live & (token[..., None] == rows.stops[:, None]).any(-1)
@@ -176,7 +176,7 @@ def write(scores: jax.Array, rows: Rows, mode: Mode, grammar: Grammar | None) ->
         last=token,
         tokens=jnp.where(here, token[..., None], rows.tokens),
         logps=jnp.where(here, logp[..., None], rows.logps),
-        free=jnp.where(here, free[..., None], rows.free),
+        unconstrained=jnp.where(here, whole[..., None], rows.unconstrained),
         written=written,
         ended=ended,
         done=rows.done | ended | (written >= rows.limit[:, None]),
@@ -187,10 +187,10 @@ def first_tokens(
     cfg: DecoderConfig,
     params: Params,
     hidden: jax.Array,
-    rows: Rows,
+    rows: SlotRows,
     mode: Mode,
     grammar: Grammar | None,
-) -> Rows:
+) -> SlotRows:
     """Each branch's first token, from the hidden states [S, D] of the trunks' last tokens."""
     scores = decoder.logits(cfg, params, hidden)[:, None]
     branches = rows.done.shape[1]

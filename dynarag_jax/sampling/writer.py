@@ -12,7 +12,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Params
-from dynarag_jax.policy.batches import Example, Shape, collate, place
+from dynarag_jax.policy.batches import BatchShape, Example, collate, place
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import Grammar, read_list
 from dynarag_jax.policy.model import Policy, label_grammar
@@ -309,7 +309,7 @@ class Writer:
                 i for i, e in enumerate(examples)
                 if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)
             ]  # fmt: skip
-            shape = Shape(length, branches, longest, self.prompts.ids)
+            shape = BatchShape(length, branches, longest, self.prompts.ids)
             (rounds,) = self.team.max([-(-len(indices) // share)])
             for start in range(0, rounds * share, share):
                 group = indices[start : start + share]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from dynarag_jax.objectives.terms import Scores
+from dynarag_jax.objectives.terms import LossInputs
 from dynarag_jax.policy.batches import Batch
 
 Figures = dict[str, float]
@@ -37,7 +37,7 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
     return found
 
 
-def reference_kl(scores: Scores) -> tuple[jax.Array, jax.Array]:
+def reference_kl(scores: LossInputs) -> tuple[jax.Array, jax.Array]:
     """How far sampled branches' probabilities have moved from the reference's.
 
     Returns:
@@ -47,7 +47,7 @@ def reference_kl(scores: Scores) -> tuple[jax.Array, jax.Array]:
     """
     branches = scores.token_mask.any(-1) & scores.preferred[:, None]
     where = scores.token_mask & branches[..., None]
-    moved = jnp.where(where, scores.reference - scores.policy_logps, 0.0).sum()
+    moved = jnp.where(where, scores.reference - scores.constrained_logps, 0.0).sum()
     return moved, branches.sum()
 
 

@@ -16,7 +16,7 @@ from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models import kernels
 from dynarag_jax.models.layout import param_shardings
-from dynarag_jax.policy.batches import Example, Shape
+from dynarag_jax.policy.batches import BatchShape, Example
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.policy.tokens import TokenCache
@@ -31,7 +31,14 @@ from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.order import uniform_hash
 from dynarag_jax.training.sources import Input, Source, step_operations, total_steps
-from dynarag_jax.training.step import Adapting, Part, State, init_state, make_step, state_shardings
+from dynarag_jax.training.step import (
+    Adapting,
+    State,
+    StreamLoss,
+    init_state,
+    make_step,
+    state_shardings,
+)
 
 
 def begin(
@@ -112,7 +119,7 @@ def reranker_source(
     """The stream of lists: ``size`` examples of ``branches`` branches, made by (epoch, index)."""
     p, stream = stage.prompts, stage.reranker
     longest = start.spelling.longest(p.max_list)
-    shape = Shape(stream.length or p.rerank_tokens, branches, longest, p.ids)
+    shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids)
     return Source("reranker", stream, size, make, shape)
 
 
@@ -121,7 +128,7 @@ def answers_source(
 ) -> Source:
     """The stream of judged answers: ``size`` examples of ``branches`` branches."""
     p = stage.prompts
-    shape = Shape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
+    shape = BatchShape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
     return Source("answers", stream, size, make, shape)
 
 
@@ -172,7 +179,7 @@ def instruction_source(
     length = stream.length or p.answer_prompt_tokens
     examples, left = instruction_examples(start.tokenizer, instructions, length, longest)
     log(f"{len(examples)} instructions; left out as too long: {left}")
-    shape = Shape(length, 1, longest, p.ids)
+    shape = BatchShape(length, 1, longest, p.ids)
     return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)
 
 
@@ -205,7 +212,7 @@ def generator_source(
         return maker.answer(question, question.expert[: maker.prompts.max_list])
 
     p = maker.prompts
-    shape = Shape(stream.length or p.answer_prompt_tokens, 1, p.answer_tokens, p.ids)
+    shape = BatchShape(stream.length or p.answer_prompt_tokens, 1, p.answer_tokens, p.ids)
     return Source("generator", stream, len(answerable), make, shape)
 
 
@@ -296,7 +303,7 @@ def train(
         mesh,
         optimizer,
         start.grammar,
-        {s.name: Part(s.stream.objectives, s.stream.weight) for s in sources},
+        {s.name: StreamLoss(s.stream.objectives, s.stream.weight) for s in sources},
         stage.accumulate,
         Adapting(lora, start.params) if lora and start.params else None,
         seed,
@@ -306,7 +313,7 @@ def train(
     log(kernels.choose(start.cfg).reason)
     data = Input(stage, sources, mesh, seed, steps)
     if stage.lengths > 1:
-        chosen = ((n, ", ".join(map(str, of))) for n, of in data.grouping.lengths.items())
+        chosen = ((n, ", ".join(map(str, of))) for n, of in data.buckets.lengths.items())
         log("prompts padded to " + "; ".join(f"{n}: {of}" for n, of in chosen))
 
     def figures(number: int, values: Figures) -> None:
@@ -331,7 +338,7 @@ def train(
             on_step=on_step,
         )
     finally:
-        data.grouping.close()
+        data.buckets.close()
     if stage.final == "best":
         state = _best(checkpoints, layout, state, log)
     save_trained(directory, start, state.params, mesh, card=card)

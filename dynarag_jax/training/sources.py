@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
-from dynarag_jax.policy.batches import Batch, Example, Shape, collate, place, process_rows
+from dynarag_jax.policy.batches import Batch, BatchShape, Example, collate, place, process_rows
 from dynarag_jax.training.config import Stream, Train
+from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.flops import Rows, step_work
-from dynarag_jax.training.order import Draw, Grouping, Lane, Mixture
+from dynarag_jax.training.order import Mixture, MixtureItem
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Source:
     stream: Stream
     size: int
     make: Callable[[int, int], Example]
-    shape: Shape
+    shape: BatchShape
     others: tuple[tuple[Source, float], ...] = ()
     """sources mixed in, each with its number of examples for one of this source's own"""
 
@@ -35,10 +36,10 @@ class Source:
         sizes = [self.size, *(other.size for other, _ in self.others)]
         return Mixture(sizes, [1.0, *(weight for _, weight in self.others)], seed, self.name)
 
-    def example(self, draw: Draw) -> Example:
+    def example(self, item: MixtureItem) -> Example:
         """The example that a mixture names."""
-        part = self.others[draw.part - 1][0] if draw.part else self
-        return part.make(draw.epoch, draw.index)
+        part = self.others[item.part - 1][0] if item.part else self
+        return part.make(item.epoch, item.index)
 
 
 def total_steps(stage: Train, sources: Sequence[Source]) -> int:
@@ -55,8 +56,8 @@ class Input:
     def __init__(self, stage: Train, sources: Sequence[Source], mesh: Mesh, seed: int, steps: int):
         self._sources, self._mesh = sources, mesh
         self._mixtures = {s.name: s.mixture(seed) for s in sources}
-        lanes = {
-            s.name: Lane(
+        streams = {
+            s.name: BucketedStream(
                 self._mixtures[s.name].size,
                 s.stream.batch,
                 s.shape.prompt,
@@ -64,22 +65,22 @@ class Input:
             )
             for s in sources
         }
-        self.grouping = Grouping(lanes, stage.lengths, seed, steps)
+        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
 
     def _length(self, source: Source, position: int) -> int:
         return len(source.example(self._mixtures[source.name].at(position)).prompt)
 
     def __call__(self, step: int) -> tuple[Mapping[str, Batch], list[str]]:
         """A step's batches, and the ids of this process's records in them."""
-        batches, ids, level = {}, [], self.grouping.level(step)
+        batches, ids, bucket = {}, [], self.buckets.bucket(step)
         for source in self._sources:
             name = source.name
-            positions = self.grouping.positions(name, step)
+            positions = self.buckets.positions(name, step)
             examples = [
                 source.example(self._mixtures[name].at(int(positions[row])))
                 for row in process_rows(source.stream.batch)
             ]
-            shape = replace(source.shape, prompt=self.grouping.lengths[name][level])
+            shape = replace(source.shape, prompt=self.buckets.lengths[name][bucket])
             batches[name] = place(self._mesh, collate(examples, shape))
             ids += [e.id for e in examples]
         return batches, ids

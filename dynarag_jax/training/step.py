@@ -22,7 +22,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings, trained_table
 from dynarag_jax.models.lora import LoraConfig, attach, init_adapters
-from dynarag_jax.objectives.terms import Objectives, Scores
+from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.scoring import branch_mask, score
@@ -44,16 +44,16 @@ class State:
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamLoss:
     """How one stream enters the loss."""
 
     objectives: Objectives
     weight: float = 1.0
 
 
-def term_inputs(
+def loss_inputs(
     cfg: DecoderConfig, params: Params, batch: Batch, grammar: Grammar, objectives: Objectives
-) -> Scores:
+) -> LossInputs:
     """Run the model over a batch and gather what the active objectives read."""
     scores = score(
         cfg,
@@ -64,20 +64,20 @@ def term_inputs(
         ids=bool(objectives.reads("ids")),
     )
     return _masks(batch)._replace(
-        free_logps=scores.free,
-        policy_logps=scores.policy,
+        unconstrained_logps=scores.unconstrained,
+        constrained_logps=scores.constrained,
         prompt_logps=scores.prompt,
         id_scores=scores.ids,
     )
 
 
-def _masks(batch: Batch) -> Scores:
+def _masks(batch: Batch) -> LossInputs:
     """The part of the scores that no model is needed for; the others zero."""
     p = batch.trunk.shape[-1]
     zeros = jnp.zeros(batch.branches.shape, jnp.float32)
-    return Scores(
-        free_logps=zeros,
-        policy_logps=zeros,
+    return LossInputs(
+        unconstrained_logps=zeros,
+        constrained_logps=zeros,
         token_mask=branch_mask(batch),
         supervised=batch.supervised,
         preferred=batch.preferred,
@@ -99,7 +99,7 @@ def loss_and_figures(
     batches: Mapping[str, Batch],
     whole: Mapping[str, Batch],
     grammar: Grammar,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, StreamLoss],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted loss of (micro)batches, each term over the count of the ``whole`` batch.
 
@@ -108,7 +108,7 @@ def loss_and_figures(
     """
     loss, figures = jnp.zeros((), jnp.float32), {}
     for name, part in parts.items():
-        scores = term_inputs(cfg, params, batches[name], grammar, part.objectives)
+        scores = loss_inputs(cfg, params, batches[name], grammar, part.objectives)
         for key, term in part.objectives.active().items():
             value = term(scores)
             count = jnp.maximum(term(_masks(whole[name])).count, 1)
@@ -209,7 +209,8 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             raise InputError(
                 f"{name}: listwise supervision scores ids by their first token, but this tokenizer "
                 f"begins [{tokens.index(token) + 1}] and [{i + 1}] with the same one; show fewer "
-                f"passages, take another tokenizer, or set the listwise weight to 0"
+                f"passages, take another tokenizer, or set the weights of 'list_mle' and its "
+                f"like to 0"
             )
 
 
@@ -253,7 +254,7 @@ def make_step(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     grammar: Grammar,
-    parts: Mapping[str, Part],
+    parts: Mapping[str, StreamLoss],
     accumulate: int = 1,
     adapting: Adapting | None = None,
     seed: int = 0,

@@ -30,7 +30,7 @@ from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import Adapting, Part, init_state, make_step
+from dynarag_jax.training.step import Adapting, StreamLoss, init_state, make_step
 
 LLAMA = DecoderConfig(
     vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, dtype="float32"
@@ -144,7 +144,7 @@ def test_only_adapters_are_trained_and_dpo_starts_at_log_2(accumulate):
     optimizer = optax.adam(1e-2)
     reference = make_scorer(LLAMA, mesh, grammar)(params, arrays())
     batch = arrays()._replace(reference=np.asarray(reference))
-    part = Part(Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0)))
+    part = StreamLoss(Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0)))
     step = make_step(
         LLAMA, mesh, optimizer, grammar, {"lists": part}, accumulate,
         Adapting(lora, jax.device_put(params, param_shardings(LLAMA, mesh))),

@@ -21,12 +21,12 @@ from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.exports import Start, restore_trained, save_trained
-from dynarag_jax.training.step import Adapting, Part, init_state, make_step
+from dynarag_jax.training.step import Adapting, StreamLoss, init_state, make_step
 from tests.models.test_lora import LLAMA, SPELLING, arrays
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("query", "output", "down"))
 GRAMMAR = build_grammar(SPELLING)
-DPO = {"lists": Part(Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0)))}
+DPO = {"lists": StreamLoss(Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0)))}
 SGD = optax.sgd(5.0)
 
 

@@ -14,7 +14,7 @@ import pytest
 import rax
 
 from dynarag_jax.errors import MissingExtra
-from dynarag_jax.objectives.listwise import lambda_loss, list_mle, rank_net, softmax
+from dynarag_jax.objectives.listwise import lambda_loss, list_mle, list_net, rank_net
 
 
 @jax.jit
@@ -138,7 +138,7 @@ def cases(seed=2):
 
 
 LOSSES = {
-    "softmax": softmax,
+    "list_net": list_net,
     "rank_net": rank_net,
     "rank_net by rank": lambda s, r, *, where: rank_net(s, r, where=where, by_rank=True),
     "lambda_loss": lambda_loss,
@@ -160,7 +160,7 @@ def rax_says(name, scores, relevance, where):
     if not where.any():
         return 0.0
     scores, relevance = jnp.asarray(scores[where]), jnp.asarray(relevance[where])
-    if name == "softmax":
+    if name == "list_net":
         total = max(float(relevance.sum()), 1e-9)
         return float(rax.softmax_loss(scores, relevance / total, reduce_fn=None))
     if name == "rank_net":
@@ -170,7 +170,7 @@ def rax_says(name, scores, relevance, where):
     return float(pairs) / len(scores)
 
 
-@pytest.mark.parametrize("name", ["softmax", "rank_net", "lambda_loss", "lambda_loss of DCG"])
+@pytest.mark.parametrize("name", ["list_net", "rank_net", "lambda_loss", "lambda_loss of DCG"])
 def test_equals_rax_on_the_shown_ids_alone(name):
     scores, relevance, where = cases()
     value, _ = value_and_gradient(LOSSES[name], scores, relevance, where)

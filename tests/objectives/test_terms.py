@@ -18,14 +18,14 @@ from dynarag_jax.objectives.terms import (
     LambdaLoss,
     LipoLambda,
     ListMle,
-    ListSoftmax,
+    ListNet,
+    LossInputs,
     Objectives,
     PlackettLuce,
     PromptNll,
     RankNet,
     Rloo,
     RobustDpo,
-    Scores,
     SimPo,
     Term,
     TokenNll,
@@ -39,9 +39,9 @@ def make_scores(seed=0):
     lengths = np.array([[3, 2], [1, 0], [2, 3], [0, 0]])
     relevance = np.zeros((B, I), np.float32)
     relevance[0, [3, 1]] = [2, 1]
-    return Scores(
-        free_logps=jnp.asarray(-rng.uniform(0.1, 3, (B, N, R))),
-        policy_logps=jnp.asarray(-rng.uniform(0.1, 3, (B, N, R))),
+    return LossInputs(
+        unconstrained_logps=jnp.asarray(-rng.uniform(0.1, 3, (B, N, R))),
+        constrained_logps=jnp.asarray(-rng.uniform(0.1, 3, (B, N, R))),
         token_mask=jnp.arange(R) < lengths[..., None],
         supervised=jnp.array([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0], [1.0, 1.0]]),
         preferred=jnp.array([True, False, True, False]),
@@ -60,7 +60,7 @@ def make_scores(seed=0):
 def test_token_nll_weighs_branches_and_divides_by_their_tokens():
     scores = make_scores()
     value = jax.jit(TokenNll())(scores)
-    free = np.asarray(scores.free_logps)
+    free = np.asarray(scores.unconstrained_logps)
     assert value.total == pytest.approx(-free[0, 0].sum() - 0.5 * free[1, 0, 0], rel=1e-5)
     assert value.count == pytest.approx(3 + 0.5)
 
@@ -88,7 +88,7 @@ def test_listwise_counts_supervised_rows_that_rank_something():
 def test_dpo_counts_preferred_rows_and_reports_their_figures():
     scores = make_scores()
     value = jax.jit(Dpo(beta=0.5, chosen_nll=0.3))(scores)
-    mask, logps = np.asarray(scores.token_mask), np.asarray(scores.policy_logps)
+    mask, logps = np.asarray(scores.token_mask), np.asarray(scores.constrained_logps)
     sums = np.where(mask, logps, 0).sum(-1)
     rewards = 0.5 * (sums - np.where(mask, scores.reference, 0).sum(-1))
     total, accuracy = 0.0, 0
@@ -107,13 +107,13 @@ def test_dpo_counts_preferred_rows_and_reports_their_figures():
 
 def test_rows_outside_the_grammar_do_not_touch_dpo_on_the_others():
     scores = make_scores()
-    spoiled = scores._replace(policy_logps=scores.policy_logps.at[1].set(-jnp.inf))
+    spoiled = scores._replace(constrained_logps=scores.constrained_logps.at[1].set(-jnp.inf))
 
     def total(free, scores):
-        return Dpo(weight=1.0)(scores._replace(policy_logps=free)).total
+        return Dpo(weight=1.0)(scores._replace(constrained_logps=free)).total
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(spoiled.policy_logps, spoiled)
-    assert value == pytest.approx(float(jax.jit(total)(scores.policy_logps, scores)))
+    value, gradient = jax.jit(jax.value_and_grad(total))(spoiled.constrained_logps, spoiled)
+    assert value == pytest.approx(float(jax.jit(total)(scores.constrained_logps, scores)))
     assert np.isfinite(gradient).all()
     assert not np.asarray(gradient)[1].any()
 
@@ -124,7 +124,7 @@ def test_rloo_weighs_branches_by_their_samples_and_counts_groups():
     mask = np.asarray(scores.token_mask)
     logps, behavior, reference = (
         np.where(mask, x, 0).sum(-1)
-        for x in (scores.policy_logps, scores.behavior, scores.reference)
+        for x in (scores.constrained_logps, scores.behavior, scores.reference)
     )
     rewards = np.asarray(scores.rewards) - 0.5 * (behavior - reference)
     total = 0.0
@@ -144,7 +144,8 @@ def test_grpo_clips_tokens_and_pulls_toward_the_reference():
     scores = make_scores()
     mask = np.asarray(scores.token_mask)
     logps, behavior, reference = (
-        np.asarray(x, np.float64) for x in (scores.policy_logps, scores.behavior, scores.reference)
+        np.asarray(x, np.float64)
+        for x in (scores.constrained_logps, scores.behavior, scores.reference)
     )
     kl = np.exp(reference - logps) - (reference - logps) - 1
     ratio = np.exp(logps - behavior)
@@ -170,7 +171,7 @@ def test_grpo_clips_tokens_and_pulls_toward_the_reference():
 
 
 TERMS = [
-    TokenNll(), PromptNll(), ListMle(), ListSoftmax(), RankNet(), LambdaLoss(),
+    TokenNll(), PromptNll(), ListMle(), ListNet(), RankNet(), LambdaLoss(),
     Dpo(chosen_nll=1.0), Dpo(label_smoothing=0.1, length_normalized=True), RobustDpo(), Hinge(),
     Ipo(), SimPo(), PlackettLuce(), LipoLambda(), Rloo(kl=0.1), Grpo(kl=0.1),
     Grpo(normalize="tokens"), Grpo(ratio="sequence", normalize="none", scale=False),
@@ -181,7 +182,9 @@ GRADIENTS = {
     id(term): jax.jit(
         jax.grad(
             lambda logps, scores, term=term: (
-                term(scores._replace(free_logps=logps[0], policy_logps=logps[1])).total
+                term(
+                    scores._replace(unconstrained_logps=logps[0], constrained_logps=logps[1])
+                ).total
             )
         )
     )
@@ -220,8 +223,8 @@ def test_padding_masked_rows_and_their_order_change_nothing(term, seed, order):
     padding = ~scores.token_mask
     assert scores.id_scores is not None and scores.prompt_logps is not None
     other = scores._replace(
-        free_logps=changed_where(padding, scores.free_logps, rng),
-        policy_logps=changed_where(padding, scores.policy_logps, rng),
+        unconstrained_logps=changed_where(padding, scores.unconstrained_logps, rng),
+        constrained_logps=changed_where(padding, scores.constrained_logps, rng),
         reference=changed_where(padding, scores.reference, rng),
         behavior=changed_where(padding, scores.behavior, rng),
         prompt_logps=changed_where(~scores.prompt_mask, scores.prompt_logps, rng),
@@ -232,7 +235,7 @@ def test_padding_masked_rows_and_their_order_change_nothing(term, seed, order):
     again = JITTED[id(term)](other)
     np.testing.assert_allclose(value.total, again.total, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(value.count, again.count, rtol=1e-5)
-    logps = jnp.stack([other.free_logps, other.policy_logps])
+    logps = jnp.stack([other.unconstrained_logps, other.constrained_logps])
     gradient = np.asarray(GRADIENTS[id(term)](logps, other))
     assert np.isfinite(gradient).all()
     assert not gradient[:, np.asarray(~other.token_mask)].any()
@@ -294,8 +297,8 @@ def test_terms_say_what_they_read():
 
 def test_only_terms_of_nonzero_weight_are_active():
     assert set(Objectives().active()) == {"nll"}
-    chosen = Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0), listwise=ListMle(weight=0.1))
-    assert set(chosen.active()) == {"listwise", "dpo"}
+    chosen = Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0), list_mle=ListMle(weight=0.1))
+    assert set(chosen.active()) == {"list_mle", "dpo"}
 
 
 def test_a_term_without_a_formula_says_so():

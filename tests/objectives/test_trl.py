@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dynarag_jax.exchange.decoders import load_decoder
-from dynarag_jax.objectives.scores import Scores
+from dynarag_jax.objectives.scores import LossInputs
 from dynarag_jax.objectives.terms import (
     Dpo,
     Grpo,
@@ -33,9 +33,9 @@ from dynarag_jax.objectives.terms import (
     SimPo,
     Term,
 )
-from dynarag_jax.policy.batches import Example, Shape, collate
+from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
-from dynarag_jax.training.step import term_inputs
+from dynarag_jax.training.step import loss_inputs
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 BETA = 0.3
@@ -111,19 +111,19 @@ def given(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ours, np.where(where, ours + rng.normal(scale=0.7, size=ours.shape), 0), where
 
 
-def as_scores(logps: Any, reference: Any, where: Any, **more: Any) -> Scores:
-    """Scores as a term sees them; what no preference reads is empty."""
+def as_scores(logps: Any, reference: Any, where: Any, **more: Any) -> LossInputs:
+    """Inputs as a term sees them; what no preference reads is empty."""
     rows, n = logps.shape[:2]
     nothing = jnp.zeros((rows, 1))
     values: dict[str, Any] = {
-        "free_logps": logps, "policy_logps": logps, "token_mask": where,
+        "unconstrained_logps": logps, "constrained_logps": logps, "token_mask": where,
         "supervised": jnp.zeros((rows, n)), "preferred": jnp.ones(rows, bool),
         "reference": reference, "behavior": jnp.zeros(logps.shape),
         "rewards": jnp.zeros((rows, n)), "counts": jnp.zeros((rows, n)),
         "prompt_logps": None, "prompt_mask": nothing > 0, "id_scores": None,
         "relevance": nothing, "shown": nothing > 0,
     }  # fmt: skip
-    return Scores(**(values | more))
+    return LossInputs(**(values | more))
 
 
 def theirs_on(trainer: Any, logps: np.ndarray, reference: np.ndarray, where: np.ndarray) -> Any:
@@ -230,7 +230,7 @@ BRANCHES = (
     ([21, 22, 60], [21, 23, 60]),
 )
 # Room for three branches: pairs and groups then share what is compiled.
-SHAPE = Shape(prompt=8, branches=3, branch=6, ids=6)
+SHAPE = BatchShape(prompt=8, branches=3, branch=6, ids=6)
 SPELLING = Spelling(
     opening=(50,), ids=tuple((i,) for i in range(40, 46)), between=(51, 50), closing=(51,),
     none=(52,), end=60,
@@ -266,8 +266,8 @@ def ours(trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def logps(params: Any, batch: Any) -> Any:
         """The training step's forward: answers, whose log-probabilities are TRL's."""
-        scores = term_inputs(cfg, params, batch, GRAMMAR, Objectives())
-        return jnp.where(scores.token_mask, scores.policy_logps, 0.0)
+        scores = loss_inputs(cfg, params, batch, GRAMMAR, Objectives())
+        return jnp.where(scores.token_mask, scores.constrained_logps, 0.0)
 
     def pull(params: Any, batch: Any, cotangent: Any) -> Any:
         return jax.vjp(lambda p: logps(p, batch), params)[1](cotangent)[0]

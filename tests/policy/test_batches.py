@@ -12,8 +12,8 @@ from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.policy.batches import (
     Batch,
+    BatchShape,
     Example,
-    Shape,
     collate,
     place,
     process_rows,
@@ -21,7 +21,7 @@ from dynarag_jax.policy.batches import (
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.order import Order
 
-SHAPE = Shape(prompt=5, branches=2, branch=4, ids=3)
+SHAPE = BatchShape(prompt=5, branches=2, branch=4, ids=3)
 
 
 def test_examples_are_padded_on_the_right_with_their_lengths():

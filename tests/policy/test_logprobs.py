@@ -57,7 +57,7 @@ def probabilities(params):
         grammar = build_grammar(SPELLING)
         return token_logps(
             CFG, params, hidden, tokens, grammar, jnp.array([True]), jnp.array([3])
-        ).policy
+        ).constrained
 
     return np.exp(np.where(real, np.asarray(run(params, tokens), np.float64)[0], 0.0).sum(-1))
 
@@ -121,16 +121,16 @@ def test_free_is_over_the_vocabulary_and_policy_over_what_is_allowed(params):
     scores = hidden @ np.asarray(params["embedding"]).T
     rows = np.arange(8)
     np.testing.assert_allclose(
-        out.free[:, 0], log_softmax(scores)[:, 0, rows, tokens[0, 0]], atol=1e-5
+        out.unconstrained[:, 0], log_softmax(scores)[:, 0, rows, tokens[0, 0]], atol=1e-5
     )
     # The second row is an answer: nothing constrains it.
-    np.testing.assert_array_equal(out.policy[1], out.free[1])
+    np.testing.assert_array_equal(out.constrained[1], out.unconstrained[1])
     # [3], [1] is 10, 2, 20, 21, 1, 20, 31: what stands beside each token by hand.
     beside = [[10, 30], [1, 2], [20], [21, 31], [1], [2, 20], [21, 31]]
     for place, choices in enumerate(beside):
         among = log_softmax(scores[0, 0, place, choices])
         expected = among[choices.index(tokens[0, 0, place])]
-        assert out.policy[0, 0, place] == pytest.approx(expected, abs=1e-5)
+        assert out.constrained[0, 0, place] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_forbidden_token_has_probability_zero_and_leaves_gradients_finite(params):
@@ -146,7 +146,7 @@ def test_a_forbidden_token_has_probability_zero_and_leaves_gradients_finite(para
             CFG, params, random_hidden(2, 2, 8), tokens, build_grammar(SPELLING),
             jnp.array([True, True]), jnp.array([3, 2]),
         )  # fmt: skip
-        logps = jnp.where(real, out.policy, 0.0).sum(-1)
+        logps = jnp.where(real, out.constrained, 0.0).sum(-1)
         return jnp.where(jnp.isfinite(logps), logps, 0.0).sum(), logps
 
     (_, logps), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -165,7 +165,7 @@ def test_projection_in_chunks_equals_the_whole_with_gradients(params, monkeypatc
         out = token_logps(
             CFG, params, hidden, tokens, build_grammar(SPELLING), jnp.array([True]), jnp.array([3])
         )
-        return jnp.where(real, out.free + 2 * out.policy, 0.0).sum(), out
+        return jnp.where(real, out.unconstrained + 2 * out.constrained, 0.0).sum(), out
 
     whole = jax.jit(jax.value_and_grad(lambda h: total(h), has_aux=True))(hidden)
     monkeypatch.setattr(logprobs, "WHOLE", 0)

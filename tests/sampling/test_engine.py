@@ -103,8 +103,12 @@ def test_log_probabilities_are_the_training_forwards(params, found):
         )  # fmt: skip
         for i, branch in enumerate(sampled.branches):
             n = len(branch)
-            np.testing.assert_allclose(sampled.free_logps[i], logps.free[0, i, :n], atol=1e-4)
-            np.testing.assert_allclose(sampled.token_logps[i], logps.policy[0, i, :n], atol=1e-4)
+            np.testing.assert_allclose(
+                sampled.unconstrained_logps[i], logps.unconstrained[0, i, :n], atol=1e-4
+            )
+            np.testing.assert_allclose(
+                sampled.token_logps[i], logps.constrained[0, i, :n], atol=1e-4
+            )
 
 
 def same(first, second):

@@ -64,7 +64,7 @@ def sampler(sampling, lists=True, mesh=None):
 @jax.jit
 def forward(params, trunk, lengths, tokens, n, is_list):
     _, hidden = decoder.trunk_and_branches(CFG, params, trunk, lengths, tokens)
-    return token_logps(CFG, params, hidden, tokens, GRAMMAR, is_list, n).policy
+    return token_logps(CFG, params, hidden, tokens, GRAMMAR, is_list, n).constrained
 
 
 @pytest.mark.parametrize("lists", [True, False], ids=["lists", "free"])

@@ -53,7 +53,7 @@ def params():
 @jax.jit
 def forward(params, trunk, lengths, tokens, n):
     _, hidden = decoder.trunk_and_branches(CFG, params, trunk, lengths, tokens)
-    return token_logps(CFG, params, hidden, tokens, GRAMMAR, jnp.array([True]), n).policy
+    return token_logps(CFG, params, hidden, tokens, GRAMMAR, jnp.array([True]), n).constrained
 
 
 def log_probabilities(params, n, temperature=1.0):

@@ -23,14 +23,14 @@ from jax.sharding import PartitionSpec
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
-from dynarag_jax.policy.batches import Example, Shape, collate, place
+from dynarag_jax.policy.batches import BatchShape, Example, collate, place
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.loop import fit
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order
-from dynarag_jax.training.step import Part, State, init_state, make_step, state_shardings
+from dynarag_jax.training.step import State, StreamLoss, init_state, make_step, state_shardings
 
 # Orbax leaves coroutines behind when it cannot read a checkpoint.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -51,7 +51,7 @@ def run(directory: Path, steps: int, kill_at: int = 0):
         Example(str(i), rng.integers(0, 30, 6).tolist(), [[*rng.integers(0, 30, i % 4), 31]])
         for i in range(10)
     ]
-    order, shape = Order(len(examples), 0, "lists"), Shape(6, 1, 4, 2)
+    order, shape = Order(len(examples), 0, "lists"), BatchShape(6, 1, 4, 2)
 
     def make(number):
         chosen = [examples[order.at(number * 4 + row)[1]] for row in range(4)]
@@ -67,7 +67,7 @@ def run(directory: Path, steps: int, kill_at: int = 0):
         if kill_at and len(done) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    step = make_step(cfg, mesh, rule, grammar, {"x": Part(Objectives())})
+    step = make_step(cfg, mesh, rule, grammar, {"x": StreamLoss(Objectives())})
     state = fit(
         state, step, make, steps, checkpoints=checkpoints, every=2, log_every=1, on_step=on_step,
         on_figures=lambda number, values: figures.update({number: values["loss"]}),

@@ -16,11 +16,11 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.products import matmul
 from dynarag_jax.objectives.terms import Objectives, PromptNll, TokenNll
 from dynarag_jax.policy import logprobs
-from dynarag_jax.policy.batches import Example, Shape, collate
+from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh, require_host_memory
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
-from dynarag_jax.training.step import Part, init_state, loss_and_figures, make_step
+from dynarag_jax.training.step import StreamLoss, init_state, loss_and_figures, make_step
 
 CFG = DecoderConfig(
     vocab=256, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
@@ -28,7 +28,7 @@ CFG = DecoderConfig(
 GRAMMAR = build_grammar(
     Spelling((10,), tuple((i,) for i in range(1, 7)), (20, 10), (20,), (30,), 31)
 )
-PARTS = {"x": Part(Objectives(nll=TokenNll(1.0), prompt_nll=PromptNll(1.0)))}
+PARTS = {"x": StreamLoss(Objectives(nll=TokenNll(1.0), prompt_nll=PromptNll(1.0)))}
 ROWS, PROMPT, BRANCH = 4, 33, 8
 
 
@@ -42,7 +42,7 @@ def batch():
         )
         for i in range(ROWS)
     ]
-    return {"x": collate(rows, Shape(PROMPT, 1, BRANCH, 6))}
+    return {"x": collate(rows, BatchShape(PROMPT, 1, BRANCH, 6))}
 
 
 def mesh_of(*sizes):

@@ -19,19 +19,19 @@ import pytest
 
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
-from dynarag_jax.policy.batches import Example, Shape, collate, place, process_rows
+from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order
-from dynarag_jax.training.step import Part, init_state, make_step, state_shardings
+from dynarag_jax.training.step import StreamLoss, init_state, make_step, state_shardings
 
 CFG = DecoderConfig(
     vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
 )
 SPELLING = Spelling((10,), tuple((i,) for i in range(1, 7)), (20, 10), (20,), (30,), 31)
-PART = Part(Objectives(nll=TokenNll(weight=1.0), dpo=Dpo(weight=0.5, beta=0.7)))
+PART = StreamLoss(Objectives(nll=TokenNll(weight=1.0), dpo=Dpo(weight=0.5, beta=0.7)))
 ROWS, STEPS = 8, 20
 
 
@@ -66,7 +66,7 @@ def train(mesh, first=0, last=STEPS, directory=None):
         assert state is not None
     assert int(state.step) == first
     step = make_step(CFG, mesh, rule, build_grammar(SPELLING), {"x": PART})
-    data, shape = examples(), Shape(16, 2, SPELLING.longest(6), 6)
+    data, shape = examples(), BatchShape(16, 2, SPELLING.longest(6), 6)
     order, losses = Order(len(data), 0, "x"), []
     for number in range(first, last):
         chosen = [data[order.at(number * ROWS + row)[1]] for row in process_rows(ROWS)]

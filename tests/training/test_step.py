@@ -21,14 +21,14 @@ from dynarag_jax.objectives.terms import (
     PromptNll,
     TokenNll,
 )
-from dynarag_jax.policy.batches import Example, Shape, collate
+from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.meter import batch_figures, reference_kl
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import (
-    Part,
+    StreamLoss,
     _masks,
     init_state,
     loss_and_figures,
@@ -44,14 +44,14 @@ SPELLING = Spelling(
     none=(30,), end=31,
 )  # fmt: skip
 GRAMMAR = build_grammar(SPELLING)
-PART = Part(
+PART = StreamLoss(
     Objectives(
         nll=TokenNll(weight=1.0), prompt_nll=PromptNll(weight=0.2),
-        listwise=ListMle(weight=0.3), dpo=Dpo(weight=0.5, beta=0.7, chosen_nll=0.2),
+        list_mle=ListMle(weight=0.3), dpo=Dpo(weight=0.5, beta=0.7, chosen_nll=0.2),
         plackett_luce=PlackettLuce(weight=0.2), grpo=Grpo(weight=0.4, kl=0.2, normalize="tokens"),
     )
 )  # fmt: skip
-SHAPE = Shape(prompt=10, branches=2, branch=SPELLING.longest(6), ids=6)
+SHAPE = BatchShape(prompt=10, branches=2, branch=SPELLING.longest(6), ids=6)
 
 
 def make_batch(seed=0):
@@ -151,8 +151,8 @@ def test_microbatches_of_unequal_token_counts_train_as_the_whole(weights, on_one
 def test_figures_of_streams_are_what_their_terms_say(weights):
     parts = {
         "lists": PART,
-        "answers": Part(Objectives(prompt_nll=PromptNll(weight=0.1)), weight=0.5),
-        "idle": Part(Objectives(nll=TokenNll(weight=0.0))),
+        "answers": StreamLoss(Objectives(prompt_nll=PromptNll(weight=0.1)), weight=0.5),
+        "idle": StreamLoss(Objectives(nll=TokenNll(weight=0.0))),
     }
     mesh = mesh_of(1, 1, 1)
     step = make_step(CFG, mesh, OPTIMIZER, GRAMMAR, parts)
@@ -230,7 +230,7 @@ def test_scorer_gives_the_policys_log_probability_of_branches(weights):
     assert np.isfinite(one).all()
     # The scores are those that DPO sees: with them as reference, its loss is log 2.
     batch = batch._replace(reference=np.asarray(one))
-    dpo = {"x": Part(Objectives(nll=TokenNll(0.0), dpo=Dpo(weight=1.0)))}
+    dpo = {"x": StreamLoss(Objectives(nll=TokenNll(0.0), dpo=Dpo(weight=1.0)))}
     loss, _ = jax.jit(lambda p: loss_and_figures(CFG, p, {"x": batch}, {"x": batch}, GRAMMAR, dpo))(
         weights
     )
@@ -247,7 +247,7 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32(weights):
     )
     runs = {}
     for accumulate in (1, 8):
-        mesh, parts = mesh_of(1, 1, 1), {"mixed": Part(Objectives())}
+        mesh, parts = mesh_of(1, 1, 1), {"mixed": StreamLoss(Objectives())}
         step = make_step(cfg, mesh, rule, GRAMMAR, parts, accumulate)
         _, figures = step(init_state(cfg, mesh, rule, half), {"mixed": make_batch()})
         runs[accumulate] = float(figures["gradient_norm"])
@@ -276,7 +276,7 @@ def test_listwise_supervision_needs_ids_of_distinct_first_tokens():
 
 def test_an_update_that_is_not_finite_is_left_out_on_every_device_and_training_goes_on(weights):
     mesh = mesh_of(2, 1, 1)
-    part = {"mixed": Part(Objectives(nll=TokenNll(weight=1.0)))}
+    part = {"mixed": StreamLoss(Objectives(nll=TokenNll(weight=1.0)))}
     step = make_step(CFG, mesh, OPTIMIZER, GRAMMAR, part, skip_nonfinite=True)
     good, bad = make_batch(0), make_batch(1)
     bad.supervised[0, 0] = np.inf
@@ -313,7 +313,7 @@ def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
     mask = np.arange(4) < np.array([[4, 2], [3, 0], [1, 4]])[..., None]
     batch = make_batch()
     scores = _masks(batch)._replace(
-        policy_logps=policy, reference=reference, token_mask=mask,
+        constrained_logps=policy, reference=reference, token_mask=mask,
         preferred=np.array([True, True, False]),
     )  # fmt: skip
     # By hand: the first row has two branches, the second one, and the third was not sampled.

@@ -78,8 +78,9 @@ def main() -> None:
     from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
     from dynarag_jax.models import decoder
     from dynarag_jax.models.decoder import DecoderConfig, count_parameters
-    from dynarag_jax.sampling.engine import Engine, EngineConfig, Request
+    from dynarag_jax.sampling.engine import Engine
     from dynarag_jax.sampling.pool import slot_bytes, trunk_bytes
+    from dynarag_jax.sampling.requests import EngineConfig, Request
     from dynarag_jax.sharding import make_mesh
 
     heads = max(2, options.width // 64)

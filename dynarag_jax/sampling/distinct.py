@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.sampling.engine import Request, request_key
+from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.search import Found
 from dynarag_jax.sharding import named, require_divisible
 
@@ -51,10 +51,6 @@ class Distinct:
     def weights(self) -> tuple[float, ...]:
         """The weight of each branch in an unbiased estimate of an expectation under the policy."""
         return tuple(importance_weights(self.logps, self.drawn, self.threshold).tolist())
-
-    def proven(self) -> bool:
-        """Of beam search: whether the first branch is the most probable of all that exist."""
-        return bool(self.scores) and self.scores[0] >= self.threshold
 
 
 def importance_weights(target: Any, drawn: Any, threshold: Any) -> np.ndarray:

@@ -137,7 +137,6 @@ class Pool:
             BranchCache((branch,) * layers, (branch,) * layers),
             self._rows,  # type: ignore[arg-type] - a prefix of the tree
         )
-        self._stacked = named(mesh, ("layers", "batch", "kv_heads", None, None))
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     def reset(self) -> None:

@@ -23,8 +23,8 @@ from dynarag_jax.prompts import (
 )
 from dynarag_jax.records import Question
 from dynarag_jax.replies import Reply
-from dynarag_jax.sampling.engine import request_key
-from dynarag_jax.sampling.rollouts import Draft, Reject
+from dynarag_jax.sampling.list_sources import Draft, Reject
+from dynarag_jax.sampling.requests import request_key
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 

@@ -8,7 +8,8 @@ merged instead: windows of the lists' heads, whose best are taken until the budg
 
 A reranker that knows the right order gets the right list from any window, stride and budget. One
 that does not still gives a list without repeats, over positions of the whole candidate list (never
-of a window), after a number of calls that ``most_calls`` bounds.
+of a window), after a bounded number of calls: rounds halve the survivors, and a merge removes a
+passage a call.
 
 ``plan`` is a generator: it yields windows and is sent what the reranker wrote for each, so that
 ``run_plans`` can put the windows of many questions into one batch. No model is known here.
@@ -81,14 +82,6 @@ def cover(positions: Sequence[int], window: int, stride: int) -> list[Positions]
     gaps = -(-spare // stride)
     starts = [spare * i // gaps for i in range(gaps + 1)]
     return [tuple(positions[s : s + window]) for s in starts]
-
-
-def most_calls(n: int, windows: Windows) -> int:
-    """A bound on the windows read for ``n`` candidates whose prompts show all of a window."""
-    stride = windows.stride or windows.window
-    # Rounds halve the survivors; a merge removes a passage a call, on each of its levels.
-    first = -(-n // stride) + 1
-    return 2 * first + n.bit_length() + n * (first.bit_length() + 1)
 
 
 def plan(n: int, windows: Windows) -> Plan:

@@ -21,8 +21,9 @@ from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.distinct import find
-from dynarag_jax.sampling.engine import Engine, EngineConfig, Request, Sampled
+from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import free_bytes, local_part
+from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import Found, make_search
 from dynarag_jax.sharding import batch_shards

@@ -26,7 +26,7 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, read_questions
 from dynarag_jax.retrieval.relevance import load_scorer
-from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages.common.scores import score_once
 

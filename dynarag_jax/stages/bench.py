@@ -43,7 +43,7 @@ from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, read_questions
 from dynarag_jax.retrieval.relevance import load_scorer
-from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows

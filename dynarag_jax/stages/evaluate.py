@@ -35,7 +35,7 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, read_questions, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer

@@ -20,7 +20,8 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, Rollout, read_questions, read_rollouts, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.sampling.rollouts import with_answers, with_behavior, with_reference
+from dynarag_jax.sampling.answer_scoring import with_answers
+from dynarag_jax.sampling.rescoring import with_logps
 from dynarag_jax.sampling.writer import Writer
 
 
@@ -101,9 +102,9 @@ def run(context: Context, stage: Reference) -> None:
         for first in range(0, len(todo), group):
             some = [q for q, _ in todo[first : first + group]]
             scored = [r for _, r in todo[first : first + group]]
-            scored = with_reference(reference, some, scored, branches)
+            scored = with_logps(reference, some, scored, branches, "reference")
             if stage.policy:
-                scored = with_behavior(sampler, some, scored, branches)
+                scored = with_logps(sampler, some, scored, branches, "behavior")
             if stage.answers:
                 scored = with_answers(reference, some, scored, branches, stage.reward)
             for rollout in scored:

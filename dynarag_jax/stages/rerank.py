@@ -24,7 +24,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json, read_questions
-from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows

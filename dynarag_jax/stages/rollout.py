@@ -33,8 +33,9 @@ from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
-from dynarag_jax.sampling.engine import EngineConfig
-from dynarag_jax.sampling.rollouts import Reject, Source, own_lists, roll_out
+from dynarag_jax.sampling.list_sources import ListSource, Reject, policy_lists
+from dynarag_jax.sampling.requests import EngineConfig
+from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.sampling.writer import Writer
@@ -185,10 +186,10 @@ def questions_of(
     return usable, rejects
 
 
-def source_of(stage: SampleRollouts, writer: Writer, questions: Sequence[Question]) -> Source:
+def source_of(stage: SampleRollouts, writer: Writer, questions: Sequence[Question]) -> ListSource:
     """Where the lists come from."""
     if not stage.server.url:
-        return own_lists(writer, questions, stage.sampling, stage.samples)
+        return policy_lists(writer, questions, stage.sampling, stage.samples)
     key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
     return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
 

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.batches import Batch, BatchShape, Example, collate, place, process_rows
-from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
+from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import Rows, step_work
 from dynarag_jax.training.order import Mixture, MixtureItem
 

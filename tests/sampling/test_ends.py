@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.sampling.engine import Request
+from dynarag_jax.sampling.requests import Request
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.writer import Writer
 

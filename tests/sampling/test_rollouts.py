@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 from dynarag_jax.config import Mesh, Run
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.sampling.engine import EngineConfig
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.stages.rollout import SampleRollouts
 
 run = Run(directory={directory!r}, mesh=Mesh({mesh}), cpu_devices={devices})

@@ -17,7 +17,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import TEMPLATE_SETTINGS
 from dynarag_jax.records import Rollout
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.sampling.rollouts import Reject, roll_out
+from dynarag_jax.sampling.list_sources import Reject
+from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.sampling.writer import Writer

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.sampling.windows import Seen, Windows, cover, most_calls, plan, run_plans
+from dynarag_jax.sampling.windows import Seen, Windows, cover, plan, run_plans
+
+
+def most_calls(n: int, windows: Windows) -> int:
+    """A bound on the windows read for ``n`` candidates whose prompts show all of a window."""
+    stride = windows.stride or windows.window
+    # Rounds halve the survivors; a merge removes a passage a call, on each of its levels.
+    first = -(-n // stride) + 1
+    return 2 * first + n.bit_length() + n * (first.bit_length() + 1)
 
 
 def drive(n, windows, rerank):

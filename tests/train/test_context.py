@@ -253,7 +253,7 @@ def test_a_run_directory_needs_a_free_place(place):
 
 def test_fields_that_change_nothing_of_the_result_leave_a_stage_standing(place):
     from dynarag_jax.launch.manifests import plain, significant
-    from dynarag_jax.sampling.engine import EngineConfig
+    from dynarag_jax.sampling.requests import EngineConfig
     from dynarag_jax.stages import Evaluate, SampleRollouts, Sft
 
     # Results are equal whatever these are: tests of training and of the engine show it.

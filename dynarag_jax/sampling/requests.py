@@ -1,0 +1,121 @@
+"""What goes into the sampling engine and what comes out: its configuration, requests, results."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.sampling.choice import Sampling
+
+STOPS = 8
+"""Tokens that may end a request's branches, at most."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the sampling engine uses memory and time; results do not depend on it."""
+
+    cache_gib: float = 0.0
+    """memory for caches over all devices of a run; 0 takes what is free. Fewer prompts than asked
+    for are in flight where they do not fit, and a request that never fits is refused by name"""
+    chunk: int = 256
+    """tokens of a prompt computed at a time"""
+    refill: float = 0.25
+    """share of the slots that must be free before waiting prompts enter"""
+    turn: int = 64
+    """tokens decoded at most before finished results are handed out"""
+    share: int = 64
+    """a prompt that begins with this many tokens of one in flight takes them from its cache;
+    0 computes every prompt whole"""
+
+    def __post_init__(self) -> None:
+        if self.cache_gib < 0:
+            raise InputError(f"engine: cache_gib = {self.cache_gib} must not be negative")
+        if not 0 < self.refill <= 1:
+            raise InputError(f"engine: refill = {self.refill} must lie in (0, 1]")
+        for name in ("chunk", "turn"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine: {name} = {getattr(self, name)} must be positive")
+        if self.share < 0:
+            raise InputError(f"engine: share = {self.share} must not be negative")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue.
+
+    Attributes:
+      id: names the request, and with the seed decides its random numbers.
+      key: decides them in place of the id, where it is not empty.
+      prompt: tokens.
+      shown: ids the grammar may use; None samples without the grammar.
+      branches: continuations; 0 is as many as the engine has.
+      sampling: how tokens are chosen.
+      stops: tokens that end a branch, ``STOPS`` at most.
+      max_tokens: the most tokens a branch takes, its end included; 0 is the engine's.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    shown: int | None = None
+    branches: int = 0
+    sampling: Sampling = Sampling()
+    stops: tuple[int, ...] = ()
+    max_tokens: int = 0
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What became of a request.
+
+    Attributes:
+      id: the request's.
+      branches: tokens without padding, the end included.
+      finished: whether each branch reached an end.
+      token_logps: of each token, at temperature 1, under the grammar where there is one.
+      unconstrained_logps: of each token, over the whole vocabulary.
+      refused: why there is no result; empty where there is one.
+    """
+
+    id: str
+    branches: tuple[tuple[int, ...], ...] = ()
+    finished: tuple[bool, ...] = ()
+    token_logps: tuple[tuple[float, ...], ...] = ()
+    unconstrained_logps: tuple[tuple[float, ...], ...] = ()
+    refused: str = ""
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """Of whole branches, under the grammar where there is one."""
+        return tuple(float(np.asarray(x, np.float32).sum()) for x in self.token_logps)
+
+
+@dataclass
+class EngineCounts:
+    """What an engine has done so far in this process."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    """of the prompts, each counted once"""
+    shared_tokens: int = 0
+    """of these, taken from another prompt's cache"""
+    branch_prompt_tokens: int = 0
+    """prompt tokens that computing each branch by itself would have taken"""
+    tokens: int = 0
+    """written by branches"""
+
+    @property
+    def saved(self) -> float:
+        """Share of the prompt computation that branches by themselves would have taken."""
+        computed = self.prompt_tokens - self.shared_tokens
+        return 1 - computed / max(self.branch_prompt_tokens, 1)
+
+
+def request_key(seed: int, request_id: str) -> int:
+    """A 32-bit number for a request's random key, from the seed and the id alone."""
+    return zlib.crc32(f"{seed}/{request_id}".encode())

@@ -1,0 +1,84 @@
+"""Log-probabilities of rollouts that stand: under the policy that sampled, or under a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
+from dynarag_jax.files import fingerprint
+from dynarag_jax.records import Question, Rollout, valid_list
+from dynarag_jax.sampling.writer import Writer
+
+
+def _list_logps(
+    writer: Writer, questions: Sequence[Question], rollouts: Sequence[Rollout], branches: int
+) -> list[list[tuple[float, ...]]]:
+    """Log-probabilities by token of every rollout's lists.
+
+    Raises:
+      InputError: a list cannot be written over this model's prompt.
+    """
+    longest = writer.prompts.max_list
+    for question, rollout in zip(questions, rollouts, strict=True):
+        shown = writer.maker.rerank_prompt(question).shown
+        for t in rollout.trajectories:
+            wrong = valid_list(t.list, shown)
+            if not wrong and len(t.list) > longest:
+                wrong = f"is longer than prompts.max_list = {longest}"
+            if wrong:
+                raise InputError(
+                    f"question '{question.id}': the list {list(t.list)} {wrong}; the prompt shows "
+                    f"{shown} passages: take the prompts it was sampled with"
+                )
+    return writer.logps(questions, [[t.list for t in r.trajectories] for r in rollouts], branches)
+
+
+def stamped(writer: Writer, question: Question, rollout: Rollout) -> Rollout:
+    """The rollout with what its log-probabilities depend on: the tokenizer and the prompt."""
+    prompt = writer.maker.rerank_prompt(question)
+    return replace(
+        rollout,
+        shown=prompt.shown,
+        tokenizer=tokenizer_fingerprint(writer.policy.tokenizer),
+        prompt=fingerprint(list(prompt.tokens)),
+    )
+
+
+def with_logps(
+    writer: Writer,
+    questions: Sequence[Question],
+    rollouts: Sequence[Rollout],
+    branches: int,
+    role: Literal["behavior", "reference"],
+) -> list[Rollout]:
+    """Rollouts with log-probabilities by token of their lists, by the training forward.
+
+    Args:
+      writer: the model that computes them.
+      questions: in the order of ``rollouts``.
+      branches: the most distinct lists of one rollout.
+      role: what the model is to the rollouts: the policy that sampled them, or the reference.
+
+    Raises:
+      InputError: a list cannot be written over this model's prompt.
+    """
+    logps = _list_logps(writer, questions, rollouts, branches)
+    name, total, tokens = {
+        "behavior": ("policy", "logp", "logps"),
+        "reference": ("reference", "reference_logp", "reference_logps"),
+    }[role]
+    return [
+        replace(
+            stamped(writer, question, rollout),
+            **{name: writer.policy.fingerprint},
+            trajectories=tuple(
+                replace(t, **{total: math.fsum(x), tokens: x})
+                for t, x in zip(rollout.trajectories, each, strict=True)
+            ),
+        )
+        for question, rollout, each in zip(questions, rollouts, logps, strict=True)
+    ]

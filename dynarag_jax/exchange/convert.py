@@ -31,7 +31,7 @@ from dynarag_jax.files import PathLike
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
-from dynarag_jax.models.lora import attach, merge
+from dynarag_jax.models.lora import attach, merge_layers, whole
 from dynarag_jax.sharding import make_mesh
 
 
@@ -110,9 +110,7 @@ def convert(
         lora, adapters = load_adapters(
             stage.adapters, cfg, lambda lora: param_shardings(cfg, mesh, lora)
         )
-        merged = jax.jit(lambda p, a: merge(lora, p, a), out_shardings=param_shardings(cfg, mesh))(
-            params, adapters
-        )
+        merged = merge_layers(lora, params, adapters)
         adapted = attach(cfg, lora, params, adapters)
     if not stage.target:
         return None
@@ -208,6 +206,7 @@ def _logits(cfg: DecoderConfig, params: Params, mesh: Mesh) -> np.ndarray:
     lengths = jnp.array([tokens.shape[1]])
 
     def run(params: Params) -> jax.Array:
+        params = whole(params)
         hidden, _ = decoder.prefill(cfg, params, jnp.asarray(tokens, jnp.int32), lengths)
         return decoder.logits(cfg, params, hidden)
 

@@ -20,6 +20,7 @@ from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.safetensors import FLOATS, STORED, Tensors, header_bytes
 from dynarag_jax.files import write_json
+from dynarag_jax.models.lora import MergedMatrix
 
 # ---------------------------------------------------------------------------- onto the mesh
 
@@ -110,10 +111,13 @@ def _putter(sharding: Sharding, transposed: bool) -> Callable[..., jax.Array]:
 
 @functools.lru_cache(maxsize=64)
 def _taker(place: Sharding | None, inputs: int | None) -> Callable[..., jax.Array]:
-    def take(array: jax.Array, i: Any) -> jax.Array:
+    def take(array: Any, i: Any) -> jax.Array:
         if inputs is None:
             return array
-        layer = jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
+        if isinstance(array, MergedMatrix):
+            layer = array.layer(i)
+        else:
+            layer = jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
         theirs = their_shape(layer.shape, inputs)
         return layer.reshape(theirs[::-1]).T if inputs else layer.reshape(theirs)
 
@@ -126,6 +130,7 @@ def fetch(array: Any, inputs: int | None, i: int = 0) -> jax.Array:
     A collective where the array spans processes: all of them must call it, in the same order.
 
     Args:
+      array: of jax, or a matrix whose adapter is merged in as its layers are fetched.
       inputs: as in ``stack``; None means that the array is the tensor.
       i: the layer.
     """

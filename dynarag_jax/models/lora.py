@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -166,15 +166,85 @@ def attach(
     return {**params, "adapters": pairs}
 
 
-def merge(lora: LoraConfig, params: Params, adapters: Params) -> Params:
-    """The parameters of the plain model that computes what the adapted one does."""
+def with_own_dropout(params: Params, number: int) -> Params:
+    """The same parameters, whose adapters drop other inputs than those of another ``number``.
+
+    For the streams of a step, which have the step's key in common: batches of one shape, or of
+    shapes that begin alike, would otherwise drop the same places. Number 0 has the key as it is.
+    """
+    if not number or "adapters" not in params:
+        return params
+    pairs: dict[str, LowRank] = {
+        name: pair
+        if pair.key is None
+        else replace(pair, key=jax.vmap(partial(_fold, number=number))(pair.key))
+        for name, pair in params["adapters"].items()
+    }
+    return {**params, "adapters": pairs}
+
+
+def _fold(key: jax.Array, number: int) -> jax.Array:
+    return jax.random.fold_in(key, number)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "a", "b"], meta_fields=["scale"])
+@dataclass(frozen=True)
+class MergedMatrix:
+    """A stacked matrix with its adapter merged in, each layer computed when it is asked for.
+
+    It stands where the matrix stood, for what reads a model layer by layer: so a model is written
+    out without a second copy of it.
+    """
+
+    w: jax.Array
+    """[L, in..., out...]"""
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The matrix's."""
+        return self.w.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The matrix's."""
+        return self.w.dtype
+
+    @property
+    def sharding(self) -> Any:
+        """The matrix's."""
+        return self.w.sharding
+
+    def layer(self, i: Any) -> jax.Array:
+        """One layer of w + scale a b, in the type of w."""
+        w, a, b = (
+            jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=True) for x in (self.w, self.a, self.b)
+        )
+        return (w + self.scale * product(a, b).reshape(w.shape)).astype(w.dtype)[0]
+
+
+def merge_layers(lora: LoraConfig, params: Params, adapters: Params) -> Params:
+    """The parameters of the plain model that computes what the adapted one does, layer by layer."""
     layers = dict(params["layers"])
     for name, pair in adapters.items():
-        w = layers[name]
-        layers[name] = (w + lora.scale * product(pair["a"], pair["b"]).reshape(w.shape)).astype(
-            w.dtype
-        )
+        layers[name] = MergedMatrix(layers[name], pair["a"], pair["b"], lora.scale)
     return {**params, "layers": layers}
+
+
+def whole(params: Params) -> Params:
+    """The parameters as arrays, as the decoder takes them: what is merged by layer, computed."""
+    layers = {
+        name: jax.lax.map(w.layer, jnp.arange(w.shape[0])) if isinstance(w, MergedMatrix) else w
+        for name, w in params["layers"].items()
+    }
+    return {**params, "layers": layers}
+
+
+def merge(lora: LoraConfig, params: Params, adapters: Params) -> Params:
+    """As ``merge_layers``, whole: arrays as the decoder takes them."""
+    return whole(merge_layers(lora, params, adapters))
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:

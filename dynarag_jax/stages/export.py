@@ -104,7 +104,7 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     return export_live(
         context.stage_directory / "model",
         start.cfg,
-        merged(start, trained, context.mesh),
+        merged(start, trained),
         start.tokenizer,
         context.mesh,
         dtype=stage.dtype,

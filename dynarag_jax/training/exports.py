@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dynarag_jax.exchange.adapters import save_adapters
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params, is_parameter
 from dynarag_jax.models.layout import param_shardings, trained_table
-from dynarag_jax.models.lora import LoraConfig, merge
+from dynarag_jax.models.lora import LoraConfig, merge_layers
 from dynarag_jax.policy.grammar import Grammar, Spelling
 from dynarag_jax.training.checkpoints import Checkpoints
 
@@ -38,17 +37,17 @@ class Start:
     """adapters to begin with; None begins with fresh ones, which change nothing"""
 
 
-def merged(start: Start, trained: Params, mesh: Mesh) -> Params:
-    """The whole model, on the mesh: what was trained, or the start with the adapters merged in."""
+def merged(start: Start, trained: Params) -> Params:
+    """The whole model, to be saved: what was trained, or the start with the adapters merged in.
+
+    Adapters are merged as the tensors are written, one at a time.
+    """
     if start.lora is None or start.params is None:
         return trained
-    places = param_shardings(start.cfg, mesh)
-    return jax.jit(partial(merge, start.lora), out_shardings=places)(start.params, trained)
+    return merge_layers(start.lora, start.params, trained)
 
 
-def save_trained(
-    directory: Path, start: Start, trained: Params, mesh: Mesh, card: str | None = None
-) -> None:
+def save_trained(directory: Path, start: Start, trained: Params, card: str | None = None) -> None:
     """Write ``directory/model``, and ``directory/adapters`` where adapters were trained.
 
     Works on parameters of a mesh of one process or of several: each writes its part.
@@ -66,7 +65,7 @@ def save_trained(
             base=start.init, card=card, overwrite=True,
         )  # fmt: skip
     save_decoder(
-        directory / "model", start.cfg, merged(start, trained, mesh), start.tokenizer,
+        directory / "model", start.cfg, merged(start, trained), start.tokenizer,
         dtype=start.cfg.param_dtype, card=card, source=start.init or None, overwrite=True,
     )  # fmt: skip
 

@@ -341,7 +341,7 @@ def train(
         data.buckets.close()
     if stage.final == "best":
         state = _best(checkpoints, layout, state, log)
-    save_trained(directory, start, state.params, mesh, card=card)
+    save_trained(directory, start, state.params, card=card)
     checkpoints.close()
     jax.block_until_ready(state)
 

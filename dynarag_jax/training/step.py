@@ -21,7 +21,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings, trained_table
-from dynarag_jax.models.lora import LoraConfig, attach, init_adapters
+from dynarag_jax.models.lora import LoraConfig, attach, init_adapters, with_own_dropout
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
@@ -107,8 +107,9 @@ def loss_and_figures(
     whole, however unequal their token counts are.
     """
     loss, figures = jnp.zeros((), jnp.float32), {}
-    for name, part in parts.items():
-        scores = loss_inputs(cfg, params, batches[name], grammar, part.objectives)
+    for number, (name, part) in enumerate(parts.items()):
+        own = with_own_dropout(params, number)
+        scores = loss_inputs(cfg, own, batches[name], grammar, part.objectives)
         for key, term in part.objectives.active().items():
             value = term(scores)
             count = jnp.maximum(term(_masks(whole[name])).count, 1)

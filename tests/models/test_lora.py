@@ -13,7 +13,7 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters, save_adapters
-from dynarag_jax.exchange.decoders import load_decoder
+from dynarag_jax.exchange.decoders import load_decoder, tensor_plan
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
@@ -24,13 +24,14 @@ from dynarag_jax.models.lora import (
     attach,
     init_adapters,
     merge,
+    merge_layers,
 )
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.step import Adapting, StreamLoss, init_state, make_step
+from dynarag_jax.training.step import Adapting, StreamLoss, init_state, loss_and_figures, make_step
 
 LLAMA = DecoderConfig(
     vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, dtype="float32"
@@ -271,3 +272,41 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (tmp_path / "a" / "adapter_config.json").write_text(text)
         with pytest.raises(InputError, match=f"{field} = .* is not supported"):
             load_adapters(tmp_path / "a", LLAMA)
+
+
+def test_streams_of_a_step_drop_other_inputs():
+    """Two streams of one batch: without dropout their losses are one number, with it they differ.
+
+    The first stream draws as it does alone.
+    """
+    params, batch = decoder.init_params(LLAMA, jax.random.key(0)), arrays()
+    grammar, part = build_grammar(SPELLING), StreamLoss(Objectives())
+
+    def losses(dropout: float, *names: str) -> list[float]:
+        lora = LoraConfig(rank=4, dropout=dropout)
+        adapted = attach(LLAMA, lora, params, random_adapters(LLAMA, lora), jax.random.key(2))
+        batches = dict.fromkeys(names, batch)
+        parts = dict.fromkeys(names, part)
+        _, figures = jax.jit(
+            lambda p: loss_and_figures(LLAMA, p, batches, batches, grammar, parts)
+        )(adapted)
+        return [float(figures[f"{name}/nll"]) for name in names]
+
+    same = losses(0.0, "lists", "answers")
+    assert same[0] == same[1]
+    first, second = losses(0.3, "lists", "answers")
+    assert abs(first - second) > 1e-4
+    assert losses(0.3, "lists") == pytest.approx([first], abs=1e-6)
+
+
+def test_merging_by_layer_holds_no_second_model():
+    """What is saved is computed as it is read: equal to the whole merge, layer by layer."""
+    params, lora = decoder.init_params(LLAMA, jax.random.key(0)), LoraConfig(rank=3, alpha=5.0)
+    adapters = random_adapters(LLAMA, lora)
+    merged = merge(lora, params, adapters)
+    before = {id(x) for x in jax.live_arrays()}
+    plan = tensor_plan(LLAMA, merge_layers(lora, params, adapters))
+    assert {id(x) for x in jax.live_arrays()} == before
+    for ours, theirs in zip(plan, tensor_plan(LLAMA, merged), strict=True):
+        assert ours.name == theirs.name and ours.shape == theirs.shape
+        np.testing.assert_allclose(ours.get(), theirs.get(), atol=1e-6)

@@ -110,8 +110,8 @@ def test_checkpoints_hold_adapters_and_give_them_to_any_mesh(on_a_mesh, tmp_path
 def test_the_live_state_and_its_checkpoint_export_the_same_model(base, on_a_mesh, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    mesh, start, state, _ = on_a_mesh
-    save_trained(tmp_path / "live", start, state.params, mesh, card="# A card\n")
+    _, start, state, _ = on_a_mesh
+    save_trained(tmp_path / "live", start, state.params, card="# A card\n")
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state)
     checkpoints.close()
@@ -120,7 +120,7 @@ def test_the_live_state_and_its_checkpoint_export_the_same_model(base, on_a_mesh
     cfg, params = load_decoder(directory, shardings=lambda cfg: places(cfg, other))
     again = Start(cfg, params, start.tokenizer, SPELLING, GRAMMAR, str(directory), LORA)
     _, adapters = restore_trained(again, other, tmp_path / "checkpoints")
-    save_trained(tmp_path / "later", again, adapters, other, card="# A card\n")
+    save_trained(tmp_path / "later", again, adapters, card="# A card\n")
     live = sorted(p.relative_to(tmp_path / "live") for p in (tmp_path / "live").rglob("*.*"))
     assert {"model.safetensors", "adapter_model.safetensors"} <= {p.name for p in live}
     for name in live:

@@ -45,6 +45,22 @@ for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1)):
     team = processes.ProcessTeam(make_mesh(*sizes))
     said[str(sizes)] = [team.teams, team.team, team.leader, team.sum([1, 2**40]),
                         team.max([here, -here]), team.min(5 - here), team.any(here == 1)]
+# A batch of 8 rows on every mesh: each process reads its rows, and all lie where they belong.
+import numpy as np
+from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
+examples = [Example(str(i), [i + 1], [[i]]) for i in range(8)]
+shape = BatchShape(3, 2, 2, 2)
+whole = collate(examples, shape)
+said["rows"] = {}
+for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)):
+    mesh = make_mesh(*sizes)
+    rows = process_rows(mesh, 8)
+    said["rows"][str(sizes)] = rows
+    batch = place(mesh, collate([examples[row] for row in rows], shape))
+    for ours, theirs in zip(batch, whole, strict=True):
+        assert ours.shape == theirs.shape, (sizes, ours.shape)
+        for shard in ours.addressable_shards:
+            np.testing.assert_array_equal(shard.data, theirs[shard.index])
 processes.wait("the end")
 print(json.dumps(said))
 """
@@ -79,6 +95,11 @@ def test_two_processes_agree():
         assert said["(2, 2, 1)"] == [2, here, True, [2, 2**41], [1, 0], 4, True]
         assert said["(1, 1, 4)"] == [1, 0, here == 0, [1, 2**40], [1, 0], 4, True]
         assert said["(1, 4, 1)"] == said["(2, 2, 1)"]
+        half = list(range(4 * here, 4 * here + 4))
+        assert said["rows"] == {
+            "(4, 1, 1)": half, "(1, 4, 1)": half, "(2, 2, 1)": half, "(2, 1, 2)": half,
+            "(1, 2, 2)": half, "(1, 1, 4)": list(range(8)),
+        }  # fmt: skip
 
 
 def test_one_process_agrees_with_itself():

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import valid_list
-from dynarag_jax.sharding import named
+from dynarag_jax.sharding import batch_shards, named, require_divisible
 
 
 @dataclass(frozen=True)
@@ -173,15 +172,25 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
     return batch
 
 
-def process_rows(batch: int) -> range:
-    """The rows of a global batch that this process reads."""
-    count, index = processes.count(), processes.index()
-    if batch % count:
-        raise InputError(f"batch size {batch} does not divide over {count} processes")
-    return range(batch // count * index, batch // count * (index + 1))
+def process_rows(mesh: Mesh, batch: int) -> list[int]:
+    """The rows of a global batch that lie on this process's devices, in order.
+
+    Processes that share batch rows, since an axis of the model runs across them, have the same.
+
+    Raises:
+      InputError: the batch does not divide over the mesh.
+    """
+    require_divisible(batch, mesh, "batch")
+    parts = named(mesh, ("batch",)).addressable_devices_indices_map((batch,)).values()
+    ranges = {part[0].indices(batch)[:2] for part in parts if part is not None}
+    return [row for low, high in sorted(ranges) for row in range(low, high)]
 
 
 def place(mesh: Mesh, batch: Batch) -> Batch:
-    """Put this process's rows on the mesh as their part of the global batch."""
+    """Put this process's rows, those of ``process_rows``, on the mesh as a part of the batch."""
     sharding = named(mesh, ("batch",))
-    return Batch(*(jax.make_array_from_process_local_data(sharding, x) for x in batch))
+    shards = batch_shards(mesh)
+    rows = len(batch.trunk) // len(process_rows(mesh, shards)) * shards
+    return Batch(
+        *(jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])) for x in batch)
+    )

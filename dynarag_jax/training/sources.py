@@ -78,7 +78,7 @@ class Input:
             positions = self.buckets.positions(name, step)
             examples = [
                 source.example(self._mixtures[name].at(int(positions[row])))
-                for row in process_rows(source.stream.batch)
+                for row in process_rows(self._mesh, source.stream.batch)
             ]
             shape = replace(source.shape, prompt=self.buckets.lengths[name][bucket])
             batches[name] = place(self._mesh, collate(examples, shape))

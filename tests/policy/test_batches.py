@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
 
-from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.policy.batches import (
     Batch,
@@ -19,7 +16,6 @@ from dynarag_jax.policy.batches import (
     process_rows,
 )
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.order import Order
 
 SHAPE = BatchShape(prompt=5, branches=2, branch=4, ids=3)
 
@@ -71,39 +67,11 @@ def test_examples_that_do_not_fit_are_named_and_nothing_is_cut(example, message)
         collate([example], SHAPE)
 
 
-@given(size=st.integers(1, 60), seed=st.integers(0, 3), epoch=st.integers(0, 1000))
-def test_order_is_a_permutation_of_its_own_in_every_epoch(size, seed, epoch):
-    order = Order(size, seed, "lists")
-    seen = [order.at(epoch * size + place) for place in range(size)]
-    assert {e for e, _ in seen} == {epoch}
-    assert sorted(i for _, i in seen) == list(range(size))
-
-
-def test_order_is_a_pure_function_of_seed_name_and_position():
-    whole = [Order(50, 1, "lists").at(p)[1] for p in range(200)]
-    # Asked at random, backward, or by a process that begins in the middle.
-    order = Order(50, 1, "lists")
-    for p in np.random.default_rng(0).permutation(200):
-        assert order.at(int(p))[1] == whole[p]
-    assert [Order(50, 1, "lists").at(p)[1] for p in (173, 20)] == [whole[173], whole[20]]
-    epochs = [tuple(whole[e * 50 : e * 50 + 50]) for e in range(4)]
-    others = [
-        tuple(Order(50, s, n).at(p)[1] for p in range(50)) for s, n in ((2, "lists"), (1, "x"))
-    ]
-    assert len({*epochs, *others}) == 6
-    with pytest.raises(InputError, match="stream 'x' has no examples"):
-        Order(0, 1, "x")
-
-
-def test_rows_of_a_process_cover_the_batch(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    rows = []
-    for index in range(3):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
-        rows += process_rows(6)
-    assert rows == list(range(6))
-    with pytest.raises(InputError, match="batch size 7 does not divide over 3 processes"):
-        process_rows(7)
+def test_rows_of_one_process_are_the_batch():
+    mesh = make_mesh(2, 2, 2, devices=jax.devices()[:8])
+    assert process_rows(mesh, 8) == list(range(8))
+    with pytest.raises(InputError, match="batch = 6 does not divide over 4 batch shards"):
+        process_rows(mesh, 6)
 
 
 def test_a_batch_is_placed_over_the_batch_axes():

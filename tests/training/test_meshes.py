@@ -69,7 +69,7 @@ def train(mesh, first=0, last=STEPS, directory=None):
     data, shape = examples(), BatchShape(16, 2, SPELLING.longest(6), 6)
     order, losses = Order(len(data), 0, "x"), []
     for number in range(first, last):
-        chosen = [data[order.at(number * ROWS + row)[1]] for row in process_rows(ROWS)]
+        chosen = [data[order.at(number * ROWS + row)[1]] for row in process_rows(mesh, ROWS)]
         state, figures = step(state, {"x": place(mesh, collate(chosen, shape))})
         losses.append(float(figures["loss"]))
     if checkpoints:
@@ -106,8 +106,8 @@ def test_a_checkpoint_of_one_mesh_continues_on_another(on_one, tmp_path):
     np.testing.assert_allclose(losses, on_one, atol=1e-5)
 
 
-def in_two_processes(*arguments):
-    """The losses that two processes of two devices each print."""
+def in_processes(count, *arguments):
+    """The losses that so many processes, of four devices together, print."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,34 +117,44 @@ def in_two_processes(*arguments):
             env={
                 **os.environ,
                 "PYTHONPATH": str(Path(__file__).parents[2]),
-                "JAX_NUM_CPU_DEVICES": "2",
+                "JAX_NUM_CPU_DEVICES": str(4 // count),
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
+                "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for index in range(count)
     ]
     said = [process.communicate(timeout=1200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
-    assert first == second
+    assert [process.returncode for process in processes] == [0] * count, said
+    first, *others = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    assert all(other == first for other in others)
     return first
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 1, 2), (1, 4, 1)], ids=str)
-def test_two_processes_train_as_one(on_one, sizes):
-    """Gradients, and for the last mesh weights, cross from process to process."""
-    np.testing.assert_allclose(in_two_processes(*sizes), on_one, atol=1e-5)
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        *((2, sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 4, 1), (1, 1, 4), (1, 2, 2))),
+        *((4, sizes) for sizes in ((4, 1, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2))),
+    ],
+    ids=str,
+)
+def test_several_processes_train_as_one(on_one, count, sizes):
+    """Gradients, weights and products cross from process to process.
+
+    Where the tensor axis does, processes share rows: each reads those of all of them.
+    """
+    np.testing.assert_allclose(in_processes(count, *sizes), on_one, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_continues_in_one(on_one, tmp_path):
-    losses = in_two_processes(2, 2, 1, tmp_path, 0, 12)
+    losses = in_processes(2, 2, 2, 1, tmp_path, 0, 12)
     losses += train(mesh_of(2, 2, 2), 12, STEPS, tmp_path)
     np.testing.assert_allclose(losses, on_one, atol=1e-5)
 

@@ -10,6 +10,31 @@ from hypothesis import given, settings
 from dynarag_jax.errors import InputError
 from dynarag_jax.training.order import Mixture, Order, uniform_hash
 
+
+@given(size=st.integers(1, 60), seed=st.integers(0, 3), epoch=st.integers(0, 1000))
+def test_order_is_a_permutation_of_its_own_in_every_epoch(size, seed, epoch):
+    order = Order(size, seed, "lists")
+    seen = [order.at(epoch * size + place) for place in range(size)]
+    assert {e for e, _ in seen} == {epoch}
+    assert sorted(i for _, i in seen) == list(range(size))
+
+
+def test_order_is_a_pure_function_of_seed_name_and_position():
+    whole = [Order(50, 1, "lists").at(p)[1] for p in range(200)]
+    # Asked at random, backward, or by a process that begins in the middle.
+    order = Order(50, 1, "lists")
+    for p in np.random.default_rng(0).permutation(200):
+        assert order.at(int(p))[1] == whole[p]
+    assert [Order(50, 1, "lists").at(p)[1] for p in (173, 20)] == [whole[173], whole[20]]
+    epochs = [tuple(whole[e * 50 : e * 50 + 50]) for e in range(4)]
+    others = [
+        tuple(Order(50, s, n).at(p)[1] for p in range(50)) for s, n in ((2, "lists"), (1, "x"))
+    ]
+    assert len({*epochs, *others}) == 6
+    with pytest.raises(InputError, match="stream 'x' has no examples"):
+        Order(0, 1, "x")
+
+
 # ---------------------------------------------------------------------------- mixtures
 
 

@@ -15,6 +15,7 @@ from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models import kernels
+from dynarag_jax.models.config import Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.batches import BatchShape, Example
 from dynarag_jax.policy.examples import ExampleMaker
@@ -37,6 +38,7 @@ from dynarag_jax.training.step import (
     StreamLoss,
     init_state,
     make_step,
+    state_shapes,
     state_shardings,
 )
 
@@ -260,6 +262,7 @@ def train(
     written to ``directory/adapters``, as PEFT does, and ``directory/model`` has them merged in.
 
     Args:
+      start: what it holds of what is trained is given away, and gone afterwards.
       card: the model's README.md.
       stop: asked after every step, with the number of steps made; True saves and stops.
       peak: operations a second of all devices together, for the utilization.
@@ -290,9 +293,14 @@ def train(
     offload = stage.optimizer.offload
     layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
     trained = start.params if lora is None else start.adapters
-    fresh = init_state(start.cfg, mesh, optimizer, trained, seed, lora, offload)
-    state = checkpoints.restore(layout, fresh, log) or fresh
-    del fresh
+    if checkpoints.latest() is not None:
+        # The checkpoint has it all: what was loaded to begin with would only take memory.
+        for x in jax.tree.leaves(trained):
+            x.delete()
+    shapes = state_shapes(start.cfg, optimizer, lora)
+    state = checkpoints.restore(layout, shapes, log)
+    if state is None:
+        state = init_state(start.cfg, mesh, optimizer, trained, seed, lora, offload, donate=True)
     if lora:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         log(f"adapters of rank {lora.rank} beside {', '.join(lora.names())}: {count:,} parameters")
@@ -339,19 +347,23 @@ def train(
         )
     finally:
         data.buckets.close()
+    params = state.params
     if stage.final == "best":
-        state = _best(checkpoints, layout, state, log)
-    save_trained(directory, start, state.params, card=card)
+        params = _best(checkpoints, layout, state, shapes, log)
+    save_trained(directory, start, params, card=card)
     checkpoints.close()
-    jax.block_until_ready(state)
+    jax.block_until_ready(params)
 
 
 def _best(
-    checkpoints: Checkpoints, layout: State, state: State, log: Callable[[str], None]
-) -> State:
-    """The state of the best checkpoint; the last one where none competes."""
+    checkpoints: Checkpoints, layout: State, state: State, shapes: State, log: Callable[[str], None]
+) -> Params:
+    """What was trained, of the best checkpoint; of the last one where none competes."""
     chosen = checkpoints.best_steps()
     if not chosen or chosen[0] == int(state.step):
-        return state
+        return state.params
     log(f"the model is that of step {chosen[0]}, the best by {vars(checkpoints.best)['figure']}")
-    return checkpoints.restore(layout, state, log, only=chosen[0]) or state
+    checkpoints.wait()
+    for x in jax.tree.leaves((state.params, state.optimizer)):
+        x.delete()
+    return checkpoints.restore_params(layout.params, shapes.params, chosen[0])[1]

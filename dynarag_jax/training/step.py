@@ -131,6 +131,20 @@ class Adapting:
     """the frozen parameters, on the mesh"""
 
 
+def state_shapes(
+    cfg: DecoderConfig, optimizer: optax.GradientTransformation, lora: LoraConfig | None = None
+) -> State:
+    """The state as ``jax.ShapeDtypeStruct``: what a checkpoint is read into; nothing is made."""
+    dtype = jnp.dtype(cfg.param_dtype if lora is None else jnp.float32)
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, dtype),
+        trained_table(cfg, lora),
+        is_leaf=decoder.is_parameter,
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return State(step, params, jax.eval_shape(optimizer.init, params))
+
+
 def state_shardings(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -146,17 +160,14 @@ def state_shardings(
       InputError: the mesh does not divide an array, or its devices cannot address host memory.
     """
     params = param_shardings(cfg, mesh, lora)
-    dtype = jnp.dtype(cfg.param_dtype if lora is None else jnp.float32)
-    shapes = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, dtype),
-        trained_table(cfg, lora),
-        is_leaf=decoder.is_parameter,
-    )
+    shapes = state_shapes(cfg, optimizer, lora)
     everywhere = NamedSharding(mesh, PartitionSpec())
     places = {
         tuple(path): (shape.shape, sharding)
         for (path, shape), sharding in zip(
-            jax.tree_util.tree_flatten_with_path(shapes)[0], jax.tree.leaves(params), strict=True
+            jax.tree_util.tree_flatten_with_path(shapes.params)[0],
+            jax.tree.leaves(params),
+            strict=True,
         )
     }
 
@@ -168,11 +179,10 @@ def state_shardings(
                 return sharding
         return everywhere
 
-    arrays = jax.eval_shape(optimizer.init, shapes)
-    moments = jax.tree_util.tree_map_with_path(place, arrays)
+    moments = jax.tree_util.tree_map_with_path(place, shapes.optimizer)
     if offload:
         require_host_memory(mesh, "optimizer.offload")
-        moments = on_host(moments, arrays)
+        moments = on_host(moments, shapes.optimizer)
     return State(everywhere, params, moments)
 
 
@@ -184,8 +194,14 @@ def init_state(
     seed: int = 0,
     lora: LoraConfig | None = None,
     offload: bool = False,
+    donate: bool = False,
 ) -> State:
-    """A fresh state on the mesh, from ``params`` or at random; with ``lora``, of adapters alone."""
+    """A fresh state on the mesh, from ``params`` or at random; with ``lora``, of adapters alone.
+
+    Args:
+      donate: the state takes the arrays of ``params`` themselves, which are gone for others; else
+        they are copied.
+    """
     layout = state_shardings(cfg, mesh, optimizer, lora, offload)
     fresh = (
         (lambda key: decoder.init_params(cfg, key))
@@ -200,7 +216,7 @@ def init_state(
         start = jax.jit(lambda key: make(fresh(key)), out_shardings=layout)
         return start(jax.random.key(seed))
     params = jax.device_put(params, layout.params)
-    return jax.jit(make, out_shardings=layout)(params)
+    return jax.jit(make, out_shardings=layout, donate_argnums=(0,) if donate else ())(params)
 
 
 def _require_distinct(grammar: Grammar, name: str) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.config import Mesh as MeshSizes
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange import peers
 from dynarag_jax.exchange.adapters import load_adapters
 from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.exchange.decoders import (
@@ -54,7 +55,10 @@ class Convert:
     overwrite: bool = False
     """replace the target if it exists"""
     check: bool = False
-    """read the target back, and report the largest difference of each tensor and of the logits"""
+    """read the target back, and report the largest difference of each tensor and of the logits;
+    the logits are compared with those of transformers, too, where it and PyTorch are installed"""
+    against_transformers: bool = True
+    """with check: false leaves transformers out"""
     mesh: MeshSizes = field(default_factory=lambda: MeshSizes(data=1, fsdp=-1))
     """the devices the weights are spread over on the way"""
 
@@ -139,9 +143,31 @@ def convert(
     here = _logits(cfg, adapted, mesh)
     del params, merged, adapted
     there = _logits(*_load(Path(stage.target), mesh, held), mesh)
+    if stage.against_transformers:
+        _compare(cfg, source, here, log, stage.adapters)
+        _compare(cfg, Path(stage.target), there, log)
     return Differences(
         dict(tensor_differences(cfg, source, Path(stage.target))),
         float(np.abs(here - there).max()),
+    )
+
+
+def _compare(
+    cfg: DecoderConfig,
+    directory: Path,
+    ours: np.ndarray,
+    log: Callable[[str], None],
+    adapters: str = "",
+) -> None:
+    """Say how far our logits are from transformers' own, or why nobody compared them."""
+    if reason := peers.missing(adapters):
+        log(f"{directory}: not compared with transformers ({reason})")
+        return
+    with_adapters = f" with {adapters}" if adapters else ""
+    place = model_directory(adapters) if adapters else ""
+    theirs, releases = peers.transformers_logits(directory, _text(cfg), place)
+    log(
+        f"{directory}{with_adapters}: logits within {np.abs(theirs - ours).max():.1e} of {releases}"
     )
 
 
@@ -200,9 +226,14 @@ def _common_type(tensors: Tensors) -> str:
     return next((name for name, kind in STORED.items() if kinds == {kind}), "float32")
 
 
+def _text(cfg: DecoderConfig) -> np.ndarray:
+    """A fixed random text, [1, T] tokens."""
+    return np.random.default_rng(0).integers(0, cfg.vocab, (1, min(64, cfg.positions)))
+
+
 def _logits(cfg: DecoderConfig, params: Params, mesh: Mesh) -> np.ndarray:
     """Logits in float32 of a fixed random text, whole on every process."""
-    tokens = np.random.default_rng(0).integers(0, cfg.vocab, (1, min(64, cfg.positions)))
+    tokens = _text(cfg)
     lengths = jnp.array([tokens.shape[1]])
 
     def run(params: Params) -> jax.Array:

@@ -32,6 +32,7 @@ from dynarag_jax.exchange.tensors import (
     their_shape,
     write_tensors,
 )
+from dynarag_jax.exchange.tokenizers import save_tokenizer
 from dynarag_jax.files import PathLike, read_json, sha256_file, write_json
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
@@ -235,7 +236,7 @@ def save_decoder(
         if is_primary():
             write_json(temporary / "config.json", config)
             write_json(temporary / "generation_config.json", generation)
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
             if card:
                 (temporary / "README.md").write_text(card, encoding="utf-8")
 

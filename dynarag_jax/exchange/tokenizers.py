@@ -8,6 +8,7 @@ Neither tokenizer adds special tokens by itself: prompts say where text ends.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, atomic_directory, fingerprint
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.files import PathLike, atomic_directory, fingerprint, read_json, write_json
 from dynarag_jax.models.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -199,6 +201,50 @@ def load_tokenizer(source: PathLike) -> PreTrainedTokenizerFast:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+# Everything a directory may hold of a tokenizer.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt"),
+    *("vocab.txt", "chat_template.jinja", "chat_template.json"),
+)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write a tokenizer's files into a directory.
+
+    One that is still as it was loaded is copied byte for byte. Another one is written so that
+    transformers 4, which serving engines pin, reads it as well as 5 does.
+    """
+    if (source := _unchanged(tokenizer)) is not None:
+        for name in _FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+        templates = source / "additional_chat_templates"
+        if templates.is_dir():
+            shutil.copytree(templates, directory / templates.name)
+        return
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    write_json(path, config)
+
+
+def _unchanged(tokenizer: PreTrainedTokenizerFast) -> Path | None:
+    """The directory whose files say exactly what the tokenizer does, if there is one."""
+    name = str(tokenizer.name_or_path or "")
+    try:
+        again = load_tokenizer(name) if name else None
+        if again is None or tokenizer_fingerprint(again) != tokenizer_fingerprint(tokenizer):
+            return None
+        return model_directory(name)
+    except InputError:
+        return None
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

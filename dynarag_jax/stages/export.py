@@ -70,6 +70,7 @@ def _model(context: Context, stage: Export) -> Differences | None:
             shard_bytes=stage.shard_bytes,
             overwrite=True,
             check=stage.check,
+            against_transformers=False,
             mesh=context.run.mesh,
         ),
         title=TITLE,

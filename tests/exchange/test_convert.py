@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +126,28 @@ def test_round_trip_is_byte_identical(family, dtype, source, tmp_path):
         assert differences.logits == 0
         assert set(differences.tensors) == set(before)
         assert not any(differences.tensors.values())
+
+
+def test_check_compares_with_transformers_where_it_is_installed(source, tmp_path, monkeypatch):
+    said: list[str] = []
+    convert(Convert(str(source("gemma2")), str(tmp_path / "a"), check=True), said.append)
+    compared = [re.search(r"within (\S+) of transformers \d.*, torch \d", line) for line in said]
+    values = [float(m[1]) for m in compared if m]
+    assert len(values) == 2 and max(values) < 1e-4
+    # A checkpoint that we would misread is found out.
+    import dynarag_jax.exchange.peers as peers
+
+    honest = peers.transformers_logits
+    monkeypatch.setattr(
+        peers, "transformers_logits", lambda *a: (honest(*a)[0] + 1.0, "transformers 0, torch 0")
+    )
+    said.clear()
+    convert(Convert(str(source("gemma2")), str(tmp_path / "b"), check=True), said.append)
+    assert sum("within 1.0e+00 of" in line for line in said) == 2
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said.clear()
+    convert(Convert(str(source("gemma2")), str(tmp_path / "c"), check=True), said.append)
+    assert sum("not compared with transformers (torch is not installed)" in x for x in said) == 2
 
 
 def test_export_cast_sharded_with_everything_beside(source, tmp_path):

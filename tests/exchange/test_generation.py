@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -15,7 +16,7 @@ from dynarag_jax.templates import turn_end
 MARKERS = ["<eos>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"]
 
 
-def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+def tokenizer(template: str | None = None) -> Any:
     """One token a byte, and markers of several families."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(models.BPE({c: i for i, c in enumerate([*MARKERS, *alphabet])}, []))

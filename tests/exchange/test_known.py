@@ -45,7 +45,11 @@ FOREIGN = sorted(
     - CONFIG.keys()
     - set(HF)
 )
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def refuses(name: str, call, *arguments) -> None:

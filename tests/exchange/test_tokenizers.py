@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe, train_word_level
+from dynarag_jax.exchange.tokenizers import (
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_fingerprint,
+    train_bpe,
+    train_word_level,
+)
 
 IDS = 16
 TEXTS = [
@@ -239,3 +245,29 @@ def test_places_without_a_tokenizer_are_refused(tmp_path):
     with pytest.raises(InputError, match="no directory, and not on the hub") as caught:
         load_tokenizer("nobody/has-this-model")
     assert "\n" not in str(caught.value)
+
+
+def test_an_unchanged_tokenizer_is_copied_byte_for_byte(tmp_path):
+    train_bpe(["is [1] needed?"], tmp_path / "source", 270)
+    (tmp_path / "source" / "chat_template.jinja").write_text("{{ messages[0].content }}\n")
+    (tmp_path / "source" / "model.safetensors").write_text("none of the tokenizer's")
+    tokenizer = load_tokenizer(tmp_path / "source")
+    (tmp_path / "same").mkdir()
+    save_tokenizer(tokenizer, tmp_path / "same")
+    names = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert {p.name for p in (tmp_path / "same").iterdir()} == names | {"chat_template.jinja"}
+    for path in (tmp_path / "same").iterdir():
+        assert path.read_bytes() == (tmp_path / "source" / path.name).read_bytes()
+    for change in (
+        lambda t: t.add_tokens(["<extra>"], special_tokens=True),
+        lambda t: setattr(t, "chat_template", "{{ messages[-1].content }}"),
+    ):
+        tokenizer = load_tokenizer(tmp_path / "source")
+        change(tokenizer)
+        (tmp_path / "other").mkdir(exist_ok=True)
+        save_tokenizer(tokenizer, tmp_path / "other")
+        config = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert not isinstance(config.get("extra_special_tokens"), list)
+        again = load_tokenizer(tmp_path / "other")
+        assert tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer)

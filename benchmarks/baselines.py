@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynarag_jax.data.formats import Reading, read_questions
+from dynarag_jax.data.reading import Reading, numbered_questions
 from dynarag_jax.data.sidecars import Titles
 from dynarag_jax.evaluation.comparison import compare_rows
 from dynarag_jax.evaluation.scoring import Row, list_scores
@@ -49,7 +49,7 @@ HOTPOT = {
 def hotpot(data: Path) -> Orders:
     """The three published orders of the 50 best paragraphs of the pool."""
     path = data / "hotpot-dev500-queries.jsonl.gz"
-    asked = [q for _, q in read_questions(path, Reading(dataset="hotpotqa"))]
+    asked = [q for _, q in numbered_questions(path, Reading(dataset="hotpotqa"))]
     corpus = Titles.read("", [data / "hotpot-dev500-corpus.jsonl.gz"]).corpus
     return {name: list(Titles(field, corpus).attach(asked)) for name, field in HOTPOT.items()}
 
@@ -96,7 +96,7 @@ def within(
 def nq(data: Path, encoder: str, scorer: str) -> Orders:
     """Orders of the pool, and of each question's own candidates."""
     path = data / "litm-nq-20docs.jsonl.gz"
-    read = [q for _, q in read_questions(path, Reading(dataset="nq"))]
+    read = [q for _, q in numbered_questions(path, Reading(dataset="nq"))]
     asked = []
     for question in read:
         passages = list(question.passages)

@@ -53,7 +53,7 @@ def main() -> None:
     from dynarag_jax.exchange.encoders import load_encoder
     from dynarag_jax.hardware import of_kind
     from dynarag_jax.retrieval.bm25 import Bm25Config, build_bm25
-    from dynarag_jax.retrieval.corpora import Account, CorpusConfig, read_corpus
+    from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, read_corpus
     from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_texts
     from dynarag_jax.retrieval.shards import Plan, finish, open_vectors, write_shard
     from dynarag_jax.retrieval.store import write_store
@@ -67,7 +67,7 @@ def main() -> None:
 
     costs: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as place:
-        seconds, store = timed(lambda: write_store(Path(place) / "s", passages(), Account()))
+        seconds, store = timed(lambda: write_store(Path(place) / "s", passages(), CorpusAccount()))
         count = len(store)
         costs["read and store (one core)"] = seconds / count
         texts = PassageTexts(store)

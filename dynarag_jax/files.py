@@ -35,18 +35,43 @@ LONGEST_LINE = 1 << 26
 """Bytes of the longest line that is read: a file without line ends must not fill the memory."""
 
 
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+"""How packed data begin, whatever the file's name says."""
+UTF8_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+
 def open_bytes(path: PathLike) -> IO[bytes]:
-    """A file for reading, unpacked on the way if its name ends in ``.gz`` or ``.zst``.
+    """A file for reading, unpacked on the way if it holds gzip or zstd data.
+
+    What it holds is seen from its first bytes, since downloads and tools rename files; the name
+    tells only of an empty file whether it should have been packed.
 
     Raises:
       MissingExtra: the file is packed by zstd, and the package zstandard is absent.
     """
     path = Path(path)
-    if path.suffix == ".gz":
+    with path.open("rb") as stream:
+        first = stream.read(4)
+    if first.startswith(GZIP) or (not first and path.suffix == ".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
+    if first == ZSTD or (not first and path.suffix == ".zst"):
         return io.BufferedReader(_ZstdFile(path), 1 << 20)
     return path.open("rb")
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """Turn what broken packed data raise into an InputError that names file and line."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}:{line()}: broken packed data ({error})") from None
+    except Exception as error:
+        # The package is imported only where a file needs it.
+        if type(error).__name__ == "ZstdError":
+            raise InputError(f"{path}:{line()}: broken zstd data ({error})") from None
+        raise
 
 
 def _zstandard() -> Any:
@@ -91,30 +116,27 @@ class _ZstdFile(io.RawIOBase):
 def read_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     """Yield ``(line number, line)`` of a plain, gzip or zstd file, in little memory.
 
-    Line numbers start at 1; a line keeps its end.
+    Line numbers start at 1; a line keeps its end, and the first loses a UTF-8 byte order mark.
 
     Raises:
-      InputError: the file is missing, its packed data are broken or cut off, or a line is longer
-        than ``LONGEST_LINE`` bytes.
+      InputError: the file is missing, its packed data are broken or cut off, it is UTF-16, or a
+        line is longer than ``LONGEST_LINE`` bytes.
     """
     path = require_file(path)
     number = 0
-    try:
-        with open_bytes(path) as lines:
-            while line := lines.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise InputError(
-                        f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; files "
-                        f"of one record a line are read here"
-                    )
-                yield number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}:{number + 1}: broken packed data ({error})") from None
-    except Exception as error:
-        if path.suffix == ".zst" and isinstance(error, _zstandard().ZstdError):
-            raise InputError(f"{path}:{number + 1}: broken zstd data ({error})") from None
-        raise
+    with naming_damage(path, lambda: number + 1), open_bytes(path) as lines:
+        while line := lines.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise InputError(
+                    f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; files "
+                    f"of one record a line are read here"
+                )
+            if number == 1:
+                if line.startswith(_WIDE_BOMS):
+                    raise InputError(f"{path}:1: is UTF-16 text; save it as UTF-8")
+                line = line.removeprefix(UTF8_BOM)
+            yield number, line
 
 
 def refuse_constant(name: str) -> Any:

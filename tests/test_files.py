@@ -126,7 +126,7 @@ def test_zstd_is_read(tmp_path, frames):
 def test_broken_zstd_is_named(tmp_path, spoil):
     path = tmp_path / "x.jsonl.zst"
     path.write_bytes(spoil(zstandard.compress(b'{"a": 1}\n' * 5000)))
-    with pytest.raises(InputError, match=r"x.jsonl.zst:\d+: broken"):
+    with pytest.raises(InputError, match=r"x.jsonl.zst:\d+: (broken|not)"):
         list(read_jsonl(path))
 
 

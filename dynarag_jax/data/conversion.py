@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
-import json
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,22 +14,16 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dynarag_jax.data.builders import PreparedQuestions, is_prepared, splits
-from dynarag_jax.data.catalog import benchmark
-from dynarag_jax.data.formats import (
-    WRITTEN,
-    Account,
-    Reading,
-    detect,
-    losses,
-    named,
-    read_questions,
-    write_rows,
-)
-from dynarag_jax.data.sidecars import Judged, Ranked, Titles
+from dynarag_jax.data.formats import WRITTEN, detect, losses, named, write_rows
+from dynarag_jax.data.layouts import judgments_file, queries_file
+from dynarag_jax.data.mapping import FieldPaths
+from dynarag_jax.data.reading import QuestionAccount, Reading, numbered_questions
+from dynarag_jax.data.sidecars import JudgedGold, RankedCandidates, TitledCandidates
 from dynarag_jax.data.values import with_content_ids
+from dynarag_jax.delimited import Quotes
 from dynarag_jax.errors import InputError, MissingExtra, nearest
 from dynarag_jax.files import atomic_directory, atomic_write, dump_line, require_file, write_jsonl
-from dynarag_jax.records import Question, Task, passage_to_json
+from dynarag_jax.records import Question, passage_to_json, question_to_json
 from dynarag_jax.retrieval.trec import trec_lines
 
 TARGETS = (*WRITTEN, "trec")
@@ -70,10 +65,22 @@ class ConvertData:
     """bad records that are set aside, in TARGET.rejects.jsonl, before the file is refused"""
     overwrite: bool = False
     """replace a target that exists"""
+    columns: tuple[str, ...] = ()
+    """of a table without a header line: the columns' names in order, such as question answers"""
+    quotes: Quotes = "auto"
+    """of tables: csv takes quotes as CSV has them, none as they stand, auto sees it from the whole
+    file"""
+    fields: FieldPaths = FieldPaths()
+    """with format fields: paths into any JSON or Parquet, such as documents[].text"""
+    dry_run: bool = False
+    """read the first record, show it as it is read, and write nothing"""
 
     def reading(self) -> Reading:
         """How the source is read."""
-        return Reading(self.format, self.dataset, self.task, self.repeats, self.reject_limit)
+        return Reading(
+            self.format, self.dataset, self.task, self.repeats, self.reject_limit, self.columns,
+            self.quotes, self.fields,
+        )  # fmt: skip
 
 
 @dataclass
@@ -85,12 +92,14 @@ class Outcome:
       account: what became of its records.
       written: records in the target.
       lost: how many questions lost what, since the target's format cannot hold it.
+      first: of a dry run, the first question as it is read, in our format.
     """
 
     format: str = ""
-    account: Account = field(default_factory=Account)
+    account: QuestionAccount = field(default_factory=QuestionAccount)
     written: int = 0
     lost: Counter[str] = field(default_factory=Counter)
+    first: dict[str, Any] | None = None
 
 
 def convert_data(
@@ -107,6 +116,10 @@ def convert_data(
     source, target = _places(options)
     outcome = Outcome()
     questions = _questions(options, source, outcome)
+    if options.dry_run:
+        for question in itertools.islice(questions, 1):
+            outcome.first = question_to_json(question)
+        return outcome
     counted = _counted(questions, outcome, options.to, progress)
     if options.passage_ids == "content":
         counted = map(with_content_ids, counted)
@@ -139,7 +152,7 @@ def convert_data(
 
 def _places(options: ConvertData) -> tuple[Path, Path]:
     for name in ("source", "target"):
-        if not getattr(options, name):
+        if not getattr(options, name) and not (name == "target" and options.dry_run):
             raise InputError(f"convert_data: name the {name}: SOURCE TARGET")
     if options.to not in TARGETS:
         raise InputError(
@@ -154,6 +167,8 @@ def _places(options: ConvertData) -> tuple[Path, Path]:
     source, target = Path(options.source), Path(options.target)
     if not source.is_dir():
         require_file(source)
+    if options.dry_run:
+        return source, target
     if target.exists() and target.resolve() == source.resolve():
         raise InputError(f"{target}: is the source, too; name another target")
     if target.is_dir() and options.to != "beir":
@@ -174,29 +189,30 @@ def _questions(options: ConvertData, source: Path, outcome: Outcome) -> Iterator
         questions: Iterator[Question] = iter(PreparedQuestions(source, _split(source, options)))
     else:
         if source.is_dir():
-            qrels = qrels or str(source / "qrels" / f"{options.split or 'test'}.tsv")
-            judged_only, source = not options.qrels, source / "queries.jsonl"
-            if not source.is_file():
-                raise InputError(
-                    f"{source.parent}: neither a prepared dataset (dataset_info.json) nor a BEIR "
-                    f"directory (queries.jsonl)"
-                )
+            judged_only = not options.qrels
+            place, source = source, queries_file(source)
+            qrels = qrels or str(judgments_file(place, options.split or "test"))
         elif options.split:
             raise InputError(f"convert_data: --split is for directories, and {source} is a file")
-        found = named(options.format) if options.format else detect(source)
+        found = (
+            named(options.format)
+            if options.format
+            else detect(source, options.columns, options.quotes)
+        )
         outcome.format = found.name
-        reading = options.reading()
-        rows = read_questions(source, reading, outcome.account)
+        rows = numbered_questions(source, options.reading(), outcome.account)
         questions = (question for _, question in rows)
     if qrels:
-        judged = Judged.read(qrels)
+        judged = JudgedGold.read(qrels)
         if judged_only:
-            questions = (q for q in questions if q.id in judged.grades)
+            questions = (q for q in questions if judged.of(q) is not None)
         questions = judged.attach(questions)
     if options.run:
-        questions = Ranked.read(options.run, options.corpus, options.depth).attach(questions)
+        questions = RankedCandidates.read(options.run, options.corpus, options.depth).attach(
+            questions
+        )
     elif outcome.format == "titles" and options.corpus:
-        questions = Titles.read(options.candidates, options.corpus).attach(questions)
+        questions = TitledCandidates.read(options.candidates, options.corpus).attach(questions)
     elif options.corpus:
         raise InputError("convert_data: --corpus is read with --run, or for the format titles")
     return questions
@@ -264,7 +280,9 @@ def _write_beir(target: Path, questions: Iterable[Question], options: ConvertDat
         queries, corpus, qrels = (
             stack.enter_context((place / name).open("w", encoding="utf-8")) for name in files
         )
-        qrels.write("query-id\tcorpus-id\tscore\n")
+        # As BEIR writes them, and its loader reads them: CSV with tabs.
+        judgments = csv.writer(qrels, delimiter="\t", lineterminator="\n")
+        judgments.writerow(("query-id", "corpus-id", "score"))
         for question in questions:
             queries.write(_line({"_id": question.id, "text": question.text}))
             count += 1
@@ -274,93 +292,5 @@ def _write_beir(target: Path, questions: Iterable[Question], options: ConvertDat
                     value = passage_to_json(passage)
                     row = {"_id": passage.id, "title": value["title"], "text": value["text"]}
                     corpus.write(_line(row))
-            for name in question.gold or ():
-                if any(c in name + question.id for c in "\t\n"):
-                    raise InputError(
-                        f"the ids '{question.id}' and '{name}' hold tabs; qrels cannot"
-                    )
-                qrels.write(f"{question.id}\t{name}\t1\n")
+            judgments.writerows((question.id, name, 1) for name in question.gold or ())
     return count
-
-
-# ---------------------------------------------------------------------------- prepared datasets
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Prepare a benchmark as ArrayRecord, from files or from the Hugging Face hub."""
-
-    name: str = ""
-    """the benchmark; with source and task also a name of your own"""
-    source: tuple[str, ...] = ()
-    """files to prepare, FILE or SPLIT=FILE; empty downloads the benchmark from the hub"""
-    directory: str = "datasets"
-    """where the prepared datasets lie: DIRECTORY/NAME/1.0.0"""
-    split: str = ""
-    """the split of files without SPLIT=; empty is the one that papers evaluate on"""
-    format: str = ""
-    """the files' format; empty finds it by their first records"""
-    task: Task | Literal[""] = ""
-    """the form of the answers; empty takes the benchmark's"""
-    repeats: Literal["refuse", "drop", "rename"] = "refuse"
-    """what to do with questions whose id came before"""
-    reject_limit: int = 0
-    """bad records of a split that are set aside before it is refused"""
-
-
-def prepared_sources(options: Prepare) -> dict[str, list[Path]]:
-    """The files of each split, from ``options.source``.
-
-    Raises:
-      InputError: a file is missing, or the name is neither a benchmark's nor a new one's.
-    """
-    default = options.split
-    if not default:
-        default = "test" if options.task and not _known(options.name) else (
-            benchmark(options.name).split
-        )  # fmt: skip
-    found: dict[str, list[Path]] = {}
-    for entry in options.source:
-        split, equals, name = entry.partition("=")
-        if not equals or Path(entry).exists():
-            split, name = default, entry
-        if not split.isidentifier():
-            raise InputError(f"prepare: '{split}' is no name of a split; letters, digits and '_'")
-        found.setdefault(split, []).append(require_file(name))
-    return found
-
-
-def _known(name: str) -> bool:
-    try:
-        benchmark(name)
-    except InputError:
-        return False
-    return True
-
-
-def dataset_name(options: Prepare) -> str:
-    """The name to prepare under; InputError where it is no benchmark's and no task is given."""
-    if not options.name:
-        raise InputError("prepare: name the benchmark: NAME [--from FILE] --directory DIR")
-    if _known(options.name) or not (options.task and options.source):
-        return benchmark(options.name).name
-    if not json.dumps(options.name).strip('"').isidentifier():
-        raise InputError(f"prepare: '{options.name}' must be letters, digits and '_'")
-    return options.name.lower()
-
-
-def split_reader(
-    options: Prepare, files: list[Path], accounts: list[Account]
-) -> Callable[[], Iterator[Question]]:
-    """What reads the questions of one split; each time it is called it adds an account."""
-    name = options.name if _known(options.name) else ""
-    reading = Reading(options.format, name, options.task, options.repeats, options.reject_limit)
-
-    def read() -> Iterator[Question]:
-        account = Account()
-        accounts.append(account)
-        for path in files:
-            for _, question in read_questions(path, reading, account):
-                yield question
-
-    return read

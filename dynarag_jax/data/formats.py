@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dynarag_jax.data import claims, instructions, multihop, open_domain, ranked
-from dynarag_jax.data.catalog import benchmark
-from dynarag_jax.data.stream import read_rows
+from dynarag_jax.data.values import missing_id
+from dynarag_jax.delimited import Quotes
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.files import PathLike, read_lines
-from dynarag_jax.records import TASKS, Question
+from dynarag_jax.records import Question
+from dynarag_jax.rows import read_rows
 
 Reader = Callable[[dict[str, Any], str, str], Iterator[Question]]
 """From a record, where it stands, and the id of a question without one, to its questions."""
@@ -59,23 +59,51 @@ def _has(*names: str, any_of: tuple[str, ...] = (), none_of: tuple[str, ...] = (
     return fits
 
 
+def _ours(value: Mapping[str, Any]) -> bool:
+    """Whether a record is of our own layout, whose ``task`` may be left to its default."""
+    gold = value.get("gold")
+    return _has("id", "question")(value) and (
+        "task" in value
+        or isinstance(value.get("expert"), dict)
+        or (isinstance(gold, list) and all(isinstance(g, str) for g in gold) and "ctxs" in value)
+    )
+
+
+def _queries(value: Mapping[str, Any]) -> bool:
+    """Whether a record is a query of BEIR's or MTEB's; a passage has a title, or its field."""
+    return (
+        _has("text", any_of=("_id", "id"), none_of=(
+            "question", "label", "gold_evidence", "claim", "contents", "ctxs", "task"))(value)
+        and not value.get("title")
+    )  # fmt: skip
+
+
 _CONTEXTS = ranked.CONTEXTS
 _DPR = ("positive_ctxs", "hard_negative_ctxs")
+
+
+def _unmapped(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
+    raise InputError(f"{where}: is read by --fields.question and other paths")
+
+
 _PLAIN = (
     *_CONTEXTS, *_DPR, "context", "paragraphs", "passages", "supporting_facts", "task", "qa_pairs",
     "gold_titles", "golden_answers", "possible_answers", "question_id", "instruction", "output",
-    "chosen", "evidences", "question_decomposition", "qas", "q_id", "annotations",
+    "chosen", "evidences", "question_decomposition", "qas", "q_id", "annotations", "decomposition",
 )  # fmt: skip
 _EVERYTHING = ("answers", "passages", "gold", "expert", "type", "task")
 
 _ALL = (
     Format(
         "records", "id, question, answers, task, type, ctxs, gold, expert",
-        _has("id", "question", "task"), ranked.read_records, ranked.write_records, _EVERYTHING,
+        _ours, ranked.read_records, ranked.write_records, _EVERYTHING,
     ),
     Format(
         "contexts", "id, question, answers, ctxs: [id, title, text, score, isgold, has_answer]",
-        _has(any_of=_CONTEXTS, none_of=("task", "qa_pairs", "output", "positive_ctxs")),
+        lambda v: (
+            _has(any_of=("question", "instruction"))(v) and not _ours(v)
+            and _has(any_of=_CONTEXTS, none_of=("task", "qa_pairs", "output", "positive_ctxs"))(v)
+        ),
         ranked.read_contexts, ranked.write_contexts,
         ("answers", "passages", "gold", "expert", "type"),
     ),
@@ -94,8 +122,15 @@ _ALL = (
     ),
     Format(
         "nq_open", "question, answer",
-        _has("question", any_of=("answer", "answers"), none_of=_PLAIN),
+        lambda v: (
+            _has("question", any_of=("answer", "answers"), none_of=_PLAIN)(v) and not _ours(v)
+        ),
         open_domain.read_qa, open_domain.write_qa, ("answers",),
+    ),
+    Format(
+        "strategyqa", "qid, question, answer (true or false), decomposition, evidence_paragraphs",
+        _has("question", "answer", "decomposition", any_of=("facts", "evidence")),
+        open_domain.read_strategyqa,
     ),
     Format(
         "triviaqa", "Question, QuestionId, Answer",
@@ -159,8 +194,8 @@ _ALL = (
         open_domain.read_flashrag, open_domain.write_flashrag, ("answers",),
     ),
     Format(
-        "beir", "_id, text, metadata (with qrels)",
-        _has("_id", "text", none_of=("title", "question", "label")),
+        "beir", "_id (or id), text, metadata (with qrels)",
+        _queries,
         open_domain.read_beir, open_domain.write_beir,
     ),
     Format(
@@ -186,6 +221,10 @@ _ALL = (
         instructions.read_alpaca, instructions.write_alpaca,
     ),
     Format(
+        "fields", "any, by paths: --fields.question, --fields.answers, --fields.passages ...",
+        lambda v: False, _unmapped,
+    ),
+    Format(
         "preference", "prompt, chosen, rejected",
         _has("prompt", "chosen", "rejected"),
         instructions.read_preference, instructions.write_preference, ("answers",),
@@ -205,16 +244,19 @@ def named(name: str, written: bool = False) -> Format:
     return FORMATS[name]
 
 
-def detect(path: PathLike) -> Format:
+def detect(path: PathLike, columns: Sequence[str] = (), quotes: Quotes = "auto") -> Format:
     """The format of a file, by the fields of its first records; never by its name.
+
+    Args:
+      columns, quotes: of a table, as of ``rows.read_rows``.
 
     Raises:
       InputError: the file holds no record, or its records are of no format or of several.
     """
-    rows = itertools.islice(read_rows(path), LOOKED_AT)
+    rows = itertools.islice(read_rows(path, columns, quotes), LOOKED_AT)
     first = [(number, row) for number, row in rows if isinstance(row, dict)]
     if not first:
-        for _, row in itertools.islice(read_rows(path), 1):
+        for _, row in itertools.islice(read_rows(path, columns, quotes), 1):
             if isinstance(row, InputError):
                 raise InputError(f"{row}{_trec(path)}")
         raise InputError(f"{path}: holds no records")
@@ -225,16 +267,29 @@ def detect(path: PathLike) -> Format:
     if fitting:
         names = ", ".join(f.name for f in fitting)
         raise InputError(f"{path}: could be {names}; say which with --format")
+    if _ours(row):
+        return FORMATS["records"]  # what the others lack is named when they are read
     for name in ("text", "contents"):
         if name in row and not {"question", "claim", "query"} & set(row):
-            raise InputError(f"{path}:{number}: is a corpus of passages, not a file of questions")
+            raise InputError(
+                f"{path}:{number}: is a corpus of passages, not a file of questions; --format beir "
+                f"reads its texts as questions"
+            )
     mixed = [f.name for f in _ALL if f.fits(row)]
     shown = " ".join(", ".join(list(row)[:12]).split())[:200] or "nothing"
-    hint = f" (the first record is of {mixed[0]}, others differ)" if mixed else ""
+    hint = f" (the first record is of {mixed[0]}, others differ)" if mixed else _pandas(row)
     raise InputError(
         f"{path}:{number}: of no known format{hint}: a record has the fields {shown}; name one "
-        f"with --format: {', '.join(FORMATS)}"
+        f"with --format ({', '.join(FORMATS)}), or say by --format fields where things stand"
     )
+
+
+def _pandas(row: Mapping[str, Any]) -> str:
+    """What to do with a table that pandas wrote column by column."""
+    columns = [value for value in row.values() if isinstance(value, dict) and "0" in value]
+    if len(columns) < len(row) or len(row) < 2:
+        return ""
+    return " (whole columns, as pandas' to_json; write it with orient='records', lines=True)"
 
 
 def _trec(path: PathLike) -> str:
@@ -243,135 +298,6 @@ def _trec(path: PathLike) -> str:
     what = {3: "judgments", 4: "judgments", 6: "a run"}.get(columns)
     option = "--run" if columns == 6 else "--qrels"
     return f"; {what} of TREC's? Give it as {option} beside the questions" if what else ""
-
-
-@dataclass
-class Account:
-    """What became of a file's records; filled while they are read.
-
-    Attributes:
-      questions: handed out.
-      repeats: left out because an earlier one has the same id, or renamed.
-      rejected: bad records, as (line, what is wrong).
-      seen: the ids so far, and the line of each.
-      lines: of all files so far.
-    """
-
-    questions: int = 0
-    repeats: int = 0
-    rejected: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    seen: dict[str, int] = dataclasses.field(default_factory=dict, repr=False)
-    lines: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a file of questions is read."""
-
-    format: str = ""
-    """name of the format; empty finds it by the first records"""
-    dataset: str = ""
-    """the benchmark the questions are of; sets their task and their field ``dataset``"""
-    task: str = ""
-    """form of the answers (short, label, paragraph), where the file does not tell"""
-    repeats: str = "refuse"
-    """questions whose id came before: refuse, drop or rename (``id#2``)"""
-    reject_limit: int = 0
-    """bad records that are set aside before the file is refused"""
-
-    def __post_init__(self) -> None:
-        if self.repeats not in ("refuse", "drop", "rename"):
-            raise InputError(f"repeats must be refuse, drop or rename, found '{self.repeats}'")
-        if self.task and self.task not in TASKS:
-            raise InputError(
-                f"task must be one of {', '.join(TASKS)}{nearest(self.task, TASKS)}, found "
-                f"'{self.task}'"
-            )
-        if self.reject_limit < 0:
-            raise InputError(f"reject_limit = {self.reject_limit} must not be negative")
-        if self.format:
-            named(self.format)
-        if self.dataset:
-            benchmark(self.dataset)
-
-
-def read_questions(
-    path: PathLike,
-    reading: Reading = Reading(),
-    account: Account | None = None,
-) -> Iterator[tuple[int, Question]]:
-    """Yield ``(line number, question)`` of a file of any known format, as it is read.
-
-    Memory holds one record and the ids of all questions. A question without an id is called ``q``
-    and its line number.
-
-    Args:
-      account: is filled; one account for several files makes them one, with ids that do not repeat.
-
-    Raises:
-      InputError: the file is damaged or of no known format, or more of its records are bad than
-        ``reading.reject_limit``; the message names file, line, field and value.
-    """
-    account = Account() if account is None else account
-    found = named(reading.format) if reading.format else detect(path)
-    seen, before, number = account.seen, account.lines, 0
-    for number, row in read_rows(path):
-        # Records of a JSON array may share a line; their ids are of the lines that follow.
-        account.lines = max(before + number, account.lines + 1)
-        try:
-            questions = _questions(found, path, number, row, reading, f"q{account.lines}")
-            for question in questions:
-                if question.id in seen:
-                    renamed = _repeated(question, seen, f"{path}:{number}", reading.repeats)
-                    account.repeats += 1
-                    if renamed is None:
-                        continue
-                    question = renamed
-                seen[question.id] = account.lines
-                account.questions += 1
-                yield number, question
-        except InputError as error:
-            # What a file holds, and so what is quoted of it, may run over several lines.
-            wrong = " ".join(str(error).splitlines())
-            account.rejected.append((number, wrong))
-            if len(account.rejected) > reading.reject_limit:
-                many = f" (bad record {len(account.rejected)})" if reading.reject_limit else ""
-                guess = "" if reading.format else f"; read as '{found.name}'"
-                raise InputError(f"{wrong}{guess}{many}") from None
-    if not number:
-        raise InputError(f"{path}: holds no records")
-
-
-def _questions(
-    found: Format, path: PathLike, number: int, row: Any, reading: Reading, default: str
-) -> list[Question]:
-    if isinstance(row, InputError):
-        raise row
-    where = f"{path}:{number}"
-    questions = []
-    for question in found.read(row, where, default):
-        changes: dict[str, Any] = {}
-        if reading.dataset:
-            entry = benchmark(reading.dataset)
-            changes |= {"task": entry.task, "extra": question.extra | {"dataset": entry.name}}
-        if reading.task:
-            changes["task"] = reading.task
-        questions.append(replace(question, **changes))
-    return questions
-
-
-def _repeated(
-    question: Question, seen: Mapping[str, int], where: str, repeats: str
-) -> Question | None:
-    if repeats == "drop":
-        return None
-    if repeats == "rename":
-        count = next(n for n in itertools.count(2) if f"{question.id}#{n}" not in seen)
-        return replace(question, id=f"{question.id}#{count}")
-    raise InputError(
-        f"{where}: the id '{question.id}' is that of line {seen[question.id]}; --repeats drop or "
-        f"--repeats rename goes on"
-    )
 
 
 def write_rows(
@@ -394,6 +320,10 @@ def write_rows(
         yield from [written] if isinstance(written, dict) else written
 
 
+CANDIDATES_ONLY = ("contexts", "dpr", "hotpotqa")
+"""Formats that mark the needed passages where they stand among the candidates."""
+
+
 def losses(chosen: Format, question: Question) -> list[str]:
     """What of a question a format cannot keep."""
     held = {
@@ -404,4 +334,11 @@ def losses(chosen: Format, question: Question) -> list[str]:
     }
     if chosen.name == "alpaca":  # keeps its words, not its fields
         return [] if question.answers or question.expert is not None else ["question"]
-    return [what for what, there in held.items() if there and what not in chosen.keeps]
+    lost = [what for what, there in held.items() if there and what not in chosen.keeps]
+    there = {passage.id for passage in question.passages}
+    absent = [name for name in question.gold or () if name not in there]
+    if chosen.name == "hotpotqa":  # names passages by title
+        absent = [name for name in absent if not name.startswith(missing_id(""))]
+    if chosen.name in CANDIDATES_ONLY and absent:
+        lost.append("needed passages that are no candidates")
+    return lost

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from dynarag_jax.data.values import Candidates, Record, content_id, rest, unique
+from dynarag_jax.data.values import Candidates, Record, content_id, missing_id, rest, unique
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question
 
@@ -53,7 +53,9 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
         if not titles:
             continue
         if title not in titles:
-            raise InputError(f"{place}: no paragraph has the title '{title}'")
+            # Of fullwiki, whose paragraphs were retrieved: needed, and no candidate.
+            found.gold[missing_id(title)] = None
+            continue
         # Some facts name a sentence beyond the end; the paragraph is meant all the same.
         of_title = titles[title]
         long_enough = [name for name, count in of_title if number < count]
@@ -63,7 +65,7 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
     yield Question(
         id=fields.identity("_id", "id", default=default),
         text=fields.text("question"),
-        answers=unique([*fields.texts("answer", "answers"), *fields.texts("answer_aliases")]),
+        answers=unique([*fields.answers("answer", "answers"), *fields.answers("answer_aliases")]),
         type=fields.text("type", blank=True) if fields.has("type") else "",
         passages=tuple(found.passages.values()),
         gold=tuple(found.gold) if known else None,
@@ -93,7 +95,10 @@ def write_hotpotqa(question: Question) -> dict[str, Any]:
     if question.type:
         value["type"] = question.type
     if question.gold is not None:
-        value["supporting_facts"] = [[titles[g], 0] for g in question.gold if g in titles]
+        mark = missing_id("")
+        named = [titles.get(g, g.removeprefix(mark)) for g in question.gold
+                 if g in titles or g.startswith(mark)]  # fmt: skip
+        value["supporting_facts"] = [[title, 0] for title in named]
     value["context"] = [[p.title, [p.text]] for p in question.passages]
     return value
 
@@ -165,8 +170,10 @@ def read_squad(value: dict[str, Any], where: str, default: str) -> Iterator[Ques
     for i, (paragraph, asked) in enumerate(pairs):
         text = paragraph.text("context")
         passage = Passage(content_id(title, text), text, title)
-        impossible = asked.flag("is_impossible", False)
-        answers = () if impossible else _squad_answers(asked)
+        answers = _squad_answers(asked)
+        # The hub's SQuAD 2 has no is_impossible: there, no answers say it.
+        impossible = asked.flag("is_impossible", asked.has("answers") and not answers)
+        answers = () if impossible else answers
         used = {"id", "title", "context", "question", "answers", "is_impossible"}
         yield Question(
             id=asked.identity("id", default=f"{default}.{i}"),

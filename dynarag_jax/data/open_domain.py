@@ -9,7 +9,7 @@ from typing import Any
 from dynarag_jax.data.values import LABELS, Candidates, Record, rest, unique
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import finite, refuse_constant
-from dynarag_jax.records import Question
+from dynarag_jax.records import Passage, Question
 
 
 def read_qa(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
@@ -21,7 +21,7 @@ def read_qa(value: dict[str, Any], where: str, default: str) -> Iterator[Questio
     yield Question(
         id=fields.identity("id", "_id", default=default),
         text=fields.text("question"),
-        answers=fields.texts(answers),
+        answers=fields.answers(answers),
         type=fields.text("type", blank=True) if fields.has("type") else "",
         extra=rest(value, {"id", "_id", "question", answers, "type"}),
     )
@@ -37,7 +37,7 @@ def read_flashrag(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     yield Question(
         id=fields.identity("id", default=default),
         text=fields.text("question"),
-        answers=fields.texts("golden_answers"),
+        answers=fields.answers("golden_answers"),
         extra=rest(value, {"id", "question", "golden_answers"}),
     )
 
@@ -47,17 +47,51 @@ def write_flashrag(question: Question) -> dict[str, Any]:
 
 
 def read_beir(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
-    """``{_id, text, metadata}``: queries without answers; judgements are in qrels."""
+    """``{_id, text, metadata}``, MTEB's ``{id, text}``: queries; judgments are in qrels.
+
+    On the hub there is a column ``title`` beside them, which is empty; passages have titles.
+    """
     fields = Record(where, value)
+    if value.get("title"):
+        raise fields.fail("title", "must be empty: passages have titles, queries do not")
     yield Question(
-        id=fields.identity("_id", default=default),
+        id=fields.identity("_id", "id", default=default),
         text=fields.text("text"),
-        extra=rest(value, {"_id", "text"}),
+        extra=rest(value, {"_id", "id", "text", "title"}),
     )
 
 
 def write_beir(question: Question) -> dict[str, Any]:
     return {"_id": question.id, "text": question.text}
+
+
+def read_strategyqa(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
+    """``{qid, question, answer: true, facts, decomposition, evidence, evidence_paragraphs}``.
+
+    Answers are yes and no. Where the paragraphs of the evidence stand in the record, by id, they
+    are the passages, and those of ``evidence_ids`` (else all) are needed.
+    """
+    fields = Record(where, value)
+    found = Candidates()
+    paragraphs = value.get("evidence_paragraphs")
+    if paragraphs is not None and not isinstance(paragraphs, dict):
+        raise fields.fail("evidence_paragraphs", "must be an object of texts by their ids")
+    if paragraphs:
+        for name, text in paragraphs.items():
+            if not isinstance(text, str):
+                raise fields.fail("evidence_paragraphs", "must hold texts by their ids")
+            title = name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else ""
+            found.add(Passage(name, text, title), where)
+    gold = fields.texts("evidence_ids") or tuple(found.passages)
+    used = {"qid", "id", "question", "answer", "evidence_paragraphs", "evidence_ids"}
+    yield Question(
+        id=fields.identity("qid", "id", default=default),
+        text=fields.text("question"),
+        answers=fields.answers("answer"),
+        passages=tuple(found.passages.values()),
+        gold=gold if found.passages else None,
+        extra=rest(value, used),
+    )
 
 
 # ---------------------------------------------------------------------------- TriviaQA, PopQA

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from dynarag_jax.data.catalog import BENCHMARKS
-from dynarag_jax.data.values import IDS, TEXTS, Candidates, Record, rest
+from dynarag_jax.data.values import Candidates, Record, rest
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json, valid_list
+from dynarag_jax.retrieval.passages import IDS, TEXTS
 
 QUESTIONS = ("question", "instruction")
 ANSWERS = ("answers", "answer", "golden_answers")
-CONTEXTS = ("ctxs", "docs", "top_contexts")
+CONTEXTS = ("ctxs", "docs", "top_contexts", "passages")
 
 
 def read_records(value: dict[str, Any], where: str, _: str) -> Iterator[Question]:
@@ -49,17 +50,18 @@ _MIXED = {
 def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
     """``{id, question, answers, ctxs: [{id, title, text, score, isgold, has_answer}]}``.
 
-    Also ``instruction`` for the question, ``answer`` or ``golden_answers``, and ``docs`` or
-    ``top_contexts``. ``isgold`` marks the needed passages. ``rerank_label`` and ``true_id`` are the
-    judgements of DynamicRAG's training file: what is called true becomes the expert's list, in the
-    retriever's order. That file mixes datasets, and names each question's in its id.
+    Also ``instruction`` for the question, ``answer`` or ``golden_answers``, and ``docs``,
+    ``top_contexts`` or ``passages``, whose elements may be bare texts. ``isgold`` marks the needed
+    passages. ``rerank_label`` and ``true_id`` are the judgements of DynamicRAG's training file:
+    what is called true becomes the expert's list, in the retriever's order. That file mixes
+    datasets, and names each question's in its id.
     """
     fields = Record(where, value)
     names = [fields.name(*QUESTIONS), fields.name(*ANSWERS), fields.name(*CONTEXTS)]
     found, marked, labeled, order = Candidates(), False, False, []
     holding: dict[str, None] = {}
     chosen: dict[str, None] = {}
-    for item in fields.each(names[2]):
+    for item in _objects(fields, names[2]):
         passage = found.add(item.passage(), item.where, item.flag("isgold", False))
         order.append(passage.id)
         marked |= item.has("isgold")
@@ -93,7 +95,7 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     yield Question(
         id=identity,
         text=fields.text(*QUESTIONS),
-        answers=fields.texts(*ANSWERS),
+        answers=fields.answers(*ANSWERS),
         task=BENCHMARKS[dataset].task if dataset else "short",
         type=fields.text("type", blank=True) if fields.has("type") else "",
         passages=tuple(found.passages.values()),
@@ -102,6 +104,15 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
         expert_source="rerank_label" if labeled else "",
         extra=extra,
     )
+
+
+def _objects(fields: Record, name: str) -> list[Record]:
+    """The passages of a list, in which a text alone is one, too."""
+    items = fields.values.get(name)
+    if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+        texts = [{"text": item} for item in items]
+        return [Record(f"{fields.where}: {name}[{i}]", text) for i, text in enumerate(texts)]
+    return fields.each(name)
 
 
 def _context(passage: Passage) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def write_contexts(question: Question) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------- DPR's training data
 
-_DPR = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
+DPR = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
 
 
 def read_dpr(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
@@ -141,16 +152,16 @@ def read_dpr(value: dict[str, Any], where: str, default: str) -> Iterator[Questi
     """
     fields = Record(where, value)
     found = Candidates()
-    for name in _DPR:
+    for name in DPR:
         for item in fields.each(name):
-            found.add(item.passage(), item.where, name == _DPR[0])
+            found.add(item.passage(), item.where, name == DPR[0])
     yield Question(
         id=fields.identity("id", "_id", default=default),
         text=fields.text("question"),
-        answers=fields.texts("answers", "answer"),
+        answers=fields.answers("answers", "answer"),
         passages=tuple(found.passages.values()),
         gold=tuple(found.gold),
-        extra=rest(value, {"id", "_id", "question", fields.name("answers", "answer"), *_DPR}),
+        extra=rest(value, {"id", "_id", "question", fields.name("answers", "answer"), *DPR}),
     )
 
 
@@ -215,7 +226,7 @@ def read_titles(value: dict[str, Any], where: str, default: str) -> Iterator[Que
     yield Question(
         id=fields.identity("_id", "id", default=default),
         text=fields.text("question"),
-        answers=fields.texts("answer", "answers"),
+        answers=fields.answers("answer", "answers"),
         type=fields.text("type", blank=True) if fields.has("type") else "",
         extra=rest(value, {"_id", "id", "question", "answer", "answers", "type"}),
     )

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import unquote
 
-from dynarag_jax.data.stream import read_rows
-from dynarag_jax.data.values import Record, content_id
+from dynarag_jax.data.values import Record, content_id, missing_id
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.files import PathLike
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
-from dynarag_jax.retrieval.trec import read_qrels, read_run
+from dynarag_jax.retrieval.judgments import graded, read_qrels
+from dynarag_jax.retrieval.trec import read_run, trec_word
+from dynarag_jax.rows import read_rows
 
 
 def corpus_passages(paths: Iterable[PathLike], wanted: set[str]) -> dict[str, Passage]:
     """The passages of these ids, out of a corpus of any size: only they are held.
 
+    An id that the corpus lacks as it is written is looked for as ``trec_word`` writes ids.
+
     Raises:
       InputError: the corpus cannot be read, or lacks one of them.
     """
     files = tuple(str(path) for path in paths)
-    found = {p.id: p for p in read_corpus(CorpusConfig(files)) if p.id in wanted}
+    found: dict[str, Passage] = {}
+    encoded: dict[str, Passage] = {}
+    for passage in read_corpus(CorpusConfig(files)):
+        if passage.id in wanted:
+            found[passage.id] = passage
+        elif (word := trec_word(passage.id)) in wanted:
+            encoded[word] = passage
+    found = encoded | found
     if lacking := wanted - found.keys():
         some = ", ".join(f"'{name}'" for name in sorted(lacking)[:3])
         raise InputError(f"{', '.join(files)}: lacks {len(lacking)} passages, {some} among them")
@@ -29,16 +40,23 @@ def corpus_passages(paths: Iterable[PathLike], wanted: set[str]) -> dict[str, Pa
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedGold:
     """Judgments of relevance, as ``gold``: the passages of relevance above 0, best first."""
 
     path: PathLike
     grades: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def read(cls, path: PathLike) -> Judged:
-        """TREC's four columns or BEIR's three with a header."""
+    def read(cls, path: PathLike) -> JudgedGold:
+        """Judgments of any layout; see ``retrieval/judgments.py``."""
         return cls(path, read_qrels(path))
+
+    def of(self, question: Question) -> Mapping[str, float] | None:
+        """The relevance of a question's passages; None where it is not judged."""
+        if (grades := self.grades.get(question.id)) is not None:
+            return grades
+        grades = self.grades.get(trec_word(question.id))
+        return None if grades is None else {unquote(name): g for name, g in grades.items()}
 
     def attach(self, questions: Iterable[Question]) -> Iterator[Question]:
         """The questions with ``gold`` set where they are judged.
@@ -48,19 +66,18 @@ class Judged:
         """
         known = 0
         for question in questions:
-            grades = self.grades.get(question.id)
+            grades = self.of(question)
             if grades is None:
                 yield question
                 continue
             known += 1
-            best = sorted(grades.items(), key=lambda judged: -judged[1])
-            yield replace(question, gold=tuple(name for name, grade in best if grade > 0))
+            yield replace(question, gold=graded(grades))
         if not known:
             raise InputError(f"{self.path}: judges none of these questions; are the ids the same?")
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedCandidates:
     """A run, as ``passages``: the candidates in the order of their scores, and their text."""
 
     path: PathLike
@@ -68,7 +85,7 @@ class Ranked:
     corpus: Mapping[str, Passage]
 
     @classmethod
-    def read(cls, path: PathLike, corpus: Iterable[PathLike], depth: int = 0) -> Ranked:
+    def read(cls, path: PathLike, corpus: Iterable[PathLike], depth: int = 0) -> RankedCandidates:
         """A TREC run over a corpus; ``depth`` keeps the first so many passages, 0 all."""
         places: dict[str, int] = {}
         rows = read_run(path, lambda name: places.setdefault(name, len(places)))
@@ -89,7 +106,7 @@ class Ranked:
         """
         known = 0
         for question in questions:
-            ranked = self.ranking.get(question.id, ())
+            ranked = self.ranking.get(question.id) or self.ranking.get(trec_word(question.id), ())
             known += bool(ranked)
             passages = tuple(replace(self.corpus[name], score=score) for name, score in ranked)
             yield replace(question, passages=passages, expert=None, expert_source="")
@@ -98,14 +115,14 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Titles:
+class TitledCandidates:
     """A corpus by title, for questions that rank titles (format ``titles``)."""
 
     field: str
     corpus: Mapping[str, Passage]
 
     @classmethod
-    def read(cls, field: str, corpus: Iterable[PathLike]) -> Titles:
+    def read(cls, field: str, corpus: Iterable[PathLike]) -> TitledCandidates:
         """A corpus of ``{title, text}`` a record, whose titles are unique."""
         found: dict[str, Passage] = {}
         for path in corpus:
@@ -119,6 +136,10 @@ class Titles:
                 name = record.identity("id", "_id", default=content_id(title, text))
                 found[title] = Passage(name, text, title)
         return cls(field, found)
+
+    def _needed(self, title: str) -> str:
+        known = self.corpus.get(title)
+        return known.id if known else missing_id(title)
 
     def _passage(self, title: str, question: Question) -> Passage:
         if title not in self.corpus:
@@ -145,7 +166,7 @@ class Titles:
             yield replace(
                 question,
                 passages=tuple(passages),
-                gold=tuple(dict.fromkeys(self._passage(t, question).id for t in needed))
+                gold=tuple(dict.fromkeys(map(self._needed, needed)))
                 if isinstance(gold, list)
                 else question.gold,
                 extra={k: v for k, v in question.extra.items() if not k.endswith("_titles")},

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from dynarag_jax.delimited import Cells, listed
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.fields import Fields
 from dynarag_jax.records import Passage, Question
+from dynarag_jax.retrieval.passages import IDS, TEXTS, content_id
+
+__all__ = [
+    "LABELS",
+    "RESERVED",
+    "Candidates",
+    "Record",
+    "as_texts",
+    "content_id",
+    "holds_passages",
+    "missing_id",
+    "rest",
+    "unique",
+    "with_content_ids",
+]
 
 RESERVED = (
     "id", "question", "answers", "task", "type", "ctxs", "gold", "expert",
@@ -20,13 +35,49 @@ RESERVED = (
 
 LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
 
-IDS = ("id", "_id", "docid", "passage_id", "psg_id", "pid")
-TEXTS = ("text", "contents", "content", "segment", "passage", "body", "paragraph_text")
+
+def missing_id(title: str) -> str:
+    """The id in ``gold`` of a passage that is no candidate and of which only the title is known."""
+    return f"title:{title}"
 
 
-def content_id(title: str, text: str) -> str:
-    """A passage id from its content, so that equal passages of different questions are one."""
-    return "p" + hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()[:12]
+def as_texts(value: Any, numbers: bool = False) -> list[str] | None:
+    """An answer, or a list of answers, as texts; None where it is neither.
+
+    True and false are yes and no, as questions of that kind are answered.
+
+    Args:
+      numbers: they are answers, too, as they are written.
+    """
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, int | float) and numbers:
+        return [str(value)]
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
+        return None
+    each = [as_texts(item, numbers) for item in value]
+    if None in each:
+        return None
+    return [text for texts in each for text in texts or ()]
+
+
+def holds_passages(name: str, value: Any) -> str:
+    """The path to passages' texts where a field looks as if it held some; else empty."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        for text in TEXTS:
+            if isinstance(value[0].get(text), str):
+                return f"{name}[].{text}"
+    if isinstance(value, dict):
+        for text in TEXTS:
+            if isinstance(value.get(text), list):
+                return f"{name}.{text}[]"
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return f"{name}[]" if sum(map(len, value)) > 100 * len(value) else ""
+    return ""
 
 
 def unique(texts: Iterable[str]) -> tuple[str, ...]:
@@ -71,6 +122,8 @@ class Record(Fields):
         value = self.values.get(name)
         if value is None and default:
             return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes floats of a column of ids that lacks one
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str) or not value.strip():
@@ -88,6 +141,20 @@ class Record(Fields):
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise self.fail(name, "must be a text or a list of texts")
         return unique(value)
+
+    def answers(self, *names: str) -> tuple[str, ...]:
+        """Answers under the first of ``names``: texts, numbers, true and false as yes and no.
+
+        In a cell of a table a list of answers is a text.
+        """
+        name = self.name(*names)
+        value = self.values.get(name)
+        if isinstance(self.values, Cells) and isinstance(value, str):
+            value = listed(value) or value
+        texts = as_texts(value)
+        if texts is None:
+            raise self.fail(name, "must be a text, true or false, or a list of such")
+        return unique(texts)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
@@ -126,11 +193,14 @@ class Record(Fields):
         return [Record(f"{self.where}: {name}[{i}]", item) for i, item in enumerate(items)]
 
     def passage(self) -> Passage:
-        """This object as a passage; without an id it gets one from its content."""
-        text = self.text(*TEXTS, blank=True)
-        title = self.text("title", blank=True) if self.has("title") else ""
-        if not text.strip() and not title.strip():
-            raise self.fail(self.name(*TEXTS), "must not be empty where there is no title, either")
+        """This object as a passage; without an id it gets one from its content.
+
+        Text and title may be empty: retrieval keeps such passages, and so what it writes has them.
+        """
+        name = self.name(*TEXTS)
+        titled = self.has("title")
+        text = self.text(*TEXTS, blank=True) if self.has(name) or not titled else ""
+        title = self.text("title", blank=True) if titled else ""
         given = self.identity(*IDS, default=content_id(title, text))
         return Passage(given, text, title, self.score())
 

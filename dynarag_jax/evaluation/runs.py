@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import Predictions, extra_ids, read_predictions
 from dynarag_jax.evaluation.scoring import CUTOFFS, Answerer, Row, group_of, score_system
 from dynarag_jax.files import PathLike
 from dynarag_jax.metrics.benchmarks import BENCHMARKS
-from dynarag_jax.records import Question, read_questions
+from dynarag_jax.records import Question
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import rules
 from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.files import PathLike
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.metrics.ranking import set_f1
-from dynarag_jax.records import Question, read_questions
+from dynarag_jax.records import Question
 from dynarag_jax.retrieval.embed import passage_text
 
 RuleName = Literal[

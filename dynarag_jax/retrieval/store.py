@@ -31,7 +31,7 @@ from dynarag_jax.files import (
     write_json,
 )
 from dynarag_jax.records import Passage, passage_from_json, passage_to_json
-from dynarag_jax.retrieval.corpora import Account
+from dynarag_jax.retrieval.corpora import CorpusAccount
 
 _PASSAGES, _OFFSETS, _IDS = "passages.jsonl", "offsets.npy", "ids.npy"
 _MANIFEST = "store.json"
@@ -104,7 +104,7 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def write_store(directory: PathLike, passages: Iterable[Passage], account: Account) -> Store:
+def write_store(directory: PathLike, passages: Iterable[Passage], account: CorpusAccount) -> Store:
     """Write passages to a new directory, which appears only when it is whole.
 
     Args:
@@ -148,7 +148,7 @@ def write_store(directory: PathLike, passages: Iterable[Passage], account: Accou
     return Store(directory)
 
 
-def _place(row: int, account: Account) -> str:
+def _place(row: int, account: CorpusAccount) -> str:
     """Where a passage comes from: its number within its file, from 1."""
     for name, count in account.counts.items():
         if row < count:
@@ -158,7 +158,7 @@ def _place(row: int, account: Account) -> str:
 
 
 def _refuse_repeats(
-    path: Path, hashes: np.ndarray, order: np.ndarray, offsets: np.ndarray, account: Account
+    path: Path, hashes: np.ndarray, order: np.ndarray, offsets: np.ndarray, account: CorpusAccount
 ) -> None:
     """Find an id that two passages have: those of equal hashes are compared in full."""
     equal = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])

@@ -9,13 +9,25 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, read_lines
+from dynarag_jax.files import PathLike
 from dynarag_jax.records import Question
+from dynarag_jax.retrieval.judgments import cells, number, read_qrels
+
+__all__ = [
+    "falling",
+    "judgment_lines",
+    "list_lines",
+    "read_qrels",
+    "read_run",
+    "trec_lines",
+    "trec_word",
+    "value_lines",
+]
 
 
 def trec_word(text: str) -> str:
@@ -24,18 +36,38 @@ def trec_word(text: str) -> str:
 
 
 def trec_lines(questions: Iterable[Question], tag: str = "dynarag_jax") -> Iterator[str]:
-    """The lines of a run: each question's passages in their order, with their scores.
+    """The lines of a run: each question's passages in their order, with scores that fall.
 
-    Raises:
-      InputError: an id holds white space, which the format cannot.
+    Who reads a run orders it by its scores, in 32 bits as trec_eval does. Scores are written in
+    full, ties are parted by the least step there is, and where scores are missing or do not fall in
+    the passages' order, -1, -2, ... say the order.
     """
     for question in questions:
-        for rank, passage in enumerate(question.passages, 1):
-            for name in (question.id, passage.id):
-                if len(name.split()) != 1:
-                    raise InputError(f"the id '{name}' holds white space, which a TREC run cannot")
-            score = -rank if passage.score is None else passage.score
-            yield f"{question.id} Q0 {passage.id} {rank} {score:.6f} {tag}\n"
+        scores = falling([passage.score for passage in question.passages])
+        for rank, (passage, score) in enumerate(zip(question.passages, scores, strict=True), 1):
+            words = f"{trec_word(question.id)} Q0 {trec_word(passage.id)} {rank}"
+            yield f"{words} {score!r} {trec_word(tag)}\n"
+
+
+def falling(scores: Sequence[float | None]) -> list[float]:
+    """Scores that fall strictly also in 32 bits, as near to those given as their order allows."""
+    found: list[float] = []
+    least = np.float32(np.inf)
+    before = math.inf
+    for score in scores:
+        if score is None or score > before:
+            return [-float(rank) for rank in range(1, len(scores) + 1)]
+        before = score
+        with np.errstate(over="ignore"):
+            short = np.float32(score)
+        if not short < least:
+            short = np.nextafter(least, np.float32(-np.inf))
+            score = float(short)
+        if not math.isfinite(float(short)):
+            return [-float(rank) for rank in range(1, len(scores) + 1)]
+        least = short
+        found.append(score)
+    return found
 
 
 def list_lines(lists: Iterable[tuple[str, Sequence[str]]], tag: str) -> Iterator[str]:
@@ -77,34 +109,13 @@ def value_lines(
         yield f"{trec_word(prefix + name)}\tall\t{np.mean(all_of):.4f}\n"
 
 
-def _cells(path: PathLike, count: tuple[int, ...], what: str) -> Iterator[tuple[str, list[str]]]:
-    for number, raw in read_lines(path):
-        where = f"{path}:{number}"
-        try:
-            cells = raw.decode("utf-8-sig" if number == 1 else "utf-8").split()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 text ({error.reason})") from None
-        if not cells:
-            continue
-        if len(cells) not in count:
-            raise InputError(f"{where}: has {len(cells)} fields; {what}")
-        yield where, cells
-
-
-def _number(text: str, where: str, name: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{where}: field '{name}' must be a finite number, found '{text}'")
-    return value
-
-
 def read_run(
     path: PathLike, row: Callable[[str], int | None]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A run file as the rows of its passages, best first by score, ties by the file's order.
+
+    Where the corpus lacks ids as they are written, and has them with percent signs taken back (as
+    ``trec_word`` writes them), all ids of the file are read so.
 
     Args:
       row: the corpus' row of a passage id; None where the corpus lacks it.
@@ -115,10 +126,14 @@ def read_run(
     Raises:
       InputError: a line is no run's, a passage is not in the corpus, or stands twice.
     """
+    what = "a line of a run is 'qid Q0 docid rank score tag'"
+    lines = list(cells(Path(path), (6,), what))
+    encoded = any("%" in line[2] and row(line[2]) is None for _, line in lines)
+    word = unquote if encoded else str
     found: dict[str, dict[int, float]] = {}
     known: dict[str, int] = {}
-    what = "a line of a run is 'qid Q0 docid rank score tag'"
-    for where, (question, _, name, _, score, _) in _cells(path, (6,), what):
+    for where, (question, _, name, _, score, _) in lines:
+        question, name = word(question), word(name)
         place = known.get(name)
         if place is None:
             place = row(name)
@@ -128,30 +143,10 @@ def read_run(
         rows = found.setdefault(question, {})
         if place in rows:
             raise InputError(f"{where}: question '{question}' has passage '{name}' twice")
-        rows[place] = _number(score, where, "score")
+        rows[place] = number(score, where, "score")
     result = {}
     for question, rows in found.items():
         positions, scores = np.array(list(rows), np.int64), np.array(list(rows.values()))
         order = np.argsort(-scores, kind="stable")
         result[question] = (positions[order], scores[order])
     return result
-
-
-def read_qrels(path: PathLike) -> dict[str, dict[str, float]]:
-    """Judgments: for each question id the relevance of passages, by id.
-
-    Reads TREC's four columns and BEIR's three with a header.
-
-    Raises:
-      InputError: a line is neither.
-    """
-    found: dict[str, dict[str, float]] = {}
-    what = "a judgment is 'qid 0 docid relevance', or 'qid docid relevance' as BEIR has it"
-    for where, cells in _cells(Path(path), (3, 4), what):
-        if not found and cells[-1].lower() in ("score", "relevance", "rel"):
-            continue  # BEIR's header
-        question, name = cells[0], cells[-2]
-        grade = _number(cells[-1], where, "relevance")
-        if found.setdefault(question, {}).setdefault(name, grade) != grade:
-            raise InputError(f"{where}: judges passage '{name}' of '{question}' a second time")
-    return found

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
@@ -24,7 +25,7 @@ from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, read_questions
+from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.writer import Writer
@@ -104,7 +105,7 @@ def run(context: Context, stage: Answer) -> None:
         models["scorer"] = context.model(stage.scorer)
     context.manifest(inputs=paths | models)
     system = system_name(stage)
-    asked = {name: read_questions(path) for name, path in paths.items()}
+    asked = {name: read_questions(path, context.log) for name, path in paths.items()}
     for name, questions in asked.items():
         bare = [q.id for q in questions if not q.passages]
         if stage.lists != "none" and len(bare) == len(questions):

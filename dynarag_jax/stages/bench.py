@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
@@ -41,7 +42,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, read_questions
+from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import try_rerank
@@ -125,7 +126,7 @@ def read(context: Context, stage: Bench) -> Data:
     """The questions of every dataset, each saying which it is."""
     data: Data = {}
     for name, path in stage.chosen().items():
-        questions = read_questions(context.path(path))
+        questions = read_questions(context.path(path), context.log)
         if stage.limit:
             questions = questions[: stage.limit]
         if not questions:

@@ -4,12 +4,14 @@
     dynarag convert_data SOURCE TARGET --format dpr --to contexts
     dynarag convert_data queries.jsonl TARGET --qrels test.tsv --run bm25.trec --corpus C
     dynarag convert_data DATASET TARGET --split validation  # of the stage prepare
+    dynarag convert_data ANY.json TARGET --format fields --fields.question q --dry_run
 
 SOURCE and TARGET may be packed (.gz, .zst). docs/data.md lists the formats.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from dynarag_jax.data.conversion import TARGETS, ConvertData, convert_data
@@ -40,6 +42,12 @@ def run(console: Console, options: ConvertFile) -> None:
     with console.progress(None) as progress:
         outcome = convert_data(options, progress.update)
     read = outcome.account
+    if options.dry_run:
+        console.log(f"the first record, read as {outcome.format}:")
+        console.log(json.dumps(outcome.first, ensure_ascii=False, indent=2))
+        for line in read.notes():
+            console.log(f"note: {line}")
+        return
     counts = [f"{progress.n} questions of format {outcome.format}"]
     counts += [f"{outcome.written} lines in {options.target}"]
     if read.repeats:
@@ -51,3 +59,5 @@ def run(console: Console, options: ConvertFile) -> None:
     if outcome.lost:
         what = ", ".join(f"{name} of {n}" for name, n in outcome.lost.most_common())
         console.log(f"note: the format {options.to} does not hold the {what} questions")
+    for line in read.notes():
+        console.log(f"note: {line}")

@@ -16,6 +16,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
@@ -33,7 +34,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, read_questions, rollout_to_json
+from dynarag_jax.records import Question, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import sample_rollouts
@@ -97,7 +98,7 @@ def run(context: Context, stage: Evaluate) -> None:
         raise InputError("evaluate: name at least one model in 'models'")
     tuning = {"rules": context.path(stage.rules.tuning)} if stage.rules.names else {}
     context.manifest(inputs={"questions": questions_path} | models | tuning)
-    questions = read_questions(questions_path)
+    questions = read_questions(questions_path, context.log)
     if bare := [q.id for q in questions if not q.passages]:
         raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
     if not questions:

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import weights_fingerprint
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.launch.context import Context
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Example
-from dynarag_jax.records import read_questions, read_rollouts
+from dynarag_jax.records import read_rollouts
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
 from dynarag_jax.training.config import Stream, StreamShape, Train
@@ -93,7 +94,7 @@ def run(context: Context, stage: Feedback) -> None:
     if stage.reference:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
-    questions = read_questions(context.path(stage.questions))
+    questions = read_questions(context.path(stage.questions), context.log)
     rollouts = read_rollouts(rollouts_path)
     given = asked(rollouts, questions, str(rollouts_path), stage.questions)
     by_id = {question.id: question for question in given}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dynarag_jax.data.formats import Reading, read_questions
+from dynarag_jax.data.reading import Reading, numbered_questions
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
@@ -38,7 +38,7 @@ def run(context: Context, stage: Gather) -> None:
     source = context.path(stage.source)
     context.manifest(inputs={"source": source})
     questions: list[Question] = []
-    for number, question in read_questions(source, Reading(stage.format)):
+    for number, question in numbered_questions(source, Reading(stage.format)):
         if not question.passages:
             raise InputError(f"{source}:{number}: question '{question.id}' has no passages")
         # Files number passages as they like, and leave some without an id.

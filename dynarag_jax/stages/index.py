@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.launch.context import Context
-from dynarag_jax.records import stream_questions
 from dynarag_jax.retrieval.embed import embed
 from dynarag_jax.retrieval.index import IndexConfig
 from dynarag_jax.stages.common.corpus import INDEX, VECTORS, embedded, index_of, require_encoder

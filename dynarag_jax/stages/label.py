@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
-from dynarag_jax.records import Question, read_questions, write_questions
+from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.embed import passage_text
 from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer, score_questions
 from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
@@ -168,7 +169,7 @@ def label_files(
 ) -> None:
     """Label each file by what the stage asks for."""
     for path in paths:
-        questions = read_questions(path)
+        questions = read_questions(path, context.log)
         if bare := [q.id for q in questions if not q.passages]:
             raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve some first")
         if scorer is not None:

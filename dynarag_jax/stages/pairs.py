@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import write_json, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.prompts import Style
-from dynarag_jax.records import read_questions, read_rollouts
+from dynarag_jax.records import read_rollouts
 from dynarag_jax.training.pairs import (
     Kind,
     all_pairs,
@@ -51,7 +52,9 @@ def run(context: Context, stage: Pairs) -> None:
     }
     context.manifest(inputs=paths)
     rollouts = read_rollouts(paths["rollouts"])
-    questions = {question.id: question for question in read_questions(paths["questions"])}
+    questions = {
+        question.id: question for question in read_questions(paths["questions"], context.log)
+    }
     kinds: list[tuple[Kind, str]] = [("list", "lists")]
     if rollouts and all(rollout.answers is not None for rollout in rollouts):
         kinds.append(("answer", "answers"))

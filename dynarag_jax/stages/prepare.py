@@ -14,9 +14,9 @@ from typing import Annotated
 
 from dynarag_jax.data.builders import dataset_directory, prepare
 from dynarag_jax.data.catalog import BENCHMARKS, benchmark
-from dynarag_jax.data.conversion import Prepare, dataset_name, prepared_sources, split_reader
-from dynarag_jax.data.formats import Account
 from dynarag_jax.data.hub import download
+from dynarag_jax.data.preparation import Prepare, dataset_name, prepared_sources, split_reader
+from dynarag_jax.data.reading import QuestionAccount
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.console import Console
 from dynarag_jax.launch.positional import Positional, arg
@@ -48,7 +48,7 @@ def run(console: Console, options: PrepareBenchmark) -> None:
         raise InputError("prepare: --from needs the files to read: FILE [SPLIT=FILE ...]")
     name = dataset_name(options)
     files = prepared_sources(options) if options.source else download(benchmark(name))
-    accounts: list[Account] = []
+    accounts: list[QuestionAccount] = []
     splits = {split: split_reader(options, paths, accounts) for split, paths in files.items()}
     counts = prepare(name, options.directory, splits)
     for account in accounts:

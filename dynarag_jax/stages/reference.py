@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, Rollout, read_questions, read_rollouts, rollout_to_json
+from dynarag_jax.records import Question, Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.answer_scoring import with_answers
 from dynarag_jax.sampling.rescoring import with_logps
@@ -81,7 +82,10 @@ def run(context: Context, stage: Reference) -> None:
     context.manifest(inputs=paths)
     rollouts = read_rollouts(paths["rollouts"])
     questions = asked(
-        rollouts, read_questions(paths["questions"]), str(paths["rollouts"]), stage.questions
+        rollouts,
+        read_questions(paths["questions"], context.log),
+        str(paths["rollouts"]),
+        stage.questions,
     )
     branches = max((len(r.trajectories) for r in rollouts), default=0)
     if not branches:

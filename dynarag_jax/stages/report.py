@@ -9,11 +9,12 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.intervals import paired_bootstrap
-from dynarag_jax.records import read_questions, read_rollouts
+from dynarag_jax.records import read_rollouts
 from dynarag_jax.report import (
     Curve,
     RunFacts,
@@ -92,7 +93,7 @@ def gather(context: Context, stage: Report) -> RunReport:
     }
     evaluated = {row["id"] for rows in by_system.values() for row in rows}
     source = context.path(evaluate.questions)
-    questions = {q.id: q for q in read_questions(source) if q.id in evaluated}
+    questions = {q.id: q for q in read_questions(source, context.log) if q.id in evaluated}
     if lost := evaluated - questions.keys():
         raise InputError(
             f"{source}: question '{min(lost)}' was evaluated and is not in the file any more; "

@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, question_to_json, read_questions
+from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
@@ -88,7 +89,7 @@ def run(context: Context, stage: Rerank) -> None:
     policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
     writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for path in paths:
-        questions = read_questions(path)
+        questions = read_questions(path, context.log)
         output = context.stage_directory / path.name
         with (
             JsonlAppender(output) as rows,

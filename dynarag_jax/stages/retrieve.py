@@ -18,13 +18,14 @@ from typing import Literal
 import jax
 import numpy as np
 
+from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
 from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.ranking import recall_at
 from dynarag_jax.processes import ids_of, merge, part, parts, wait
-from dynarag_jax.records import Question, question_to_json, stream_questions
+from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.retrieval.bm25 import Bm25Config
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.fusion import Fusion, Ranking, fuse

@@ -23,13 +23,14 @@ from typing import Literal
 import numpy as np
 
 from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.processes import ProcessTeam, ids_of, merge, part, parts, wait
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, Rollout, read_valid_questions, rollout_to_json
+from dynarag_jax.records import Question, Rollout, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer

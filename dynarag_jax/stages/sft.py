@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
-from dynarag_jax.records import read_questions
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.instructions import read_instructions
@@ -71,7 +71,7 @@ def run(context: Context, stage: Sft) -> None:
     maker = example_maker(stage, start, context.token_cache)
 
     def asked(path: str) -> list[Source]:
-        questions = read_questions(context.path(path))
+        questions = read_questions(context.path(path), context.log)
         return [
             behavior_source(stage, start, questions, maker, context.run.seed, stage.shuffled),
             generator_source(stage, questions, maker, context.run.seed),

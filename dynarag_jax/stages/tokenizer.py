@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynarag_jax.data.reading import read_questions
 from dynarag_jax.exchange.tokenizers import train_bpe
 from dynarag_jax.launch.context import Context
 from dynarag_jax.prompts import answer_messages, rerank_messages
-from dynarag_jax.records import read_passages, read_questions
+from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ def run(context: Context, stage: TrainTokenizer) -> None:
     """Train on passages, questions, answers and the prompts' own words."""
     corpus, files = context.path(stage.corpus), [context.path(p) for p in stage.questions]
     context.manifest(inputs={"corpus": corpus} | {path.name: path for path in files})
-    texts = [f"{p.title}: {p.text}" if p.title else p.text for p in read_passages(corpus)]
+    passages = read_corpus(CorpusConfig((str(corpus),)))
+    texts = [f"{p.title}: {p.text}" if p.title else p.text for p in passages]
     for path in files:
-        for question in read_questions(path):
+        for question in read_questions(path, context.log):
             texts += [question.text, *question.answers]
             for make in (rerank_messages, answer_messages):
                 texts += [m["content"] for m in make(question, (), "instruct")]

@@ -23,7 +23,7 @@ from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.files import atomic_directory, read_lines
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Passage
-from dynarag_jax.retrieval.corpora import Account, CorpusConfig, CorpusFormat
+from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, CorpusFormat
 from dynarag_jax.retrieval.index import update_index
 from dynarag_jax.retrieval.shards import Plan, Vectors, finish, open_vectors, write_shard
 from dynarag_jax.retrieval.store import Store, write_store
@@ -147,7 +147,7 @@ def joined_store(store: Store, kept: np.ndarray, new: Sequence[Passage], directo
         yield from (store[int(row)] for row in kept)
         yield from new
 
-    account = Account(records=len(kept) + len(new))
+    account = CorpusAccount(records=len(kept) + len(new))
     account.empty = sum(not passage.text.strip() for passage in passages())
     return write_store(directory, passages(), account)
 

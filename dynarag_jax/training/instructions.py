@@ -1,6 +1,6 @@
 """Instruction data beside lists and answers: Alpaca's form and chat messages.
 
-Files are JSONL, a JSON array as Alpaca's own, or any other shape of ``data/stream.py``.
+Files are JSONL, a JSON array as Alpaca's own, or any other shape of ``rows.py``.
 
     {"instruction": "...", "input": "...", "output": "...", "system": "..."}
     {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynarag_jax.data.stream import read_rows
 from dynarag_jax.errors import InputError
 from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.prompts import Message, answer_tokens, render
+from dynarag_jax.rows import read_rows
 
 ROLES = ("system", "user", "assistant")
 

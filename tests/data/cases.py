@@ -165,6 +165,37 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"id": "f", "question": ASKED, "golden_answers": ["Seine"], "metadata": {"type": "x"}},
         {"answers": ("Seine",), "extra": {"metadata": {"type": "x"}}},
     ),
+    (
+        "StrategyQA", "strategyqa",
+        {"qid": "s", "question": ASKED, "answer": True, "facts": ["f"], "decomposition": ["d"],
+         "evidence_paragraphs": {"Seine-1": "A river.", "Loire-3": "Another."},
+         "evidence_ids": ["Loire-3"]},
+        {"answers": ("yes",), "gold": ("Loire-3",), "passages": (
+            Passage("Seine-1", "A river.", "Seine"), Passage("Loire-3", "Another.", "Loire"))},
+    ),
+    ("MTEB's queries", "beir", {"id": "b", "text": ASKED}, {"id": "b", "text": ASKED}),
+    ("BEIR's queries of the hub", "beir", {"_id": "b", "title": "", "text": ASKED}, {"id": "b"}),
+    (
+        "passages beside the answer", "contexts",
+        {"question": ASKED, "answer": "Seine", "passages": [P1, P2]},
+        {"answers": ("Seine",), "passages": (SEINE, LOIRE)},
+    ),
+    ("yes or no", "nq_open", {"question": ASKED, "answer": False}, {"answers": ("no",)}),
+    ("ours without a task", "records",
+     {"id": "r", "question": ASKED, "ctxs": [], "gold": ["x"]}, {"gold": ("x",), "task": "short"}),
+    (
+        "HotpotQA fullwiki", "hotpotqa",
+        {"_id": "a", "question": ASKED, "answer": "Seine", "supporting_facts": [["Oise", 0],
+         ["Seine", 0]], "context": [["Seine", ["One."]]]},
+        {"gold": ("title:Oise", content_id("Seine", "One."))},
+    ),
+    (
+        "SQuAD 2 of the hub", "squad",
+        {"id": "s", "title": "T", "context": "A river.", "question": ASKED,
+         "answers": {"text": [], "answer_start": []}},
+        {"answers": (), "gold": (), "passages": (Passage(content_id("T", "A river."), "A river.",
+         "T"),)},
+    ),
     ("BEIR", "beir", {"_id": "b", "text": ASKED, "metadata": {}}, {"id": "b", "answers": ()}),
     (
         "FEVER", "fever",

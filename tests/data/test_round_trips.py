@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from dynarag_jax.data.conversion import ConvertData, convert_data
-from dynarag_jax.data.formats import FORMATS, WRITTEN, Reading, detect, read_questions, write_rows
+from dynarag_jax.data.formats import FORMATS, WRITTEN, detect, write_rows
+from dynarag_jax.data.reading import Reading, numbered_questions
 from dynarag_jax.data.values import content_id
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import dump_line
@@ -98,7 +99,7 @@ def test_written_and_read_again(kind, tmp_path):
     @given(questions())
     def tried(question):
         path.write_text("".join(dump_line(row) for row in write_rows(kind, [question])))
-        ((_, again),) = read_questions(path, Reading(format=kind))
+        ((_, again),) = numbered_questions(path, Reading(format=kind))
         wanted = in_place(held(question, kind), kind)
         assert replace(again, extra={}) == wanted
         assert detect(path).name == kind
@@ -116,11 +117,11 @@ def test_asqa_keeps_its_short_answers(tmp_path_factory, question, short):
     path = tmp_path_factory.mktemp("asqa") / "x.jsonl"
     wanted = replace(held(question, "asqa"), task="paragraph", extra=extra)
     path.write_text("".join(map(dump_line, write_rows("asqa", [replace(question, extra=extra)]))))
-    assert [q for _, q in read_questions(path)] == [wanted]
+    assert [q for _, q in numbered_questions(path)] == [wanted]
     # And through our own format.
     ours = path.with_name("ours.jsonl")
     write_questions(ours, [wanted])
-    assert [q for _, q in read_questions(ours)] == read_ours(ours) == [wanted]
+    assert [q for _, q in numbered_questions(ours)] == read_ours(ours) == [wanted]
 
 
 @settings(max_examples=40)
@@ -130,7 +131,7 @@ def test_beir_directories_and_packed_files(tmp_path_factory, asked):
     write_questions(place / "ours.jsonl", asked)
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
         convert_data(ConvertData(str(place / "ours.jsonl"), str(place / name)))
-        assert [q for _, q in read_questions(place / name)] == asked
+        assert [q for _, q in numbered_questions(place / name)] == asked
     clean = [
         replace(q, id=f"q{i}", gold=tuple(f"d{i}-{g[0]}" for g in q.gold or ()) or None,
                 passages=tuple(replace(p, id=f"d{i}-{p.id[0]}") for p in q.passages))
@@ -167,11 +168,11 @@ def test_instructions_come_back(tmp_path):
     ]
     path = tmp_path / "x.jsonl"
     path.write_text("".join(map(dump_line, rows)))
-    read = [q for _, q in read_questions(path)]
+    read = [q for _, q in numbered_questions(path)]
     assert list(write_rows("alpaca", read)) == rows
     pair = {"id": "1", "prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
     path.write_text(dump_line(pair))
-    assert list(write_rows("preference", [q for _, q in read_questions(path)])) == [pair]
+    assert list(write_rows("preference", [q for _, q in numbered_questions(path)])) == [pair]
     with pytest.raises(InputError, match="come from rollouts"):
         list(write_rows("preference", read))
 

@@ -18,7 +18,13 @@ from hypothesis import given, settings
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval import store as stores
-from dynarag_jax.retrieval.corpora import Account, CorpusConfig, corpus_files, read_corpus, split
+from dynarag_jax.retrieval.corpora import (
+    CorpusAccount,
+    CorpusConfig,
+    corpus_files,
+    read_corpus,
+    split,
+)
 from dynarag_jax.retrieval.store import Store, write_store
 
 ROWS = [
@@ -74,7 +80,7 @@ def test_every_format_is_seen_and_read(tmp_path, kind, packed):
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packed]
     path = tmp_path / f"corpus.data{packed}"
     path.write_bytes(pack(data))
-    account = Account()
+    account = CorpusAccount()
     assert list(read_corpus(CorpusConfig(files=(str(path),)), account)) == rows
     assert account.formats == {str(path): kind} and account.counts == {str(path): 4}
     assert (account.records, account.passages, account.empty, account.rejected) == (4, 4, 1, [])
@@ -100,10 +106,12 @@ def test_many_files_and_patterns(tmp_path, monkeypatch):
         "ours0", "ours1", "beir0", "beir1", "contents0", "contents1",
     ]  # fmt: skip
     assert corpus_files(["**/*.jsonl"]) == [Path(f"wiki/{i}.jsonl") for i in range(3)]
+    Path("empty").mkdir()
+    assert corpus_files(["wiki"]) == corpus_files(["wiki/*.jsonl"])
     for files, says in {
         ("none/*.jsonl",): "none/\\*.jsonl: no file fits",
         ("wiki/1.jsonl", "wiki/*.jsonl"): "wiki/1.jsonl: is named twice",
-        ("wiki",): "expected a corpus file, found a directory",
+        ("empty",): "empty: no corpus: no corpus.jsonl",
     }.items():
         with pytest.raises(InputError, match=says):
             corpus_files(files)
@@ -128,7 +136,7 @@ def test_a_bad_line_is_named_and_counted_against_the_limit(tmp_path, what):
         list(read_corpus(CorpusConfig(files=files)))
     with pytest.raises(InputError, match=r":4: .*\(bad record 2\)"):
         list(read_corpus(CorpusConfig(files=files, reject_limit=1)))
-    account = Account()
+    account = CorpusAccount()
     found = list(read_corpus(CorpusConfig(files=files, reject_limit=2), account))
     assert [p.id for p in found] == ["0", "1", "2"]
     assert len(account.rejected) == 2 and says[3:] in account.rejected[0]
@@ -140,10 +148,9 @@ def test_a_bad_line_is_named_and_counted_against_the_limit(tmp_path, what):
         (b"", "is empty"),
         (b"hello\n", ":1: neither a JSON object nor the header"),
         (b'{"name": "x"}\n', ":1: a passage has 'id' and 'text'.*found 'name'"),
-        (b"id\ttext\ttitle\n1\tonly text\n", ":2: has 2 fields, the header 3"),
-        (b"id\ttext\ttitle\n1\ta\tb\tc\n", ":2: has 4 fields, the header 3"),
+        (b"id\ttext\ttitle\n1\tonly text\n", ":2: has 2 fields, and there are 3 columns"),
+        (b"id\ttext\ttitle\n1\ta\tb\tc\n", ":2: has 4 fields, and there are 3 columns"),
         (b"id\ttext\ttitle\n\ta\tb\n", ":2: field 'id' must not be empty"),
-        (b'id\ttext\ttitle\n1\t"a\tb\n', ":2: has 2 fields"),
         (b"PAR1 nonsense", "not a readable Parquet file"),
     ],
 )
@@ -161,8 +168,13 @@ def test_parquet_columns(tmp_path):
     with pytest.raises(InputError, match="row 2: field 'id' is missing"):
         next(rows)
     pq.write_table(pa.table({"number": [1], "text": ["a"]}), tmp_path / "b")
-    with pytest.raises(InputError, match=r"no column for the id .*it has number, text"):
-        list(read_corpus(CorpusConfig(files=(str(tmp_path / "b"),))))
+    account = CorpusAccount()
+    (unnamed,) = read_corpus(CorpusConfig(files=(str(tmp_path / "b"),)), account)
+    assert (unnamed.text, len(unnamed.id)) == ("a", 13) and account.unread == {"number": 1}
+    assert "named by their content" in account.notes()[0]
+    pq.write_table(pa.table({"id": [1], "words": ["a"]}), tmp_path / "c")
+    with pytest.raises(InputError, match=r"no column for the text .*it has id, words"):
+        list(read_corpus(CorpusConfig(files=(str(tmp_path / "c"),))))
 
 
 def test_settings_that_cannot_be():
@@ -219,7 +231,7 @@ def test_anything_at_all_is_read_or_refused(tmp_path_factory, data, suffix, pack
     if pack and suffix:
         data = (gzip.compress if suffix == ".gz" else zstandard.compress)(data)
     path.write_bytes(data)
-    account = Account()
+    account = CorpusAccount()
     refused = ""
     found = []
     try:
@@ -238,7 +250,7 @@ def test_anything_at_all_is_read_or_refused(tmp_path_factory, data, suffix, pack
 
 
 def test_a_store_gives_any_passage(tmp_path):
-    account = Account()
+    account = CorpusAccount()
     rows = [*ROWS, *(Passage(f"p{i}", f"text {i}") for i in range(500))]
     account.empty = 1
     store = write_store(tmp_path / "s", iter(rows), account)
@@ -251,30 +263,30 @@ def test_a_store_gives_any_passage(tmp_path):
     assert '"empty": true' in (tmp_path / "s" / "passages.jsonl").read_text().splitlines()[2]
     with pytest.raises(IndexError):
         again[504]
-    other = write_store(tmp_path / "t", iter(rows[1:]), Account())
+    other = write_store(tmp_path / "t", iter(rows[1:]), CorpusAccount())
     assert other.fingerprint != store.fingerprint
 
 
 def test_ids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "_hash", lambda name: 5)
-    store = write_store(tmp_path / "s", iter(ROWS), Account())
+    store = write_store(tmp_path / "s", iter(ROWS), CorpusAccount())
     assert [store.row(p.id) for p in ROWS] == [0, 1, 2, 3] and store.row("none") is None
 
 
 def test_an_id_that_repeats_is_an_error_and_leaves_nothing(tmp_path):
     for name, ids in (("a", "pq"), ("b", "rsp")):
         (tmp_path / name).write_bytes(lines({"id": i, "text": "t"} for i in ids))
-    account = Account()
+    account = CorpusAccount()
     files = (str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(InputError, match=r"passage 3 of .*b repeats the id 'p' of passage 1 of"):
         write_store(tmp_path / "s", read_corpus(CorpusConfig(files=files), account), account)
     with pytest.raises(InputError, match="holds no passages"):
-        write_store(tmp_path / "s", iter(()), Account())
+        write_store(tmp_path / "s", iter(()), CorpusAccount())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_store_that_was_cut_short_is_refused(tmp_path):
-    write_store(tmp_path / "s", iter(ROWS), Account())
+    write_store(tmp_path / "s", iter(ROWS), CorpusAccount())
     whole = (tmp_path / "s" / "passages.jsonl").read_bytes()
     (tmp_path / "s" / "passages.jsonl").write_bytes(whole[:-5])
     with pytest.raises(InputError, match=r"passages.jsonl: cut short or changed"):

@@ -19,7 +19,7 @@ from dynarag_jax.exchange.encoders import LoadedEncoder
 from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import wait
 from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
-from dynarag_jax.retrieval.corpora import Account, CorpusConfig, corpus_files, read_corpus
+from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, corpus_files, read_corpus
 from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_shards
 from dynarag_jax.retrieval.index import (
     Index,
@@ -64,7 +64,7 @@ def index_inputs(directory: Path) -> dict[str, Path]:
 def store_of(context: Context, corpus: CorpusConfig, directory: Path) -> Store:
     """The corpus' passages on disk."""
     if context.primary and not directory.exists():
-        account = Account()
+        account = CorpusAccount()
         with context.progress(None, "reading passages") as bar:
 
             def counted():

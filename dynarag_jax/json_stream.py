@@ -1,32 +1,21 @@
-"""The objects of a file, one after the other, in memory that one record bounds.
-
-Read are JSONL, a JSON array, a JSON document whose field ``data`` is an array (SQuAD, TriviaQA),
-objects one after the other over several lines, tables with tabs and a line of names, and Parquet;
-all but Parquet plain, gzip (``.gz``) or zstd (``.zst``). The shape is read off the content.
-"""
+"""JSON values out of a stream of text, of which one value at a time is held."""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dynarag_jax.errors import InputError, MissingExtra
+from dynarag_jax.errors import InputError
 from dynarag_jax.files import (
     LONGEST_LINE,
-    PathLike,
     finite,
+    naming_damage,
     open_bytes,
-    parse_object,
-    read_lines,
     refuse_constant,
-    require_file,
 )
 
 Row = tuple[int, "dict[str, Any] | InputError"]
@@ -36,121 +25,10 @@ CONTAINERS = ("data", "Data")
 """Fields of a whole document that hold its records."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_HEAD = 1 << 20
 _DECODER = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite)
 
 
-def read_rows(path: PathLike) -> Iterator[Row]:
-    """Yield each record of a file with its line number; a record that is wrong as an InputError.
-
-    Raises:
-      InputError: the file is missing, damaged, or of none of the shapes this module reads.
-      MissingExtra: Parquet or zstd without the package that reads it.
-    """
-    path = require_file(path)
-    head = _head(path)
-    if head.startswith(b"PAR1"):
-        return _parquet(path)
-    if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
-        kind, name = ("gzip", ".gz") if head[0] == 0x1F else ("zstd", ".zst")
-        raise InputError(f"{path}: holds {kind} data; give it a name that ends in '{name}'")
-    text = head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").lstrip()
-    first = text.split("\n", 1)[0].rstrip()
-    if text.startswith("["):
-        return _array(path)
-    if text.startswith("{"):
-        if container := _container(text):
-            return _document(path, container)
-        return _values(path) if first == "{" else _lines(path)
-    if "\t" in first and all(name.isidentifier() for name in first.split("\t")):
-        return _table(path)
-    return _lines(path)
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with open_bytes(path) as stream:
-            # A document that ends early is noticed when it is read.
-            return stream.read(_HEAD)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}:1: broken packed data ({error})") from None
-    except Exception as error:
-        if type(error).__name__ == "ZstdError":
-            raise InputError(f"{path}:1: broken zstd data ({error})") from None
-        raise
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    for number, raw in read_lines(path):
-        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-        if line.strip():
-            yield number, _or_error(line, f"{path}:{number}")
-
-
-def _or_error(line: bytes, where: str) -> dict[str, Any] | InputError:
-    try:
-        return parse_object(line, where)
-    except InputError as error:
-        return error
-
-
-def _table(path: Path) -> Iterator[Row]:
-    names: list[str] = []
-    rows = csv.reader(_decoded(path), delimiter="\t")
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise InputError(f"{path}:{rows.line_num}: not a table with tabs ({error})") from None
-        if row is None:
-            return
-        number = rows.line_num
-        if not names:
-            names = row
-            if len(set(names)) != len(names):
-                raise InputError(f"{path}:{number}: a column's name stands there twice")
-        elif len(row) == len(names):
-            yield number, dict(zip(names, row, strict=True))
-        elif row:
-            wrong = f"{path}:{number}: {len(row)} columns, and the first line names {len(names)}"
-            yield number, InputError(wrong)
-
-
-def _decoded(path: Path) -> Iterator[str]:
-    for number, raw in read_lines(path):
-        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "reading Parquet") from None
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                number += 1
-                try:
-                    yield number, parse_object(json.dumps(row).encode(), f"{path}:{number}")
-                except (TypeError, UnicodeError) as error:
-                    wrong = f"{path}:{number}: holds what is no JSON value ({error})"
-                    yield number, InputError(wrong)
-                except InputError as error:
-                    yield number, error
-    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
-        raise InputError(f"{path}: broken Parquet after row {number} ({error})") from None
-
-
-# ---------------------------------------------------------------------------- JSON documents
-
-
-def _container(head: str) -> str:
+def container(head: str) -> str:
     """The field that holds a document's records, if its beginning shows one."""
     at = _SPACE.match(head, 1).end()  # type: ignore[union-attr]
     while head.startswith('"', at):
@@ -172,7 +50,7 @@ def _container(head: str) -> str:
     return ""
 
 
-class _Scanner:
+class Scanner:
     """JSON values out of a stream of text, of which one value at a time is held."""
 
     def __init__(self, path: Path, stream: IO[bytes]):
@@ -189,17 +67,12 @@ class _Scanner:
 
     def _more(self) -> None:
         size = max(1 << 16, len(self._text) - self._at)
-        try:
+        with naming_damage(self.path, lambda: self._line):
             raw = self._stream.read(size)
+        try:
             text = self._decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             raise InputError(f"{self.where()}: not UTF-8 text ({error.reason})") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{self.where()}: broken packed data ({error})") from None
-        except Exception as error:
-            if type(error).__name__ == "ZstdError":
-                raise InputError(f"{self.where()}: broken zstd data ({error})") from None
-            raise
         if self._line == 1 and not self._at and not self._text:
             text = text.removeprefix("\ufeff")
         self._ended = not raw
@@ -288,30 +161,30 @@ class _Scanner:
             raise InputError(f"{self.where()}: {found!r} after the end of the JSON document")
 
 
-def _array(path: Path) -> Iterator[Row]:
+def read_array(path: Path) -> Iterator[Row]:
     with open_bytes(path) as stream:
-        scanner = _Scanner(path, stream)
+        scanner = Scanner(path, stream)
         yield from scanner.elements()
         scanner.end()
 
 
-def _values(path: Path) -> Iterator[Row]:
+def read_values(path: Path) -> Iterator[Row]:
     with open_bytes(path) as stream:
-        scanner = _Scanner(path, stream)
+        scanner = Scanner(path, stream)
         while scanner.peek():
             yield scanner.record()
 
 
-def _document(path: Path, container: str) -> Iterator[Row]:
+def read_document(path: Path, field: str) -> Iterator[Row]:
     with open_bytes(path) as stream:
-        scanner = _Scanner(path, stream)
+        scanner = Scanner(path, stream)
         scanner.take("{")
         while True:
             key = scanner.value()
             if not isinstance(key, str):
                 raise InputError(f"{scanner.where()}: not valid JSON: a field without a name")
             scanner.take(":")
-            if key == container:
+            if key == field:
                 yield from scanner.elements()
             else:
                 scanner.value()

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dynarag_jax.evaluation.lists import NO_RETRIEVAL, ORACLE, SHUFFLED
+from dynarag_jax.evaluation.scoring import dataset_of
+from dynarag_jax.evaluation.tables import shown
+from dynarag_jax.metrics.benchmarks import headline_of
 from dynarag_jax.metrics.intervals import bootstrap
 from dynarag_jax.metrics.ranking import size_matrix, sizes
 from dynarag_jax.records import Question, Rollout
@@ -65,6 +68,12 @@ def system_row(name: str, rows: Lines, role: Role, seed: int) -> SystemRow:
         k_sd=sizes([row["k"] for row in rows]).sd,
         failed=sum("failed" in row for row in rows),
     )
+
+
+def answer_metric(questions: Sequence[Question]) -> str:
+    """What the answers' score is called: the headline metric, or "score" where it is several."""
+    names = {headline_of(dataset_of(question), question.task) for question in questions}
+    return shown(names.pop()) if len(names) == 1 else "score"
 
 
 def type_rows(before: Lines | None, after: Lines | None) -> list[TypeRow]:

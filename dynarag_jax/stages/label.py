@@ -23,12 +23,13 @@ from typing import Any, Literal
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
-from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
+from dynarag_jax.files import read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.embed import passage_text
-from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer, score_questions
+from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer
 from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
+from dynarag_jax.stages.common.scores import score_once
 
 RELEVANCE = """\
 How useful is a passage for answering a question?
@@ -102,15 +103,7 @@ def by_scores(
 ) -> list[Question]:
     """Label by a scorer; the scores are kept in scores-NAME.jsonl, appended as they come."""
     output = context.stage_directory / f"scores-{path.name}"
-    with (
-        JsonlAppender(output) as rows,
-        context.progress(sum(len(q.passages) for q in questions), path.name) as bar,
-    ):
-        bar.update(sum(len(q.passages) for q in questions if q.id in rows.done))
-        todo = [q for q in questions if q.id not in rows.done]
-        for question, scores in score_questions(scorer, todo):
-            rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
-            bar.update(len(scores))
+    score_once(context, scorer, output, path.name, questions)
     return from_scores(questions, output, f"{scorer.kind} {stage.scorer}", stage)
 
 

@@ -25,6 +25,7 @@ from dynarag_jax.report import (
     write_summary,
 )
 from dynarag_jax.report.gather import (
+    answer_metric,
     config_name,
     needed_matrix,
     rank_rows,
@@ -147,7 +148,8 @@ def gather(context: Context, stage: Report) -> RunReport:
         types=type_rows(before, after),
         ranks=rank_rows(list(questions.values()), evaluate.prompts.ids),
         examples=examples,
-        notes=stage.notes,
+        answer_metric=answer_metric(list(questions.values())),
+        notes=[*stage.notes, *([note] if (note := evaluate.metrics.note()) else [])],
     )
 
 

@@ -31,6 +31,15 @@ def test_roles():
     assert roles == ["cloning", "feedback", "shuffled", "fixed", "none", "oracle", "other"]
 
 
+def test_the_score_is_called_by_its_metric():
+    short, label = Question("a", "?"), Question("b", "?", task="label")
+    popqa = Question("c", "?", extra={"dataset": "popqa"})
+    assert gather.answer_metric([short, short]) == "EM"
+    assert gather.answer_metric([label]) == "accuracy"
+    assert gather.answer_metric([popqa]) == "containment"
+    assert gather.answer_metric([short, label]) == "score"
+
+
 def test_ranks_of_needed_passages_are_counted_once_each():
     def ask(*gold: str, passages: int = 4) -> Question:
         shown = tuple(Passage(str(i), "text") for i in range(1, passages + 1))

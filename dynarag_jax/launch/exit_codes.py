@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch import signals
+from dynarag_jax.launch.compiling import compiling
 from dynarag_jax.launch.stopping import Terminated
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +31,8 @@ def guard(work: Callable[[], object]) -> int:
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:
-        work()
+        with signals.acknowledging(compiling):
+            work()
     except InputError as error:
         return _complain(str(error))
     except KeyboardInterrupt:

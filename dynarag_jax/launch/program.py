@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch import signals
 from dynarag_jax.launch.console import Console, consent
 from dynarag_jax.launch.context import Context, StageDone
 from dynarag_jax.launch.exit_codes import guard
@@ -92,6 +93,7 @@ def run_program(one: Program, arguments: Sequence[str], prog: str, stage: str = 
 
 def run_stage(context: Context, body: Callable[[Context, Any], None]) -> bool:
     """Run one stage; False if it was done already. Its directory says how it ended."""
+    signals.on_leaving(context.abandon)
     try:
         body(context, context.config)
     except StageDone:

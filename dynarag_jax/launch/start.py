@@ -9,8 +9,11 @@ from pathlib import Path
 
 import jax
 
+from dynarag_jax import processes
 from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
 from dynarag_jax.launch import distributed
+from dynarag_jax.launch.compiling import watch_compiling
 
 
 def start_jax(run: Run) -> None:
@@ -38,6 +41,25 @@ def start_jax(run: Run) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if distributed.several(os.environ):
         distributed.join(os.environ)
+    _require_platform()
+    if processes.is_primary():
+        watch_compiling()
+
+
+def _require_platform() -> None:
+    """Raise InputError where the accelerator that the environment asks for is not there."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        if not wanted or wanted == "cpu":
+            raise
+        extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(wanted.split(",")[0], "")
+        mend = f"; its support is installed by pip install 'dynarag_jax[{extra}]'" if extra else ""
+        raise InputError(
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device "
+            f"({' '.join(str(error).split())[:160]}){mend}; JAX_PLATFORMS=cpu computes without"
+        ) from None
 
 
 def _cores() -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import AbstractContextManager
 from types import FrameType
 
 from dynarag_jax import processes
+from dynarag_jax.launch import signals
 
 
 class Terminated(BaseException):
@@ -24,6 +26,7 @@ class Stopping:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._before: dict[int, object] = {}
+        self._saying: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
@@ -31,9 +34,13 @@ class Stopping:
             if processes.count() == 1:
                 kinds.append(signal.SIGTERM)
             self._before = {kind: signal.signal(kind, self._note) for kind in kinds}
+            self._saying = signals.meaning("stopping after this step; once more stops at once")
+            self._saying.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._saying is not None:
+            self._saying.__exit__(None, None, None)
         for kind, handler in self._before.items():
             signal.signal(kind, handler)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from dynarag_jax.data.reading import Reading, numbered_questions
-from dynarag_jax.data.sidecars import Titles
+from dynarag_jax.data.sidecars import TitledCandidates
 from dynarag_jax.evaluation.comparison import compare_rows
 from dynarag_jax.evaluation.scoring import Row, list_scores
 from dynarag_jax.evaluation.summary import summarize
@@ -50,8 +50,9 @@ def hotpot(data: Path) -> Orders:
     """The three published orders of the 50 best paragraphs of the pool."""
     path = data / "hotpot-dev500-queries.jsonl.gz"
     asked = [q for _, q in numbered_questions(path, Reading(dataset="hotpotqa"))]
-    corpus = Titles.read("", [data / "hotpot-dev500-corpus.jsonl.gz"]).corpus
-    return {name: list(Titles(field, corpus).attach(asked)) for name, field in HOTPOT.items()}
+    corpus = TitledCandidates.read("", [data / "hotpot-dev500-corpus.jsonl.gz"]).corpus
+    orders = {name: TitledCandidates(field, corpus) for name, field in HOTPOT.items()}
+    return {name: list(order.attach(asked)) for name, order in orders.items()}
 
 
 def by_position(question: Question, pool: Sequence[Passage], places: Sequence[int]) -> Question:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynarag_jax.data.formats import Reading, read_questions
+from dynarag_jax.data.reading import Reading, read_questions
 from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.evaluation.tables import interval, markdown
 from dynarag_jax.evaluation.tuning import RULES, tune
@@ -39,7 +39,7 @@ Scored = tuple[list[Question], list[list[float]]]
 
 def usable(path: Path, dataset: str) -> list[Question]:
     """The questions of a file that have candidates and say what they need."""
-    found = [q for _, q in read_questions(path, Reading(dataset=dataset))]
+    found = read_questions(path, reading=Reading(dataset=dataset))
     return [q for q in found if q.passages and q.gold is not None]
 
 

@@ -64,6 +64,7 @@ def summary(report: RunReport) -> dict[str, Any]:
             }
             for row in report.types
         },
+        "ranks": [asdict(row) | {"at": list(row.at)} for row in report.ranks],
     }
 
 

@@ -80,6 +80,8 @@ def test_summary_holds_the_numbers_as_fractions(report, tmp_path):
     assert read["peak_memory_bytes"] == 1_873_000_000
     assert read["needed_mean_k"] == report.facts.needed_mean_k
     assert list(read["systems"]) == [system.name for system in report.systems]
+    assert [row["needed"] for row in read["ranks"]] == [1, 2, 3]
+    assert read["ranks"][1]["at"][5] == 170 and read["ranks"][1]["absent"] == 5
     for system in report.systems:
         found = read["systems"][system.name]
         assert found["answer"] == {

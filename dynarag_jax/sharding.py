@@ -24,6 +24,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # activations and caches: one question lives on one shard
+    "rows": ("data",),  # tokens that travel to weights which stay where they are
     "embed": ("fsdp",),  # weights are sharded over fsdp on their model dimension
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

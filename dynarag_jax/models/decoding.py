@@ -9,24 +9,27 @@ Dimension letters are those of ``attention``; also S slots: trunks that decode b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dynarag_jax.models.attention import soft_cap
-from dynarag_jax.models.config import DecoderConfig, Params
+from dynarag_jax.models.config import DecoderConfig, Params, attention_specs
 from dynarag_jax.models.decoder import BranchCache, TrunkCache
 from dynarag_jax.models.layers import (
     Layer,
     after_attention,
     embed,
+    logits,
     norm,
     project_qkv,
     ready,
     stacked_layers,
 )
-from dynarag_jax.sharding import constrain
+from dynarag_jax.models.lora import LowRank
+from dynarag_jax.sharding import constrain, context_mesh
 
 LOWEST = -1e30
 """Below every score, and finite: rows that see no key stay free of NaN."""
@@ -202,19 +205,58 @@ def prefill(
 # ---------------------------------------------------------------------------- tokens
 
 
-def split_layers(cfg: DecoderConfig, params: Params) -> list[Layer]:
-    """Each layer by itself.
+LayerArrays = tuple[tuple[Params, Mapping[str, LowRank]], ...]
+"""Weights and adapters of each layer by itself, as ``unstack`` makes them."""
 
-    On a CPU a slice of stacked weights is a copy; made before a loop, it is made once.
+
+def unstack(cfg: DecoderConfig, params: Params) -> LayerArrays:
+    """Each layer's arrays by themselves, where they lie, for a loop over tokens to read.
+
+    A slice of stacked weights inside a program is a copy of its own: made once before all turns of
+    decoding, it is one copy of the layers, and none a turn.
     """
-    stacked = stacked_layers(cfg, params)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.layers)]
+    stacked = (params["layers"], params.get("adapters", {}))
+    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.layers))
+
+
+def layers_of(cfg: DecoderConfig, arrays: LayerArrays) -> list[Layer]:
+    """The layers that ``decode_token`` runs."""
+    differing = attention_specs(cfg)[1]
+    each = [jax.tree.map(lambda x, i=i: x[i], differing) for i in range(cfg.layers)]
+    stays = _weights_stay()
+    return [Layer(*both, attention, stays) for both, attention in zip(arrays, each, strict=True)]
+
+
+def _weights_stay() -> bool | None:
+    """Whether weights are cut over fsdp: brought together, the whole model would wait for tokens.
+
+    The few tokens of a step travel to the weights instead, each device adds up its part of the
+    products, and the sums travel back.
+    """
+    mesh = context_mesh()
+    return True if mesh is not None and mesh.shape["fsdp"] > 1 else None
+
+
+def _embed_tokens(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Embeddings [S, N, D] of tokens [S, N]."""
+    if not _weights_stay():
+        return embed(cfg, params, tokens)
+    x = embed(cfg, params, constrain(tokens, "rows", None))
+    return constrain(x, "rows", None, "embed")
+
+
+def token_logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Scores [S, N, V] in float32 of the tokens that follow, from hidden states [S, N, D]."""
+    if not _weights_stay():
+        return logits(cfg, params, hidden)
+    scores = logits(cfg, params, constrain(hidden, "rows", None, "embed"))
+    return constrain(scores, "batch", None, "vocab")
 
 
 def decode_token(
     cfg: DecoderConfig,
     params: Params,
-    layers: list[Layer],
+    layers: Sequence[Layer],
     tokens: jax.Array,
     trunk_cache: TrunkCache,
     lengths: jax.Array,
@@ -227,6 +269,7 @@ def decode_token(
     run in the same order whenever the slot's request came.
 
     Args:
+      layers: of ``layers_of``.
       tokens: [S, N].
       trunk_cache: per layer in a tuple, k [S, G, K, P] and v [S, G, P, K].
       lengths: [S], of the trunks.
@@ -242,7 +285,7 @@ def decode_token(
     positions = (lengths + place)[:, None]
     key, own_key = jnp.arange(p), jnp.arange(r)
     old, now = own_key < place[:, None], own_key == place[:, None]
-    x = constrain(embed(cfg, params, tokens), "batch", None, None)
+    x = constrain(_embed_tokens(cfg, params, tokens), "batch", None, None)
     new_k, new_v = [], []
     for i, w in enumerate(layers):
         w = ready(cfg, w)

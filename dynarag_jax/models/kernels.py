@@ -56,8 +56,8 @@ class Platform(NamedTuple):
         compiler, while the default backend is the CPU.
         """
         mesh = context_mesh()
-        described = None if mesh is None else mesh.abstract_device
-        name = "" if described is None else getattr(described, "platform", "")
+        described: Any = None if mesh is None else mesh.abstract_device
+        name = getattr(described, "platform", "")
         if name and name != jax.default_backend():
             if name != "gpu":
                 return cls(name)

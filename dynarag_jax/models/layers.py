@@ -21,9 +21,21 @@ from dynarag_jax.models.attention import KEPT, soft_cap
 from dynarag_jax.models.config import AttentionSpec, DecoderConfig, Params, attention_specs
 from dynarag_jax.models.lora import MATRICES, LowRank
 from dynarag_jax.models.products import matmul
+from dynarag_jax.sharding import constrain
 
 LAYER_INPUT, PRODUCT = "layer_input", "product"
 """The names under which rematerialization knows what enters a layer, and its matrix products."""
+
+_AXES = {
+    "query": ("embed", "heads"),
+    "key": ("embed", "kv_heads"),
+    "value": ("embed", "kv_heads"),
+    "output": ("heads", "embed"),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+"""Logical axes of each matrix's input and output."""
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
@@ -61,6 +73,8 @@ class Layer(NamedTuple):
     weights: Params
     adapters: Mapping[str, LowRank]
     attention: AttentionSpec
+    stays: bool | None = None
+    """whether weights stay on their devices and the few tokens travel to them, when decoding"""
 
 
 def stacked_layers(cfg: DecoderConfig, params: Params) -> Layer:
@@ -81,7 +95,7 @@ def ready(cfg: DecoderConfig, layer: Layer) -> Layer:
             for common, own in zip(shared, layer.attention, strict=True)
         )
     )
-    return Layer(weights, layer.adapters, attention)
+    return Layer(weights, layer.adapters, attention, layer.stays)
 
 
 def norm(cfg: DecoderConfig, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -97,9 +111,16 @@ def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     w = layer.weights[name]
     lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
     flat = x.reshape(-1, inner)
+    inside, outside = _AXES[name]
+    if layer.stays:
+        flat = constrain(flat, "rows", inside)
     y = matmul(flat, w.reshape(inner, -1))
     if name in layer.adapters:
         y += layer.adapters[name].apply(flat, stream=x.ndim)
+    if layer.stays and outside == "embed":
+        y = constrain(constrain(y, "rows", "embed"), "batch", None)
+    elif layer.stays:
+        y = constrain(y, "batch", outside)
     # By name, since a policy that looks for products does not see into a product of two types.
     y = checkpoint_name(y, PRODUCT).reshape(*lead, *w.shape[axes:])
     bias = layer.weights.get(f"{name}_bias")

@@ -55,7 +55,7 @@ class TableModule(nn.Module):
         """The parameters as the nested tree that the model's functions take."""
         if self.is_initializing() and self.scope is not None:
             # Keys follow from paths in Flax: this one keeps the numbers that a seed always gave.
-            rngs = self.scope.rngs
+            rngs: dict[str, Any] = self.scope.rngs  # type: ignore[assignment]
             rngs["params"] = LazyRng.create(rngs["params"], "decoder")
         tree = declare(self, self.table(), self.cfg.param_dtype)  # type: ignore[attr-defined]
         if self.has_variable("params", "adapters"):

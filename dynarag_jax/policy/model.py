@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
 from dynarag_jax.exchange.generation import generation_ends
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
+from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import (
@@ -37,6 +40,12 @@ class Policy:
     fingerprint: str
     ends: tuple[int, ...]
     """tokens that end an answer, the tokenizer's end of text first"""
+
+    @functools.cached_property
+    def arrays(self) -> decoding.LayerArrays:
+        """Each layer's weights by themselves, as decoding reads them: a copy, made once."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(decoding.unstack, static_argnums=0)(self.cfg, self.params)
 
 
 def list_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[Spelling, Grammar]:

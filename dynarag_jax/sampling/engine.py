@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.processes import ProcessTeam
@@ -50,6 +51,8 @@ class Engine:
       slots: prompts in flight at most; rounded up to a multiple of the mesh's batch shards.
       grammar: of the requests that name how many ids they show.
       budget: bytes for caches over all devices; None decides by ``config`` and what is free.
+      arrays: the layers' of ``decoding.unstack``, for engines that share them; None makes them
+        when the first prompts enter.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Engine:
         grammar: Grammar | None = None,
         seed: int = 0,
         budget: int | None = None,
+        arrays: decoding.LayerArrays | None = None,
     ):
         self.cfg, self.params, self.mesh, self.grammar = cfg, params, mesh, grammar
         self.config = config or EngineConfig()
@@ -78,7 +82,7 @@ class Engine:
         self._waiting: dict[int, deque[Request]] = {n: deque() for n in self._lengths}
         self._refused: list[Sampled] = []
         self._needs = [0, 0, 0, 0]
-        self._budget = budget
+        self._budget, self._arrays = budget, arrays
         self._pools: dict[int, Pool] = {}
         self._pool: Pool | None = None
         self._length = 0
@@ -188,6 +192,10 @@ class Engine:
     def _open(self, length: int) -> bool:
         """Make the pool of a length as large as memory lets it be; refuse its requests if not."""
         shards = batch_shards(self.mesh)
+        if self._arrays is None:  # before what is free is measured: they take of it
+            with jax.set_mesh(self.mesh):
+                unstack = jax.jit(decoding.unstack, static_argnums=0)
+                self._arrays = unstack(self.cfg, self.params)
         budget = self._budget
         if budget is None:
             budget = int(self.config.cache_gib * 2**30) or free_bytes(self.mesh)
@@ -322,7 +330,7 @@ class Engine:
             [len(self._waiting[self._length]), sum(g is not None for g in self._guests)]
         )
         want = slots - guests + max(1, math.ceil(slots * self.config.refill)) if waiting else slots
-        pool.decode(self.params, self._mode(), min(want, slots), self.config.turn)
+        pool.decode(self.params, self._arrays, self._mode(), min(want, slots), self.config.turn)
         done = np.all(pool.read("done")[0], axis=-1)
         finished = [s for s, g in enumerate(self._guests) if g is not None and done[s]]
         if not finished:

@@ -240,21 +240,30 @@ class Pool:
             donate_argnums=1,
         )(params, slots, self._placed(entering), self.grammar)
 
-    def decode(self, params: Params, mode: Mode, want: int, steps: int) -> None:
-        """Decode until ``want`` slots have finished, but no more than ``steps`` tokens."""
+    def decode(
+        self, params: Params, arrays: decoding.LayerArrays, mode: Mode, want: int, steps: int
+    ) -> None:
+        """Decode until ``want`` slots have finished, but no more than ``steps`` tokens.
+
+        Args:
+          arrays: the layers' of ``decoding.unstack``.
+        """
         cfg = self.cfg
 
-        def run(params: Params, slots: Slots, grammar: Any, want: Any, steps: Any) -> Slots:
-            return decode(cfg, params, slots, mode, grammar, want, steps)
+        def run(
+            params: Params, slots: Slots, arrays: Any, grammar: Any, want: Any, steps: Any
+        ) -> Slots:
+            # All layers are in ``arrays``: the stacked ones are no part of this program.
+            return decode(cfg, params, slots, mode, grammar, want, steps, arrays)
 
         slots, self.slots = self.slots, None
         self.slots = self._run(
             ("decode", mode),
             run,
-            in_shardings=(None, self._layout, None, None, None),
+            in_shardings=(None, self._layout, None, None, None, None),
             out_shardings=self._layout,
             donate_argnums=1,
-        )(params, slots, self.grammar, np.int32(want), np.int32(steps))
+        )(params, slots, arrays, self.grammar, np.int32(want), np.int32(steps))
 
     # ------------------------------------------------------------------ this process's part
 

@@ -205,9 +205,13 @@ def decode(
     grammar: Grammar | None,
     want: Any,
     steps: Any,
+    arrays: decoding.LayerArrays | None = None,
 ) -> Slots:
-    """Decode until ``want`` slots have finished, but no more than ``steps`` tokens."""
-    layers = decoding.split_layers(cfg, params)
+    """Decode until ``want`` slots have finished, but no more than ``steps`` tokens.
+
+    ``arrays`` are the layers' of ``decoding.unstack``; without them they are copied here.
+    """
+    layers = decoding.layers_of(cfg, arrays or decoding.unstack(cfg, params))
 
     def going(carry: tuple[jax.Array, Slots]) -> jax.Array:
         count, slots = carry
@@ -219,7 +223,7 @@ def decode(
         hidden, branch_cache = decoding.decode_token(
             cfg, params, layers, rows.last, trunk_cache, rows.lengths, branch_cache, place
         )
-        rows = write(decoder.logits(cfg, params, hidden), rows, mode, grammar)
+        rows = write(decoding.token_logits(cfg, params, hidden), rows, mode, grammar)
         return count + 1, Slots(trunk_cache, branch_cache, rows)
 
     return jax.lax.while_loop(going, step, (jnp.int32(0), slots))[1]

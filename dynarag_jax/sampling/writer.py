@@ -108,11 +108,13 @@ class Writer:
             grammar=grammar,
             seed=self.seed,
             budget=self._budget,
+            arrays=self.policy.arrays,
         )
 
     @functools.cached_property
     def _budget(self) -> int:
         given = int(self.config.cache_gib * 2**30)
+        _ = self.policy.arrays  # they take of what is free
         return (given or free_bytes(self.policy.mesh)) // 2
 
     def list_request(self, question: Question, sampling: Sampling) -> Request:

@@ -237,7 +237,7 @@ def test_memory_is_predicted_and_bounds_the_slots(params):
     pool = Pool(CFG, ONE, work._shape(16, slots), GRAMMAR, 8)
     pool.reset()
     assert pool.slots is not None
-    held = sum(x.nbytes for x in jax.tree.leaves((pool.slots.trunks, pool.slots.own)))
+    held = sum(x.nbytes for x in jax.tree.leaves((pool.slots.trunk_cache, pool.slots.branch_cache)))
     assert held <= slots * slot_bytes(CFG, work._shape(16, slots))
 
 

@@ -1,0 +1,52 @@
+"""What a turn of decoding holds beside its arguments: no copy of the model, on no mesh."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dynarag_jax.models import decoder, decoding
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.sampling.pool import Pool, Shape
+from dynarag_jax.sampling.sampler import Mode, decode
+from dynarag_jax.sharding import make_mesh
+
+CFG = DecoderConfig(
+    vocab=512, width=256, layers=3, heads=8, kv_heads=4, head_size=32, mlp=512, positions=64
+)
+MODE = Mode(lists=False, free=True, random=True, filters=False)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_a_turn_copies_no_weights_and_gathers_none(sizes):
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    place = param_shardings(CFG, mesh)
+    init = jax.jit(lambda key: decoder.init_params(CFG, key), out_shardings=place)
+    params = init(jax.random.key(0))
+    pool = Pool(CFG, mesh, Shape(8, 8, 2, 32, 8, 1), None, 32)
+    pool.reset()
+    with jax.set_mesh(mesh):
+        arrays = jax.jit(decoding.unstack, static_argnums=0)(CFG, params)
+        run = jax.jit(
+            lambda params, slots, arrays, want, steps: decode(
+                CFG, params, slots, MODE, None, want, steps, arrays
+            ),
+            in_shardings=(None, pool._layout, None, None, None),
+            out_shardings=pool._layout,
+            donate_argnums=1,
+        )
+        turn = run.lower(params, pool.slots, arrays, np.int32(8), np.int32(8)).compile()
+    # Each layer lies where the stacked weights lay.
+    down = arrays[0][0]["down"]
+    assert down.addressable_shards[0].data.size * math.prod(sizes[1:]) == down.size
+    matrices = CFG.layers * (2 * (8 + 4) * 32 + 3 * 512) * CFG.width
+    assert turn.memory_analysis().temp_size_in_bytes < 4 * matrices / 4
+    gathered = re.findall(r"= f32\[([\d,]+)\][^=]* all-gather\(", turn.as_text())
+    sizes_of = [math.prod(map(int, shape.split(","))) for shape in gathered]
+    # What travels are rows of tokens: 8 slots of 2 branches, at most as wide as the MLP.
+    assert max(sizes_of, default=0) <= 16 * 512

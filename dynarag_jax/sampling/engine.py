@@ -194,8 +194,7 @@ class Engine:
         shards = batch_shards(self.mesh)
         if self._arrays is None:  # before what is free is measured: they take of it
             with jax.set_mesh(self.mesh):
-                unstack = jax.jit(decoding.unstack, static_argnums=0)
-                self._arrays = unstack(self.cfg, self.params)
+                self._arrays = jax.jit(decoding.unstack, static_argnums=0)(self.cfg, self.params)
         budget = self._budget
         if budget is None:
             budget = int(self.config.cache_gib * 2**30) or free_bytes(self.mesh)

@@ -19,9 +19,6 @@ RUN_ENV := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Compiled programs outlive a test run; nothing is fetched from a hub.
 TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax HF_HUB_OFFLINE=1
 
-# Half of the fast tests' time is compiling; all tests run under the compiler's own level.
-QUICK := XLA_FLAGS="--xla_backend_optimization_level=1 $(XLA_FLAGS)"
-
 # A file's tests stay together, since they share what they set up.
 PYTEST := $(TEST_ENV) $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
@@ -33,7 +30,7 @@ quickstart:
 
 test:
 	@requirements/install test
-	@$(QUICK) $(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all:
 	@requirements/install test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
@@ -22,3 +23,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Compiling takes as long as it takes; CI draws the same examples every time.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("here")
+
+
+def pytest_configure(config):
+    """Compile the fast tests without optimization: most of their time would go into it.
+
+    The slow ones, which run with ``make test-all``, have the compiler's own settings.
+    """
+    if config.option.markexpr == "not slow":
+        flags = ["--xla_backend_optimization_level=0"]
+        if version("jaxlib").startswith("0.10."):  # newer ones have no such choice
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+        os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()

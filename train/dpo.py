@@ -1,6 +1,8 @@
 """The earlier name of train.feedback, which also trains group objectives.
 
-python -m train.feedback configs/quickstart.py
+    python -m train.feedback configs/quickstart.py
+
+Under this name it does the same, and says so.
 """
 
 from dynarag_jax.launch.console import Console

@@ -1,7 +1,7 @@
 """Fill questions with their best passages of a corpus.
 
     python -m train.retrieve configs/quickstart.py --index.kind exact
-    python -m train.retrieve configs/wikipedia.py --source hybrid --evaluate True
+    python -m train.retrieve configs/wikipedia.py --source hybrid --evaluate
 
 Writes each question file with its passages, a TREC run and recall.json into RUN/retrieve.
 """

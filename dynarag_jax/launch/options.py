@@ -127,6 +127,8 @@ def load_stage(
 ) -> StageRequest:
     """The stage of a config file that a program runs: ``--stage NAME``, else the one of its name.
 
+    Where the file has no stage of the program's kind, it is one with that kind's defaults.
+
     Raises:
       InputError: the file is wrong, or has no such stage of the program's kind.
       SystemExit: an option is wrong, or asks for help.
@@ -134,8 +136,11 @@ def load_stage(
     chosen, rest = _take_stage(arguments)
     run, stages = read_config(path)
     stage, kind = chosen or name or program.name, program.config
+    fitting = [key for key, value in stages.items() if isinstance(value, kind)]
+    if not fitting and not chosen and not name:
+        # A stage that the config file does not mention runs with its defaults.
+        stages[stage] = kind()
     if stage not in stages:
-        fitting = [key for key, value in stages.items() if isinstance(value, kind)]
         if fitting:
             mend = f"--stage runs another {kind.__name__} stage: {', '.join(fitting)}"
         else:

@@ -1,6 +1,6 @@
 """All benchmarks in one run: models and baselines, and the paper's table beside them.
 
-    dynarag bench configs/bench.py --models DynamicRAG /models/dynamicrag-8b
+    dynarag bench configs/bench.py --models.DynamicRAG /models/dynamicrag-8b
     dynarag bench configs/bench.py --limit 500 --baselines none top-k
 
 For each dataset, a file of questions with their candidates. Each model reranks and answers; the

@@ -1,7 +1,9 @@
 """Read a corpus and embed its passages.
 
-dynarag embed configs/wikipedia.py
-dynarag embed configs/wikipedia.py --corpus.files psgs_w100.tsv.gz --stored bfloat16
+    dynarag embed configs/wikipedia.py
+    dynarag embed configs/wikipedia.py --corpus.files psgs_w100.tsv.gz --stored bfloat16
+
+Writes passages/ and vectors/ into RUN/embed; killed, it goes on with the next shard.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Export the trained model as a directory that transformers and vLLM load.
 
-dynarag export configs/quickstart.py --dtype bfloat16
-dynarag export configs/llama3_8b.py --checkpoint dpo
+    dynarag export configs/quickstart.py --dtype bfloat16
+    dynarag export configs/llama3_8b.py --checkpoint feedback
+
+Writes model/ into RUN/export, and says how far it is from what was trained.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Feedback: train on sampled lists and their rewards, generator SFT beside it.
 
-    python -m train.dpo configs/quickstart.py
-    python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.beta 0.5
-    python -m train.dpo configs/quickstart.py --reranker.objectives.dpo.weight 0 \
+    python -m train.feedback configs/quickstart.py
+    python -m train.feedback configs/quickstart.py --reranker.objectives.dpo.beta 0.5
+    python -m train.feedback configs/quickstart.py --reranker.objectives.dpo.weight 0 \
         --reranker.objectives.grpo.weight 1
 
 Pairwise objectives take each question's best and worst list; where listwise preference or a group

@@ -1,6 +1,8 @@
 """Make a corpus and question files from questions that come with their passages.
 
-dynarag gather configs/nq_litm.py --source FILE.jsonl.gz
+    dynarag gather configs/nq_litm.py --source FILE.jsonl.gz
+
+Writes corpus.jsonl, train.jsonl and evaluation.jsonl into RUN/gather, in seconds.
 """
 
 from __future__ import annotations

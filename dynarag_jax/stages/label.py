@@ -1,12 +1,11 @@
-"""Write the expert's list of each question, to be imitated by behavior cloning.
+r"""Write the expert's list of each question, to be imitated by behavior cloning.
 
-python -m train.label configs/quickstart.py --source gold
-python -m train.label configs/llama3_8b.py --source scores --scorer /models/monot5-base
-python -m train.label configs/llama3_8b.py --source judge --judge.url http://host:8000/v1 \
-    --judge.model NAME
+    dynarag label configs/quickstart.py --source gold
+    dynarag label configs/llama3_8b.py --source scores --scorer /models/monot5-base
+    dynarag label configs/llama3_8b.py --source judge --judge.url http://host:8000/v1 \
+        --judge.model NAME
 
-Scoring that was killed continues: what stands in the scores' file, or in the judge's file of
-replies, is not computed again.
+Writes each question file with its lists into RUN/label, and says their mean length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Compute the log-probabilities of rollouts anew: another reference, or rollouts from elsewhere.
 
     python -m train.reference configs/quickstart.py --model runs/quickstart/pretrain/model
-    python -m train.dpo configs/quickstart.py --rollouts runs/quickstart/reference/rollouts.jsonl \
+    python -m train.feedback configs/quickstart.py \
+        --rollouts runs/quickstart/reference/rollouts.jsonl \
         --reference runs/quickstart/pretrain/model
 
 Writes rollouts.jsonl, appended as it goes; killed and started again, it continues.

@@ -1,6 +1,8 @@
 """Gather a run's results: summary.json, the table on the terminal, report.html.
 
-dynarag report configs/quickstart.py
+    dynarag report configs/quickstart.py
+
+Prints the table, and writes report.html and summary.json into the run's directory.
 """
 
 from __future__ import annotations

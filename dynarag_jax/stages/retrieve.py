@@ -1,10 +1,9 @@
 """Fill questions with their best passages of a corpus.
 
-dynarag retrieve configs/quickstart.py --index.kind exact
-dynarag retrieve configs/wikipedia.py --source hybrid --evaluate True
+    dynarag retrieve configs/quickstart.py --index.kind exact
+    dynarag retrieve configs/wikipedia.py --source hybrid --evaluate
 
-Questions are searched in batches, and a batch's records appended together; a search that was killed
-goes on behind them. Several processes share the batches.
+Writes each question file with its passages, a TREC run and recall.json into RUN/retrieve.
 """
 
 from __future__ import annotations

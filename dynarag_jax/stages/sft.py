@@ -1,7 +1,9 @@
 """Behavior cloning of the expert's lists, generator SFT and instruction data, jointly.
 
-dynarag sft configs/quickstart.py
-dynarag sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
+    dynarag sft configs/quickstart.py
+    dynarag sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
+
+Writes model/, a Hugging Face directory, and metrics.jsonl into RUN/sft.
 """
 
 from __future__ import annotations

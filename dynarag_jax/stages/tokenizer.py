@@ -1,6 +1,8 @@
 """Train a byte-level BPE tokenizer on a corpus and its questions.
 
-dynarag tokenizer configs/nq_litm.py
+    dynarag tokenizer configs/nq_litm.py
+
+Writes tokenizer/ into RUN/tokenizer, in seconds for ten thousand passages.
 """
 
 from __future__ import annotations

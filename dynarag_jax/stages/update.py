@@ -1,11 +1,8 @@
 """Add passages to an indexed corpus and remove others.
 
-dynarag update configs/wikipedia_update.py --add new.jsonl --remove gone.txt
+    dynarag update configs/wikipedia_update.py --add new.jsonl --remove gone.txt
 
-The corpus with its changes, its vectors and its index are written to the stage's own directory,
-which ``retrieve`` reads as it does those of ``embed`` and ``index``; what was there before is left
-as it is. Passages that stay keep their order, and added ones follow. The index takes the changes
-beside what it was built of, and is built again where they are many.
+Writes passages/, vectors/ and index/ into RUN/update, which retrieve reads.
 """
 
 from __future__ import annotations

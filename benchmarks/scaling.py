@@ -26,7 +26,7 @@ from dynarag_jax.objectives.terms import Objectives
 from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.flops import Rows
+from dynarag_jax.training.flops import PaddedShape
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.plan import USABLE, plan
 from dynarag_jax.training.step import State, StreamLoss, make_step
@@ -36,16 +36,16 @@ MODEL = DecoderConfig(
     unroll=2,
 )  # fmt: skip
 # The layers are written out: of a loop the compiler counts one turn.
-BATCH = Rows(batch=8, prompt=512, branches=2, branch=40)
+BATCH = PaddedShape(batch=8, prompt=512, branches=2, branch=40)
 OPTIMIZER = OptimizerConfig()
 
 LLAMA_8B = DecoderConfig(
     vocab=128256, width=4096, layers=32, heads=32, kv_heads=8, head_size=128, mlp=14336,
     tied=False, dtype="bfloat16", remat="full",
 )  # fmt: skip
-LISTS = Rows(batch=128, prompt=8192, branches=1, branch=80)
-PAIRS = Rows(batch=128, prompt=8192, branches=2, branch=80)
-GROUPS = Rows(batch=128, prompt=8192, branches=8, branch=80)
+LISTS = PaddedShape(batch=128, prompt=8192, branches=1, branch=80)
+PAIRS = PaddedShape(batch=128, prompt=8192, branches=2, branch=80)
+GROUPS = PaddedShape(batch=128, prompt=8192, branches=8, branch=80)
 
 
 def compiled(sizes: tuple[int, int, int]) -> tuple[int, int, float]:

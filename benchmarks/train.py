@@ -117,7 +117,7 @@ def report(
     import jax
 
     from dynarag_jax.models.lora import LoraConfig
-    from dynarag_jax.training.flops import Rows, step_work
+    from dynarag_jax.training.flops import PaddedShape, step_work
 
     n = TASKS[task]
     batch = batches(cfg.vocab, args.batch, prompt, n, args.branch)
@@ -142,7 +142,7 @@ def report(
         if peer is not None:
             there.append(timed(peer, args.steps, turn))
     seconds = statistics.median(here)
-    rows = Rows(args.batch, prompt, n, args.branch)
+    rows = PaddedShape(args.batch, prompt, n, args.branch)
     used = step_work(cfg, [rows], lora).model / seconds / rate
     line = f"{task:>5}, prompt {prompt}: ours {args.batch / seconds:.4g} questions/s"
     line += f", MFU {used:.0%} of the measured rate"

@@ -137,8 +137,8 @@ class ProcessTeam:
     Attributes:
       several: whether there is more than one process.
       processes: how many processes there are.
-      teams: how many teams there are.
-      team: this process's, from 0.
+      count: how many teams there are.
+      index: this process's, from 0.
       leader: whether this process writes for its team.
 
     Raises:
@@ -148,7 +148,7 @@ class ProcessTeam:
     def __init__(self, mesh: Mesh):
         self.processes = count()
         self.several = self.processes > 1
-        self.teams, self.team, self.leader = 1, 0, True
+        self.count, self.index, self.leader = 1, 0, True
         if self.several:
             held = _rows_of_processes(mesh)
             shares = sorted(set(held.values()), key=min)
@@ -158,7 +158,7 @@ class ProcessTeam:
                     "so that a process holds whole rows, or shares all of them"
                 )
             mine = held[index()]
-            self.teams, self.team = len(shares), shares.index(mine)
+            self.count, self.index = len(shares), shares.index(mine)
             self.leader = index() == min(p for p, rows in held.items() if rows == mine)
 
     def _gather(self, values: Sequence[int]) -> np.ndarray:

@@ -43,7 +43,7 @@ except (InputError, OSError) as error:
     said["raised"] = [type(error).__name__, str(error)]
 for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1)):
     team = processes.ProcessTeam(make_mesh(*sizes))
-    said[str(sizes)] = [team.teams, team.team, team.leader, team.sum([1, 2**40]),
+    said[str(sizes)] = [team.count, team.index, team.leader, team.sum([1, 2**40]),
                         team.max([here, -here]), team.min(5 - here), team.any(here == 1)]
 # A batch of 8 rows on every mesh: each process reads its rows, and all lie where they belong.
 import numpy as np
@@ -110,7 +110,7 @@ def test_one_process_agrees_with_itself():
     with pytest.raises(InputError, match="mine"):
         processes.raise_together(InputError("mine"))
     team = processes.ProcessTeam(make_mesh(devices=jax.devices()[:1]))
-    assert (team.teams, team.team, team.leader, team.sum([3]), team.min(2)) == (1, 0, True, [3], 2)
+    assert (team.count, team.index, team.leader, team.sum([3]), team.min(2)) == (1, 0, True, [3], 2)
 
 
 @given(

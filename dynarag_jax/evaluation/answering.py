@@ -9,20 +9,20 @@ from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.evaluation.predictions import Prediction
 from dynarag_jax.prompts import format_passage
 from dynarag_jax.records import Question
-from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 
 def answer(
-    writer: Writer, questions: Sequence[Question], lists: Sequence[Chosen]
+    sampler: PolicySampler, questions: Sequence[Question], lists: Sequence[Chosen]
 ) -> Iterator[tuple[Question, Prediction]]:
     """Answer each question from its list, in order; one that cannot be served says why.
 
     ``tokens`` counts those of the passages that the prompt had room for, each with its number and
     title.
     """
-    tokenizer = writer.policy.tokenizer
+    tokenizer = sampler.policy.tokenizer
     pairs = list(zip(questions, lists, strict=True))
-    for (question, chosen), answered in zip(pairs, writer.try_answers(pairs), strict=True):
+    for (question, chosen), answered in zip(pairs, sampler.try_answers(pairs), strict=True):
         if isinstance(answered, InputError):
             read = 0 if chosen else None
             yield (
@@ -32,7 +32,7 @@ def answer(
                 ),
             )
             continue
-        read = writer.maker.answer_prompt(question, chosen).shown
+        read = sampler.maker.answer_prompt(question, chosen).shown
         shown = [question.passages[i - 1] for i in chosen[:read]]
         lines = [format_passage(n, passage) for n, passage in enumerate(shown, 1)]
         tokens = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]

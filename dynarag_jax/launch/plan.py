@@ -30,8 +30,8 @@ from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.sharding import mesh_sizes
 from dynarag_jax.training.config import Train
-from dynarag_jax.training.flops import Rows
-from dynarag_jax.training.plan import USABLE, Plan, plan
+from dynarag_jax.training.flops import PaddedShape
+from dynarag_jax.training.plan import USABLE, MemoryPlan, plan
 
 ID_TOKENS = 5
 """Tokens an id takes in a list, where no tokenizer says it: ``[12], `` in most vocabularies."""
@@ -94,7 +94,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     print("\n".join(_lines(result, cfg, memory, peak, options.mfu)))
 
 
-def _lines(p: Plan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) -> list[str]:
+def _lines(p: MemoryPlan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) -> list[str]:
     def row(name: str, size: int, note: str = "") -> str:
         return f"  {name:<22}{size / 2**30:10.2f} GiB  {note}".rstrip()
 
@@ -202,7 +202,7 @@ def _hub_config(name: str) -> Path:
 
 def _streams(
     stages: Mapping[str, Any], stage: Train, directory: Path | None
-) -> tuple[dict[str, Rows], list[str]]:
+) -> tuple[dict[str, PaddedShape], list[str]]:
     """The shapes of the stage's batches, and what had to be assumed for them."""
     p, notes = stage.prompts, []
     longest = ID_TOKENS * min(p.max_list, p.ids) + 2
@@ -218,7 +218,7 @@ def _streams(
     for name, shape in stage.shapes(longest, _samples(stages, stage)).items():
         stream, active = shape.stream, shape.stream.objectives.active()
         if stream.batch and active:
-            streams[name] = Rows(
+            streams[name] = PaddedShape(
                 stream.batch,
                 stream.length or shape.prompt,
                 shape.branches,

@@ -12,7 +12,7 @@ from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import Answers, Question, Rollout, Trajectory
 from dynarag_jax.rewards.combine import LIST_TERMS, RewardWeights
 from dynarag_jax.rewards.scorer import Likelihood
-from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 
 def answer_reward(trajectory: Trajectory, reward: RewardWeights) -> float:
@@ -38,7 +38,7 @@ def answer_reward(trajectory: Trajectory, reward: RewardWeights) -> float:
 
 
 def with_answers(
-    reference: Writer,
+    reference: PolicySampler,
     questions: Sequence[Question],
     rollouts: Sequence[Rollout],
     branches: int,
@@ -98,14 +98,14 @@ GOLD_ANSWERS = 8
 of aliases, and each is a branch of the prompt."""
 
 
-def gold_likelihood(writer: Writer) -> Likelihood:
-    """How likely ``writer`` finds a reference answer, given a list's passages.
+def gold_likelihood(sampler: PolicySampler) -> Likelihood:
+    """How likely ``sampler`` finds a reference answer, given a list's passages.
 
     The geometric mean of the probabilities of its tokens, end of text included, so that a long
     reference is not punished; the best of the first ``GOLD_ANSWERS`` references that are no longer
     than an answer may be.
     """
-    limit, tokenizer = writer.prompts.answer_tokens, writer.policy.tokenizer
+    limit, tokenizer = sampler.prompts.answer_tokens, sampler.policy.tokenizer
 
     def likelihood(asked: Sequence[tuple[Question, tuple[int, ...]]]) -> list[float | None]:
         golds = []
@@ -115,7 +115,7 @@ def gold_likelihood(writer: Writer) -> Likelihood:
             ]
             golds.append([g for g in spelled if len(g) <= limit][:GOLD_ANSWERS])
         some = [i for i, gold in enumerate(golds) if gold]
-        logps = writer.answer_logps(
+        logps = sampler.answer_logps(
             [asked[i][0] for i in some],
             [asked[i][1] for i in some],
             [golds[i] for i in some],

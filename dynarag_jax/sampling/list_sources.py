@@ -10,7 +10,7 @@ from typing import Protocol
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.choice import Sampling
-from dynarag_jax.sampling.writer import Chosen, Writer
+from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,14 @@ class DrawnLists:
     """Lists that the policy draws one by one."""
 
     def __init__(
-        self, writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+        self,
+        sampler: PolicySampler,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        samples: int,
     ):
-        self._writer, self._sampling = writer, sampling
-        self._engine = writer.list_engine(samples)
+        self._sampler, self._sampling = sampler, sampling
+        self._engine = sampler.list_engine(samples)
         self._todo = deque(questions)
         self._inside: dict[str, tuple[Question, int]] = {}
 
@@ -72,10 +76,10 @@ class DrawnLists:
     def step(self) -> list[Draft | Reject]:
         results: list[Draft | Reject] = []
         # Some beyond those in flight, so that what enters can be chosen by length and beginning.
-        while self._todo and len(self._inside) < 4 * self._writer.batch:
+        while self._todo and len(self._inside) < 4 * self._sampler.batch:
             question = self._todo.popleft()
             try:
-                request = self._writer.list_request(question, self._sampling)
+                request = self._sampler.list_request(question, self._sampling)
             except InputError as error:
                 results.append(Reject(question.id, str(error)))
                 continue
@@ -87,8 +91,8 @@ class DrawnLists:
                 reason = f"question '{question.id}': {sampled.refused}"
                 results.append(Reject(question.id, reason))
                 continue
-            lists = self._writer.read(shown, sampled)
-            policy = self._writer.policy.fingerprint
+            lists = self._sampler.read(shown, sampled)
+            policy = self._sampler.policy.fingerprint
             results.append(Draft(question, shown, lists.lists, lists.token_logps, policy))
         return results
 
@@ -101,14 +105,18 @@ class SearchedLists:
     """
 
     def __init__(
-        self, writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+        self,
+        sampler: PolicySampler,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        samples: int,
     ):
-        if writer.team.several:
+        if sampler.team.several:
             raise InputError(
                 f"method '{sampling.method}' searches in one process, and this is one of several; "
                 f"set method = 'independent', or start it on one host alone"
             )
-        self._writer, self._sampling, self._samples = writer, sampling, samples
+        self._sampler, self._sampling, self._samples = sampler, sampling, samples
         self._todo = deque(questions)
 
     @property
@@ -118,23 +126,23 @@ class SearchedLists:
     def step(self) -> list[Draft | Reject]:
         results: list[Draft | Reject] = []
         good: list[Question] = []
-        while self._todo and len(good) < 4 * self._writer.batch:
+        while self._todo and len(good) < 4 * self._sampler.batch:
             question = self._todo.popleft()
             try:
-                self._writer.maker.rerank_prompt(question)
+                self._sampler.maker.rerank_prompt(question)
                 good.append(question)
             except InputError as error:
                 results.append(Reject(question.id, str(error)))
-        policy = self._writer.policy.fingerprint
-        found = self._writer.lists(good, self._sampling, self._samples)
+        policy = self._sampler.policy.fingerprint
+        found = self._sampler.lists(good, self._sampling, self._samples)
         for question, one in zip(good, found, strict=True):
             results.append(Draft(question, one.shown, one.lists, (), policy, weights=one.weights))
         return results
 
 
 def policy_lists(
-    writer: Writer, questions: Sequence[Question], sampling: Sampling, samples: int
+    sampler: PolicySampler, questions: Sequence[Question], sampling: Sampling, samples: int
 ) -> ListSource:
     """Lists that the policy writes, by the sampling's method."""
     independent = sampling.method == "independent"
-    return (DrawnLists if independent else SearchedLists)(writer, questions, sampling, samples)
+    return (DrawnLists if independent else SearchedLists)(sampler, questions, sampling, samples)

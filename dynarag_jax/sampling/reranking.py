@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Positions, Seen, Windows, run_plans
-from dynarag_jax.sampling.writer import Chosen, Writer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reranked:
 
 
 def rerank(
-    writer: Writer, questions: Sequence[Question], sampling: Sampling, windows: Windows
+    sampler: PolicySampler, questions: Sequence[Question], sampling: Sampling, windows: Windows
 ) -> list[Reranked]:
     """Rerank every question: in one prompt where its candidates fit the ids, by windows otherwise.
 
@@ -38,9 +38,9 @@ def rerank(
         than fit a prompt, and windows of one passage compare nothing.
     """
     results: dict[int, Reranked] = {}
-    many = [i for i, q in enumerate(questions) if len(q.passages) > writer.prompts.ids]
+    many = [i for i, q in enumerate(questions) if len(q.passages) > sampler.prompts.ids]
     few = sorted(set(range(len(questions))).difference(many))
-    whole = writer.lists([questions[i] for i in few], sampling) if few else []
+    whole = sampler.lists([questions[i] for i in few], sampling) if few else []
     for i, found in zip(few, whole, strict=True):
         results[i] = Reranked(found.lists[0], 1, found.shown)
     calls = [0] * len(many)
@@ -50,11 +50,11 @@ def rerank(
         for which, view in views:
             calls[which] += 1
             asked.append(_part(questions[many[which]], view, calls[which]))
-        lists = writer.lists(asked, sampling)
+        lists = sampler.lists(asked, sampling)
         return [Seen(found.lists[0], found.shown) for found in lists]
 
     if many:
-        windows = windows.within(writer.prompts.ids, writer.prompts.max_list)
+        windows = windows.within(sampler.prompts.ids, sampler.prompts.max_list)
     lists = run_plans([len(questions[i].passages) for i in many], windows, read)
     for which, i in enumerate(many):
         results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))
@@ -62,17 +62,17 @@ def rerank(
 
 
 def try_rerank(
-    writer: Writer, questions: Sequence[Question], sampling: Sampling, windows: Windows
+    sampler: PolicySampler, questions: Sequence[Question], sampling: Sampling, windows: Windows
 ) -> list[Reranked | InputError]:
     """As ``rerank``; in place of a question that cannot be reranked, the reason."""
     if not questions:
         return []
     try:
-        return [*rerank(writer, questions, sampling, windows)]
+        return [*rerank(sampler, questions, sampling, windows)]
     except InputError as error:
         if len(questions) == 1:
             return [error]
-    return [f for q in questions for f in try_rerank(writer, [q], sampling, windows)]
+    return [f for q in questions for f in try_rerank(sampler, [q], sampling, windows)]
 
 
 def _part(question: Question, view: Positions, call: int) -> Question:

@@ -11,20 +11,23 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.files import fingerprint
 from dynarag_jax.records import Question, Rollout, valid_list
-from dynarag_jax.sampling.writer import Writer
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 
 def _list_logps(
-    writer: Writer, questions: Sequence[Question], rollouts: Sequence[Rollout], branches: int
+    sampler: PolicySampler,
+    questions: Sequence[Question],
+    rollouts: Sequence[Rollout],
+    branches: int,
 ) -> list[list[tuple[float, ...]]]:
     """Log-probabilities by token of every rollout's lists.
 
     Raises:
       InputError: a list cannot be written over this model's prompt.
     """
-    longest = writer.prompts.max_list
+    longest = sampler.prompts.max_list
     for question, rollout in zip(questions, rollouts, strict=True):
-        shown = writer.maker.rerank_prompt(question).shown
+        shown = sampler.maker.rerank_prompt(question).shown
         for t in rollout.trajectories:
             wrong = valid_list(t.list, shown)
             if not wrong and len(t.list) > longest:
@@ -34,22 +37,22 @@ def _list_logps(
                     f"question '{question.id}': the list {list(t.list)} {wrong}; the prompt shows "
                     f"{shown} passages: take the prompts it was sampled with"
                 )
-    return writer.logps(questions, [[t.list for t in r.trajectories] for r in rollouts], branches)
+    return sampler.logps(questions, [[t.list for t in r.trajectories] for r in rollouts], branches)
 
 
-def stamped(writer: Writer, question: Question, rollout: Rollout) -> Rollout:
+def stamped(sampler: PolicySampler, question: Question, rollout: Rollout) -> Rollout:
     """The rollout with what its log-probabilities depend on: the tokenizer and the prompt."""
-    prompt = writer.maker.rerank_prompt(question)
+    prompt = sampler.maker.rerank_prompt(question)
     return replace(
         rollout,
         shown=prompt.shown,
-        tokenizer=tokenizer_fingerprint(writer.policy.tokenizer),
+        tokenizer=tokenizer_fingerprint(sampler.policy.tokenizer),
         prompt=fingerprint(list(prompt.tokens)),
     )
 
 
 def with_logps(
-    writer: Writer,
+    sampler: PolicySampler,
     questions: Sequence[Question],
     rollouts: Sequence[Rollout],
     branches: int,
@@ -58,7 +61,7 @@ def with_logps(
     """Rollouts with log-probabilities by token of their lists, by the training forward.
 
     Args:
-      writer: the model that computes them.
+      sampler: the model that computes them.
       questions: in the order of ``rollouts``.
       branches: the most distinct lists of one rollout.
       role: what the model is to the rollouts: the policy that sampled them, or the reference.
@@ -66,15 +69,15 @@ def with_logps(
     Raises:
       InputError: a list cannot be written over this model's prompt.
     """
-    logps = _list_logps(writer, questions, rollouts, branches)
+    logps = _list_logps(sampler, questions, rollouts, branches)
     name, total, tokens = {
         "behavior": ("policy", "logp", "logps"),
         "reference": ("reference", "reference_logp", "reference_logps"),
     }[role]
     return [
         replace(
-            stamped(writer, question, rollout),
-            **{name: writer.policy.fingerprint},
+            stamped(sampler, question, rollout),
+            **{name: sampler.policy.fingerprint},
             trajectories=tuple(
                 replace(t, **{total: math.fsum(x), tokens: x})
                 for t, x in zip(rollout.trajectories, each, strict=True)

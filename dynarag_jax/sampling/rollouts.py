@@ -18,13 +18,13 @@ from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, with_answers
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.list_sources import Draft, ListSource, Reject, policy_lists
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import stamped, with_logps
-from dynarag_jax.sampling.writer import Writer
 
 
 def roll_out(
-    writer: Writer,
-    reference: Writer,
+    sampler: PolicySampler,
+    reference: PolicySampler,
     source: ListSource,
     samples: int,
     reward: RewardWeights | Scorer,
@@ -36,16 +36,16 @@ def roll_out(
     of several processes all of them call this, each with a source of its share.
 
     Args:
-      writer: writes the answers.
-      reference: the model behind the reference log-probabilities; may be ``writer`` itself.
+      sampler: writes the answers.
+      reference: the model behind the reference log-probabilities; may be ``sampler`` itself.
       samples: lists a question at most.
-      reward: weights alone where no term needs another model than ``writer``.
+      reward: weights alone where no term needs another model than ``sampler``.
       answers: gather the distinct answers, too, for preference training of the generator.
     """
-    team = writer.team
+    team = sampler.team
     scorer = reward if isinstance(reward, Scorer) else Scorer(reward)
     if scorer.weights.likelihood and scorer.likelihood is None:
-        scorer.likelihood = gold_likelihood(writer)
+        scorer.likelihood = gold_likelihood(sampler)
     ready: list[Draft] = []
     while True:
         for result in source.step():
@@ -54,17 +54,17 @@ def roll_out(
             else:
                 ready.append(result)
         waiting, busy = team.sum([len(ready), int(source.busy)])
-        if waiting >= writer.batch or not busy:
+        if waiting >= sampler.batch or not busy:
             if waiting:
-                yield from _complete(writer, reference, ready, samples, scorer, answers)
+                yield from _complete(sampler, reference, ready, samples, scorer, answers)
             ready = []
         if not busy:
             return
 
 
 def _complete(
-    writer: Writer,
-    reference: Writer,
+    sampler: PolicySampler,
+    reference: PolicySampler,
     drafts: Sequence[Draft],
     samples: int,
     scorer: Scorer,
@@ -73,7 +73,7 @@ def _complete(
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
     asked = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
-    given = iter(writer.try_answers(asked))
+    given = iter(sampler.try_answers(asked))
     kept: list[Draft] = []
     answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
@@ -110,13 +110,13 @@ def _complete(
     questions = [d.question for d in kept]
     # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
     # a narrower type the two round differently, and what training subtracts must be its own.
-    exact = writer.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
-    if writer.team.any(not exact):
-        rollouts = with_logps(writer, questions, rollouts, samples, "behavior")
+    exact = sampler.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
+    if sampler.team.any(not exact):
+        rollouts = with_logps(sampler, questions, rollouts, samples, "behavior")
     else:
-        rollouts = [_sampled_logps(writer, d, r) for d, r in zip(kept, rollouts, strict=True)]
+        rollouts = [_sampled_logps(sampler, d, r) for d, r in zip(kept, rollouts, strict=True)]
     rollouts = [replace(r, policy=d.policy) for d, r in zip(kept, rollouts, strict=True)]
-    if reference is writer:
+    if reference is sampler:
         rollouts = [
             replace(
                 r,
@@ -134,11 +134,11 @@ def _complete(
     yield from rollouts
 
 
-def _sampled_logps(writer: Writer, draft: Draft, rollout: Rollout) -> Rollout:
+def _sampled_logps(sampler: PolicySampler, draft: Draft, rollout: Rollout) -> Rollout:
     """The rollout with the log-probabilities that the sampler computed."""
     by_list = dict(zip(draft.lists, draft.token_logps, strict=True))
     return replace(
-        stamped(writer, draft.question, rollout),
+        stamped(sampler, draft.question, rollout),
         trajectories=tuple(
             replace(t, logp=math.fsum(by_list[t.list]), logps=by_list[t.list])
             for t in rollout.trajectories
@@ -147,8 +147,8 @@ def _sampled_logps(writer: Writer, draft: Draft, rollout: Rollout) -> Rollout:
 
 
 def sample_rollouts(
-    writer: Writer,
-    reference: Writer,
+    sampler: PolicySampler,
+    reference: PolicySampler,
     questions: Sequence[Question],
     sampling: Sampling,
     samples: int,
@@ -160,9 +160,9 @@ def sample_rollouts(
     Raises:
       InputError: a question cannot be served; it is named.
     """
-    source = policy_lists(writer, questions, sampling, samples)
+    source = policy_lists(sampler, questions, sampling, samples)
     found: dict[str, Rollout] = {}
-    for result in roll_out(writer, reference, source, samples, reward, answers):
+    for result in roll_out(sampler, reference, source, samples, reward, answers):
         if isinstance(result, Reject):
             raise InputError(result.reason)
         found[result.id] = result

@@ -24,9 +24,9 @@ from dynarag_jax.prompts import (
 from dynarag_jax.records import Question
 from dynarag_jax.replies import Reply
 from dynarag_jax.sampling.list_sources import Draft, Reject
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import request_key
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,21 @@ class ServerLists:
         so are ``missing`` ones: cut off, refused, or nothing behind a thought.
 
     Args:
-      writer: its prompts' configuration and tokenizer decide how many passages are shown.
+      sampler: its prompts' configuration and tokenizer decide how many passages are shown.
       key: the server's key, or empty.
     """
 
     def __init__(
         self,
         config: ServerConfig,
-        writer: Writer,
+        sampler: PolicySampler,
         questions: Sequence[Question],
         sampling: Sampling,
         samples: int,
         key: str = "",
     ):
         self.repairs: Counter[str] = Counter()
-        self._config, self._writer = config, writer
+        self._config, self._sampler = config, sampler
         self._sampling, self._samples = sampling, samples
         self._todo = deque(questions)
         self._closed = threading.Event()
@@ -115,7 +115,7 @@ class ServerLists:
         while self._todo and len(self._inside) < 2 * self._config.parallel:
             question = self._todo.popleft()
             try:
-                shown = self._writer.maker.rerank_prompt(question).shown
+                shown = self._sampler.maker.rerank_prompt(question).shown
             except InputError as error:
                 results.append(Reject(question.id, str(error)))
                 continue
@@ -143,7 +143,7 @@ class ServerLists:
             if repairs.unreadable:
                 reasons.append(f"{reply.text[:60]!r}")
                 continue
-            longest = self._writer.prompts.max_list
+            longest = self._sampler.prompts.max_list
             self.repairs["too_long"] += len(chosen) > longest
             lists.append(chosen[:longest])
         if not lists:
@@ -158,9 +158,9 @@ class ServerLists:
 
     def _ask(self, question: Question, shown: int) -> list[Reply]:
         """The replies of all samples; servers that give fewer at once are asked again."""
-        style = self._writer.prompts.style
+        style = self._sampler.prompts.style
         messages = rerank_messages(question, question.passages[:shown], style)
-        messages = conversation(self._writer.policy.tokenizer, messages)
+        messages = conversation(self._sampler.policy.tokenizer, messages)
         replies: list[Reply] = []
         while len(replies) < self._samples:
             how, left = self._sampling, self._samples - len(replies)
@@ -171,10 +171,10 @@ class ServerLists:
                 "temperature": how.temperature,
                 "top_p": how.top_p,
                 "max_tokens": self._config.max_tokens,
-                "seed": request_key(self._writer.seed, f"{question.id}/{len(replies)}") >> 1,
+                "seed": request_key(self._sampler.seed, f"{question.id}/{len(replies)}") >> 1,
             }
             # Servers know one end by themselves; more than four strings OpenAI's own refuses.
-            ends = [self._writer.policy.tokenizer.decode([e]) for e in self._writer.policy.ends]
+            ends = [self._sampler.policy.tokenizer.decode([e]) for e in self._sampler.policy.ends]
             body |= {"stop": ends[:4]}
             # Not of OpenAI's own interface, but of vLLM's and SGLang's.
             if self._config.template_settings:

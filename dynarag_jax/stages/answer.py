@@ -27,8 +27,8 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages.common.scores import score_once
 
 
@@ -124,7 +124,7 @@ def run(context: Context, stage: Answer) -> None:
         for name, questions in asked.items()
     }
     policy = load_policy(models["model"], context.mesh, stage.prompts, stage.dtype)
-    writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
+    sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for name, questions in asked.items():
         output = context.stage_directory / name
         with (
@@ -134,10 +134,10 @@ def run(context: Context, stage: Answer) -> None:
             pairs = zip(questions, chosen[name], strict=True)
             todo = [pair for pair in pairs if pair[0].id not in rows.done]
             bar.update(len(questions) - len(todo))
-            group = 4 * writer.batch
+            group = 4 * sampler.batch
             for first in range(0, len(todo), group):
                 part, own = zip(*todo[first : first + group], strict=True)
-                for question, found in answer(writer, part, own):
+                for question, found in answer(sampler, part, own):
                     rows.append(prediction_to_json(found, question, system))
                 bar.update(len(part))
         failed = [line for _, line in read_jsonl(output) if "failed" in line]

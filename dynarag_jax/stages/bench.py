@@ -44,11 +44,11 @@ from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
-from dynarag_jax.sampling.writer import Chosen, Writer
 from dynarag_jax.stages.common.scores import score_once
 
 Baseline = Literal["none", "top-k", "static", "oracle"]
@@ -177,10 +177,10 @@ def with_scores(
 
 
 def rerank_and_answer(
-    writer: Writer, stage: Bench, system: str, questions: Sequence[Question]
+    sampler: PolicySampler, stage: Bench, system: str, questions: Sequence[Question]
 ) -> Iterable[dict[str, Any]]:
     """A model's lists and its answers from them; a question without a list fails."""
-    found = try_rerank(writer, questions, stage.sampling, stage.windows)
+    found = try_rerank(sampler, questions, stage.sampling, stage.windows)
     asked: list[Question] = []
     chosen: list[Chosen] = []
     for question, result in zip(questions, found, strict=True):
@@ -190,13 +190,13 @@ def rerank_and_answer(
         else:
             asked.append(question)
             chosen.append(result.list)
-    for question, one in answer(writer, asked, chosen):
+    for question, one in answer(sampler, asked, chosen):
         yield prediction_to_json(one, question, system)
 
 
 def predict(
     stage: Bench,
-    writer: Writer,
+    sampler: PolicySampler,
     rows: JsonlAppender,
     system: str,
     questions: Sequence[Question],
@@ -206,25 +206,25 @@ def predict(
     """Append a system's predictions of one dataset: from its own lists, or from ``chosen``."""
     left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
     # Some batches at once, so that the windows of many questions meet.
-    group = 4 * writer.batch
+    group = 4 * sampler.batch
     for first in range(0, len(left), group):
         places = left[first : first + group]
         part = [questions[i] for i in places]
         if chosen is None:
-            lines = rerank_and_answer(writer, stage, system, part)
+            lines = rerank_and_answer(sampler, stage, system, part)
         else:
-            found = answer(writer, part, [chosen[i] for i in places])
+            found = answer(sampler, part, [chosen[i] for i in places])
             lines = (prediction_to_json(one, question, system) for question, one in found)
         for line in lines:
             rows.append(line)
         bar.update(len(part))
 
 
-def writers(context: Context, stage: Bench, policy: Policy) -> dict[int, Writer]:
-    """A writer for each longest answer of the datasets."""
+def samplers(context: Context, stage: Bench, policy: Policy) -> dict[int, PolicySampler]:
+    """A sampler for each longest answer of the datasets."""
     lengths = {answer_tokens(stage, name) for name in stage.chosen()}
     return {
-        tokens: Writer(
+        tokens: PolicySampler(
             policy,
             replace(stage.prompts, answer_tokens=tokens),
             stage.batch,
@@ -333,11 +333,11 @@ def run(context: Context, stage: Bench) -> None:
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
             sizes[model] = sum(x.size for x in jax.tree.leaves(policy.params))
             write_json(counted, sizes)
-            by_length = writers(context, stage, policy)
+            by_length = samplers(context, stage, policy)
             for name, questions in data.items():
-                writer = by_length[answer_tokens(stage, name)]
+                sampler = by_length[answer_tokens(stage, name)]
                 for system, chosen in work[name].items():
-                    predict(stage, writer, outputs[name], system, questions, chosen, bar)
+                    predict(stage, sampler, outputs[name], system, questions, chosen, bar)
             del policy, by_length
     finish(context, stage, data, kinds, sizes)
 

@@ -36,10 +36,10 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ class Evaluate:
 
 
 def choose(
-    writer: Writer, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
+    sampler: PolicySampler, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
 ) -> list[tuple[int, ...]]:
     """A model's list for each question, in the positions of the question as it came."""
     if not system.endswith(SHUFFLED):
-        return [found.lists[0] for found in writer.lists(questions, stage.sampling)]
+        return [found.lists[0] for found in sampler.lists(questions, stage.sampling)]
     rng = lambda question: random.Random(f"shuffle {seed} {question.id}")  # noqa: E731
     mixed = [question.shuffled(stage.prompts.ids, rng(question)) for question in questions]
-    found = writer.lists([question for question, _ in mixed], stage.sampling)
+    found = sampler.lists([question for question, _ in mixed], stage.sampling)
     return [
         tuple(order[i - 1] for i in one.lists[0])
         for one, (_, order) in zip(found, mixed, strict=True)
@@ -127,21 +127,23 @@ def run(context: Context, stage: Evaluate) -> None:
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
-            writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
+            sampler = PolicySampler(
+                policy, stage.prompts, stage.batch, context.run.seed, stage.engine
+            )
             for system in work:
                 todo = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
                 if not todo:
                     continue
                 asked = [questions[i] for i in todo]
                 if system in own:
-                    lists = choose(writer, system, stage, asked, context.run.seed)
+                    lists = choose(sampler, system, stage, asked, context.run.seed)
                 else:
                     lists = [fixed[system][i] for i in todo]
-                for question, found in answer(writer, asked, lists):
+                for question, found in answer(sampler, asked, lists):
                     rows.append(scored_line(found, question, system, scored))
                     bar.update(1)
             if place == 0 and stage.examples:
-                write_examples(context, stage, writer, questions)
+                write_examples(context, stage, sampler, questions)
     scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
     ordered = [row for system in systems for row in scored_rows if row.system == system]
     summaries = summarize(ordered, context.run.seed, one_by_one=True)
@@ -161,12 +163,12 @@ def examples(questions: Sequence[Question], count: int) -> list[Question]:
 
 
 def write_examples(
-    context: Context, stage: Evaluate, writer: Writer, questions: Sequence[Question]
+    context: Context, stage: Evaluate, sampler: PolicySampler, questions: Sequence[Question]
 ) -> None:
     """Sample lists for the questions that the report shows: examples.jsonl."""
     rollouts = sample_rollouts(
-        writer,
-        writer,
+        sampler,
+        sampler,
         examples(questions, stage.examples),
         stage.examples_sampling,
         stage.samples,

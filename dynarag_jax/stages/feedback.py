@@ -27,14 +27,14 @@ from dynarag_jax.stages.reference import asked
 from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.preferences import (
     Expected,
-    Judged,
+    RankedRollout,
     answer_example,
     check_rollouts,
     judge,
     list_example,
 )
 from dynarag_jax.training.run import (
-    Source,
+    ExampleSource,
     answers_source,
     example_maker,
     generator_source,
@@ -113,7 +113,7 @@ def run(context: Context, stage: Feedback) -> None:
     expected = Expected(rollouts_path, reference, where, tokenizer_fingerprint(start.tokenizer))
     maker = example_maker(stage, start, context.token_cache)
 
-    def examples(kind: str) -> tuple[list[Judged], Callable[[int, int], Example]]:
+    def examples(kind: str) -> tuple[list[RankedRollout], Callable[[int, int], Example]]:
         stream, answers = streams[kind], kind == "answer"
         check_rollouts(rollouts, stream.objectives, expected, answers=answers)
         pairs = not stream.objectives.reads("groups")
@@ -135,7 +135,7 @@ def run(context: Context, stage: Feedback) -> None:
             make(0, index)
         return judged, make
 
-    sources: list[Source] = []
+    sources: list[ExampleSource] = []
     if trains(stage.reranker):
         judged, make = examples("list")
         branches = widest(judged)
@@ -152,6 +152,6 @@ def trains(stream: Stream) -> bool:
     return stream.batch > 0 and bool(stream.objectives.active())
 
 
-def widest(judged: list[Judged]) -> int:
+def widest(judged: list[RankedRollout]) -> int:
     """Branches of a padded example."""
     return max(len(one.order) for one in judged)

@@ -23,8 +23,8 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.answer_scoring import with_answers
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import with_logps
-from dynarag_jax.sampling.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def run(context: Context, stage: Reference) -> None:
         raise InputError(f"{paths['rollouts']}: no lists to score")
     mesh, seed = context.mesh, context.run.seed
     policy = load_policy(paths["model"], mesh, stage.prompts, stage.dtype)
-    reference = sampler = Writer(policy, stage.prompts, stage.batch, seed)
+    reference = sampler = PolicySampler(policy, stage.prompts, stage.batch, seed)
     if stage.policy and paths["policy"] != paths["model"]:
         other = load_policy(paths["policy"], mesh, stage.prompts, stage.dtype)
-        sampler = Writer(other, stage.prompts, stage.batch, seed)
+        sampler = PolicySampler(other, stage.prompts, stage.batch, seed)
     output = context.stage_directory / "rollouts.jsonl"
     with JsonlAppender(output) as rows, context.progress(len(rollouts), context.stage) as bar:
         if rows.repaired:

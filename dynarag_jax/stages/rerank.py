@@ -25,11 +25,11 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
-from dynarag_jax.sampling.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run(context: Context, stage: Rerank) -> None:
     model = context.model(stage.model)
     context.manifest(inputs={path.name: path for path in paths} | {"model": model})
     policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
-    writer = Writer(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
+    sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for path in paths:
         questions = read_questions(path, context.log)
         output = context.stage_directory / path.name
@@ -100,10 +100,10 @@ def run(context: Context, stage: Rerank) -> None:
             todo = [q for q in questions if q.id not in done]
             bar.update(len(questions) - len(todo))
             # Some batches at once, so that the windows of many questions meet.
-            group = 4 * writer.batch
+            group = 4 * sampler.batch
             for first in range(0, len(todo), group):
                 part = todo[first : first + group]
-                found = try_rerank(writer, part, stage.sampling, stage.windows)
+                found = try_rerank(sampler, part, stage.sampling, stage.windows)
                 for question, one in zip(part, found, strict=True):
                     if isinstance(one, InputError):
                         rejects.append({"id": question.id, "reason": str(one)})

@@ -35,11 +35,11 @@ from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
 from dynarag_jax.sampling.list_sources import ListSource, Reject, policy_lists
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
-from dynarag_jax.sampling.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ def run(context: Context, stage: SampleRollouts) -> None:
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
-    seed, directory, together = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
+    seed, directory, team = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
-    writer = reference = Writer(policy, stage.prompts, stage.batch, seed, stage.engine)
+    sampler = reference = PolicySampler(policy, stage.prompts, stage.batch, seed, stage.engine)
     if stage.reference:
         other = load_policy(paths["reference"], context.mesh, stage.prompts, stage.dtype)
-        reference = Writer(other, stage.prompts, stage.batch, seed, stage.engine)
+        reference = PolicySampler(other, stage.prompts, stage.batch, seed, stage.engine)
 
     # What stands, whoever wrote it; process 0 mends it before anyone reads.
     if context.primary:
@@ -104,16 +104,16 @@ def run(context: Context, stage: SampleRollouts) -> None:
     standing, set_aside = (ids_of(parts(directory, kind)) for kind in (ROLLOUTS, REJECTS))
     wait("rollout has read")
     done = standing | set_aside
-    mine = questions[together.team :: together.teams]
+    mine = questions[team.index :: team.count]
     todo = [q for q in mine if q.id not in done]
-    source = source_of(stage, writer, todo)
-    scorer = scorer_of(context, stage, together)
+    source = source_of(stage, sampler, todo)
+    scorer = scorer_of(context, stage, team)
     context.truncate_metrics(len(done))
     outputs = {
-        kind: JsonlAppender(part(directory, kind, together.team)) if together.leader else None
+        kind: JsonlAppender(part(directory, kind, team.index)) if team.leader else None
         for kind in (ROLLOUTS, REJECTS)
     }
-    account = RolloutReport(context, stage, writer, len(done), together.teams)
+    account = RolloutReport(context, stage, sampler, len(done), team.count)
     passages = {q.id: len(q.passages) for q in mine}
     if outputs[REJECTS] is not None and context.primary:
         for reject in rejects:
@@ -122,7 +122,9 @@ def run(context: Context, stage: SampleRollouts) -> None:
     try:
         with context.progress(len(questions), context.stage) as bar:
             bar.start_at(sum(q.id in done for q in questions), len(questions))
-            for result in roll_out(writer, reference, source, stage.samples, scorer, stage.answers):
+            for result in roll_out(
+                sampler, reference, source, stage.samples, scorer, stage.answers
+            ):
                 if isinstance(result, Reject):
                     account.reject(outputs[REJECTS], result)
                 else:
@@ -130,7 +132,7 @@ def run(context: Context, stage: SampleRollouts) -> None:
                         rows.append(rollout_to_json(result))
                     account.add(result, passages[result.id] - result.shown)
                 left = bar.n < len(questions)
-                bar.update(min(together.teams, len(questions) - bar.n) if left else 0)
+                bar.update(min(team.count, len(questions) - bar.n) if left else 0)
     finally:
         if isinstance(source, ServerLists):
             source.close()
@@ -187,28 +189,30 @@ def questions_of(
     return usable, rejects
 
 
-def source_of(stage: SampleRollouts, writer: Writer, questions: Sequence[Question]) -> ListSource:
+def source_of(
+    stage: SampleRollouts, sampler: PolicySampler, questions: Sequence[Question]
+) -> ListSource:
     """Where the lists come from."""
     if not stage.server.url:
-        return policy_lists(writer, questions, stage.sampling, stage.samples)
+        return policy_lists(sampler, questions, stage.sampling, stage.samples)
     key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
-    return ServerLists(stage.server, writer, questions, stage.sampling, stage.samples, key)
+    return ServerLists(stage.server, sampler, questions, stage.sampling, stage.samples, key)
 
 
-def scorer_of(context: Context, stage: SampleRollouts, together: ProcessTeam) -> Scorer:
+def scorer_of(context: Context, stage: SampleRollouts, team: ProcessTeam) -> Scorer:
     """The reward with the models that its terms need."""
     judge = None
     if stage.reward.judge:
-        if together.several and together.teams < together.processes:
+        if team.several and team.count < team.processes:
             raise InputError(
                 "the reward weighs 'judge', and several processes share questions on this mesh, so "
                 "that each would ask for itself; run.mesh.data and run.mesh.fsdp can divide them"
             )
         path = context.path(stage.judge.cache)
         others = sorted(path.parent.glob(f"{path.stem}.part-*.jsonl"))
-        if together.several:
+        if team.several:
             others = [path, *others]
-            path = path.with_name(f"{path.stem}.part-{together.team}.jsonl")
+            path = path.with_name(f"{path.stem}.part-{team.index}.jsonl")
         key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
         judge = Judge(stage.judge, key, Replies(path, [p for p in others if p.exists()]))
     bertscore = stage.bertscore.load() if stage.reward.bertscore else None
@@ -222,12 +226,12 @@ class RolloutReport:
     """What was sampled since the last report, said now and then."""
 
     def __init__(
-        self, context: Context, stage: SampleRollouts, writer: Writer, done: int, teams: int
+        self, context: Context, stage: SampleRollouts, sampler: PolicySampler, done: int, teams: int
     ):
-        self._context, self._writer = context, writer
-        self._engines = [writer.list_engine(stage.samples), writer.answer_engine]
+        self._context, self._sampler = context, sampler
+        self._engines = [sampler.list_engine(stage.samples), sampler.answer_engine]
         self._own = not stage.server.url
-        self._every = 4 * writer.batch // teams
+        self._every = 4 * sampler.batch // teams
         self._done, self._teams = done, teams
         self._rejected = 0
         self._recent: list[Rollout] = []

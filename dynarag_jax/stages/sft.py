@@ -17,7 +17,7 @@ from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.instructions import read_instructions
 from dynarag_jax.training.run import (
-    Source,
+    ExampleSource,
     behavior_source,
     example_maker,
     generator_source,
@@ -72,7 +72,7 @@ def run(context: Context, stage: Sft) -> None:
     start = start_stage(context, stage)
     maker = example_maker(stage, start, context.token_cache)
 
-    def asked(path: str) -> list[Source]:
+    def asked(path: str) -> list[ExampleSource]:
         questions = read_questions(context.path(path), context.log)
         return [
             behavior_source(stage, start, questions, maker, context.run.seed, stage.shuffled),

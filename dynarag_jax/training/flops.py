@@ -15,7 +15,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.lora import MATRICES, LoraConfig
 
 
-class Work(NamedTuple):
+class StepOperations(NamedTuple):
     """Operations of one step over all devices."""
 
     model: float
@@ -25,7 +25,7 @@ class Work(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class PaddedShape:
     """The padded shape of one stream's batch: what a step computes on."""
 
     batch: int
@@ -62,7 +62,7 @@ def layer_matrices(cfg: DecoderConfig) -> dict[str, tuple[int, int]]:
     return {name: sizes[name] for name in MATRICES}
 
 
-def visible_keys(cfg: DecoderConfig, rows: Rows) -> int:
+def visible_keys(cfg: DecoderConfig, rows: PaddedShape) -> int:
     """Pairs of query and key that attention sees in one row, summed over the layers."""
     local = cfg.windowed or (cfg.window is not None,) * cfg.layers
     total = 0
@@ -75,7 +75,9 @@ def visible_keys(cfg: DecoderConfig, rows: Rows) -> int:
     return total
 
 
-def step_work(cfg: DecoderConfig, streams: Iterable[Rows], lora: LoraConfig | None = None) -> Work:
+def step_work(
+    cfg: DecoderConfig, streams: Iterable[PaddedShape], lora: LoraConfig | None = None
+) -> StepOperations:
     """Operations of one update on these streams, whatever the number of microbatches."""
     matrices = layer_matrices(cfg)
     per_token = 2 * cfg.layers * sum(i * o for i, o in matrices.values())
@@ -97,4 +99,4 @@ def step_work(cfg: DecoderConfig, streams: Iterable[Rows], lora: LoraConfig | No
             recomputed += layers
         elif cfg.remat in ("dots", "dots_offload"):
             recomputed += attention
-    return Work(model, recomputed)
+    return StepOperations(model, recomputed)

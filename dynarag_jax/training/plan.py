@@ -23,7 +23,7 @@ from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
 from dynarag_jax.sharding import MESH_AXES, batch_shards
-from dynarag_jax.training.flops import Rows, Work, step_work
+from dynarag_jax.training.flops import PaddedShape, StepOperations, step_work
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import state_shardings
 
@@ -32,7 +32,7 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """A step's needs; bytes are those of one device."""
 
     parameters: int
@@ -52,7 +52,7 @@ class Plan:
     """bytes in host memory: moments and activations that are offloaded"""
     cache: int
     """bytes of keys and values if the same prompts and branches were sampled"""
-    work: Work
+    work: StepOperations
     devices: int
 
     @property
@@ -68,14 +68,14 @@ class Plan:
 
 def plan(
     cfg: DecoderConfig,
-    streams: Sequence[Rows],
+    streams: Sequence[PaddedShape],
     sizes: tuple[int, int, int],
     optimizer: OptimizerConfig,
     accumulate: int = 1,
     lora: LoraConfig | None = None,
     flash: bool = False,
-) -> Plan:
-    """Plan a step of these streams on a mesh (data, fsdp, tensor).
+) -> MemoryPlan:
+    """MemoryPlan a step of these streams on a mesh (data, fsdp, tensor).
 
     Args:
       flash: the trunk's attention is a flash kernel's (``models.kernels``), which holds no scores.
@@ -99,7 +99,7 @@ def plan(
         # They pass through the device one array at a time at best, all at once at worst.
         offloaded, working = offloaded + moments, max(working, moments)
         moments = 0
-    return Plan(
+    return MemoryPlan(
         parameters=decoder.count_parameters(cfg),
         trained=trained,
         weights=base + (adapted if lora else 0),
@@ -142,7 +142,7 @@ def _laid_out(
 
 def _activations(
     cfg: DecoderConfig,
-    streams: Sequence[Rows],
+    streams: Sequence[PaddedShape],
     mesh: Any,
     accumulate: int,
     lora: Any,
@@ -197,7 +197,7 @@ def _activations(
     return kept, offloaded, max(layer + gathered, scores + head)
 
 
-def _cache(cfg: DecoderConfig, streams: Sequence[Rows], mesh: Any, accumulate: int) -> int:
+def _cache(cfg: DecoderConfig, streams: Sequence[PaddedShape], mesh: Any, accumulate: int) -> int:
     token = 2 * cfg.layers * cfg.kv_heads * cfg.head_size * jnp.dtype(cfg.dtype).itemsize
     per_token = token // mesh.shape["tensor"]
     return max(

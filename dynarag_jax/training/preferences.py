@@ -24,7 +24,7 @@ MEND = "compute them with python -m train.reference"
 
 
 @dataclass(frozen=True)
-class Judged:
+class RankedRollout:
     """A question's branches in the order in which they are trained on."""
 
     rollout: Rollout
@@ -33,7 +33,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class JudgedCounts:
+class RankedCounts:
     """How many rollouts are trained on, and why the others are not."""
 
     kept: int = 0
@@ -47,7 +47,7 @@ class JudgedCounts:
 
 def judge(
     rollouts: Sequence[Rollout], min_gap: float = 0.0, *, pairs: bool, answers: bool = False
-) -> tuple[list[Judged], JudgedCounts]:
+) -> tuple[list[RankedRollout], RankedCounts]:
     """The questions whose branches differ in reward, each with its branches in order.
 
     A branch whose reward lacks a term (a judge did not reply, say) is left out: it is neither
@@ -77,8 +77,8 @@ def judge(
             ties += 1
         else:
             order = (ranked[0], ranked[-1], *(() if pairs else ranked[1:-1]))
-            kept.append(Judged(rollout, order))
-    return kept, JudgedCounts(len(kept), ties, single, missing)
+            kept.append(RankedRollout(rollout, order))
+    return kept, RankedCounts(len(kept), ties, single, missing)
 
 
 def comparable(rollout: Rollout, answers: bool = False) -> list[int]:
@@ -181,7 +181,7 @@ def _check_prompt(question: Question, prompt: Prompt, recorded: str) -> None:
 
 
 def list_example(
-    maker: ExampleMaker, question: Question, judged: Judged, objectives: Objectives
+    maker: ExampleMaker, question: Question, judged: RankedRollout, objectives: Objectives
 ) -> Example:
     """The reranker's prompt with sampled lists.
 
@@ -216,7 +216,7 @@ def list_example(
 
 
 def answer_example(
-    maker: ExampleMaker, question: Question, judged: Judged, objectives: Objectives
+    maker: ExampleMaker, question: Question, judged: RankedRollout, objectives: Objectives
 ) -> Example:
     """The generator's prompt over the best list's passages, with the answers given anywhere.
 

@@ -31,7 +31,7 @@ from dynarag_jax.training.loop import Trace, fit
 from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.order import uniform_hash
-from dynarag_jax.training.sources import Input, Source, step_operations, total_steps
+from dynarag_jax.training.sources import ExampleSource, Input, step_operations, total_steps
 from dynarag_jax.training.step import (
     Adapting,
     State,
@@ -117,21 +117,21 @@ def reranker_source(
     size: int,
     branches: int,
     make: Callable[[int, int], Example],
-) -> Source:
+) -> ExampleSource:
     """The stream of lists: ``size`` examples of ``branches`` branches, made by (epoch, index)."""
     p, stream = stage.prompts, stage.reranker
     longest = start.spelling.longest(p.max_list)
     shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids)
-    return Source("reranker", stream, size, make, shape)
+    return ExampleSource("reranker", stream, size, make, shape)
 
 
 def answers_source(
     stage: Train, stream: Stream, size: int, branches: int, make: Callable[[int, int], Example]
-) -> Source:
+) -> ExampleSource:
     """The stream of judged answers: ``size`` examples of ``branches`` branches."""
     p = stage.prompts
     shape = BatchShape(stream.length or p.answer_prompt_tokens, branches, p.answer_tokens, p.ids)
-    return Source("answers", stream, size, make, shape)
+    return ExampleSource("answers", stream, size, make, shape)
 
 
 def _require_supervised(name: str, stream: Stream, lists: bool = False) -> None:
@@ -153,7 +153,7 @@ def behavior_source(
     maker: ExampleMaker,
     seed: int,
     shuffled: float = 0.0,
-) -> Source:
+) -> ExampleSource:
     """Behavior cloning of the experts' lists, ``shuffled`` of them over shuffled candidates."""
     _require_supervised("reranker", stage.reranker, lists=True)
 
@@ -174,7 +174,7 @@ def instruction_source(
     instructions: Sequence[Instruction],
     longest: int,
     log: Callable[[str], None],
-) -> Source:
+) -> ExampleSource:
     """The stream of instruction data; prompts or replies (``longest``) too long are left out."""
     _require_supervised("instructions", stream)
     p = stage.prompts
@@ -182,12 +182,12 @@ def instruction_source(
     examples, left = instruction_examples(start.tokenizer, instructions, length, longest)
     log(f"{len(examples)} instructions; left out as too long: {left}")
     shape = BatchShape(length, 1, longest, p.ids)
-    return Source("instructions", stream, len(examples), lambda _, i: examples[i], shape)
+    return ExampleSource("instructions", stream, len(examples), lambda _, i: examples[i], shape)
 
 
 def generator_source(
     stage: Train, questions: Sequence[Question], maker: ExampleMaker, seed: int
-) -> Source:
+) -> ExampleSource:
     """Generator SFT over the questions that have answers, with passages by ``stage.contexts``."""
     _require_supervised("generator", stage.generator)
     stream, contexts = stage.generator, stage.contexts
@@ -215,12 +215,14 @@ def generator_source(
 
     p = maker.prompts
     shape = BatchShape(stream.length or p.answer_prompt_tokens, 1, p.answer_tokens, p.ids)
-    return Source("generator", stream, len(answerable), make, shape)
+    return ExampleSource("generator", stream, len(answerable), make, shape)
 
 
 def mixed(
-    sources: Sequence[Source], more: Mapping[str, Sequence[Source]], weights: Mapping[str, float]
-) -> list[Source]:
+    sources: Sequence[ExampleSource],
+    more: Mapping[str, Sequence[ExampleSource]],
+    weights: Mapping[str, float],
+) -> list[ExampleSource]:
     """Mix sources of further files into those of the same name, by the weights of the files.
 
     What a file has no examples for, such as answers, is left out of that stream.
@@ -243,7 +245,7 @@ def mixed(
 def train(
     stage: Train,
     start: Start,
-    sources: Sequence[Source],
+    sources: Sequence[ExampleSource],
     mesh: Mesh,
     seed: int,
     directory: Path,

@@ -15,12 +15,12 @@ from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.batches import Batch, BatchShape, Example, collate, place, process_rows
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.config import Stream, Train
-from dynarag_jax.training.flops import Rows, step_work
+from dynarag_jax.training.flops import PaddedShape, step_work
 from dynarag_jax.training.order import Mixture, MixtureItem
 
 
 @dataclass(frozen=True)
-class Source:
+class ExampleSource:
     """An endless stream of examples: how many there are, and the one at (epoch, index)."""
 
     name: str
@@ -28,7 +28,7 @@ class Source:
     size: int
     make: Callable[[int, int], Example]
     shape: BatchShape
-    others: tuple[tuple[Source, float], ...] = ()
+    others: tuple[tuple[ExampleSource, float], ...] = ()
     """sources mixed in, each with its number of examples for one of this source's own"""
 
     def mixture(self, seed: int) -> Mixture:
@@ -42,7 +42,7 @@ class Source:
         return part.make(item.epoch, item.index)
 
 
-def total_steps(stage: Train, sources: Sequence[Source]) -> int:
+def total_steps(stage: Train, sources: Sequence[ExampleSource]) -> int:
     """Updates of a stage: as configured, or what ``epochs`` over the first source takes."""
     if stage.steps:
         return stage.steps
@@ -53,7 +53,9 @@ def total_steps(stage: Train, sources: Sequence[Source]) -> int:
 class Input:
     """The input of every step of a run: this process's rows, on the mesh."""
 
-    def __init__(self, stage: Train, sources: Sequence[Source], mesh: Mesh, seed: int, steps: int):
+    def __init__(
+        self, stage: Train, sources: Sequence[ExampleSource], mesh: Mesh, seed: int, steps: int
+    ):
         self._sources, self._mesh = sources, mesh
         self._mixtures = {s.name: s.mixture(seed) for s in sources}
         streams = {
@@ -67,7 +69,7 @@ class Input:
         }
         self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
 
-    def _length(self, source: Source, position: int) -> int:
+    def _length(self, source: ExampleSource, position: int) -> int:
         return len(source.example(self._mixtures[source.name].at(position)).prompt)
 
     def __call__(self, step: int) -> tuple[Mapping[str, Batch], list[str]]:
@@ -87,7 +89,7 @@ class Input:
 
 
 def step_operations(
-    cfg: DecoderConfig, sources: Sequence[Source], lora: LoraConfig | None
+    cfg: DecoderConfig, sources: Sequence[ExampleSource], lora: LoraConfig | None
 ) -> Callable[[Mapping[str, Batch]], float]:
     """A function from a step's batches to its model operations, by their padded shapes."""
     whole = {s.name: bool(s.stream.objectives.reads("prompt")) for s in sources}
@@ -95,7 +97,7 @@ def step_operations(
     @functools.cache
     def work(shapes: tuple[tuple[str, tuple[int, ...], int], ...]) -> float:
         rows = [
-            Rows(batch, prompt, branches, branch, prompt_loss=whole[name])
+            PaddedShape(batch, prompt, branches, branch, prompt_loss=whole[name])
             for name, (batch, branches, branch), prompt in shapes
         ]
         return step_work(cfg, rows, lora).model

@@ -28,8 +28,8 @@ from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.records import Passage, question_to_json, write_questions
 from dynarag_jax.retrieval.relevance import load_scorer, score_questions
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
@@ -62,15 +62,15 @@ def cut(path: Path, whole: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def writer(model):
+def sampler(model):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    return Writer(load_policy(model, mesh, PROMPTS), PROMPTS, 8, seed=0)
+    return PolicySampler(load_policy(model, mesh, PROMPTS), PROMPTS, 8, seed=0)
 
 
 QUESTIONS = [ask(i, passages) for i, passages in enumerate([5, 3, 9, 1, 5, 6])]
 
 
-def test_answers_from_every_kind_of_list(model, scorer, writer, tmp_path):
+def test_answers_from_every_kind_of_list(model, scorer, sampler, tmp_path):
     path = tmp_path / "asked.jsonl"
     write_questions(path, QUESTIONS)
     stage = Rerank(model=str(model), questions=(str(path),), prompts=PROMPTS, batch=8)
@@ -100,7 +100,7 @@ def test_answers_from_every_kind_of_list(model, scorer, writer, tmp_path):
         )
         name = f"answer_{kind.replace('-', '_')}"
         found = rows_of(ran(tmp_path, stage, name) / "asked.jsonl")
-        by_hand = writer.answers([(q, tuple(c)) for q, c in zip(QUESTIONS, chosen, strict=True)])
+        by_hand = sampler.answers([(q, tuple(c)) for q, c in zip(QUESTIONS, chosen, strict=True)])
         for q, ids, text in zip(QUESTIONS, chosen, by_hand, strict=True):
             row = found[q.id]
             assert row["list"] == list(ids) and row["k"] == len(ids)
@@ -262,7 +262,7 @@ def benched(model: Path, judge: Path, **fields) -> Bench:
     return Bench(**(given | fields))  # type: ignore[arg-type]
 
 
-def test_bench_from_end_to_end(model, scorer, writer, tmp_path, monkeypatch, capsys):
+def test_bench_from_end_to_end(model, scorer, sampler, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     long = dataclasses.replace(ask(7, 2), passages=(Passage("long", "ada " * 100),), gold=())
     nq = [*QUESTIONS, long]
@@ -294,9 +294,9 @@ def test_bench_from_end_to_end(model, scorer, writer, tmp_path, monkeypatch, cap
         k: v for k, v in found["second"]["q2"].items() if k != "system"
     }
     small = [q for q in QUESTIONS if len(q.passages) <= IDS]
-    by_hand = [found.lists[0] for found in writer.lists(small, GREEDY)]
+    by_hand = [found.lists[0] for found in sampler.lists(small, GREEDY)]
     assert [tuple(found["first"][q.id]["list"]) for q in small] == by_hand
-    answers = writer.answers(list(zip(small, by_hand, strict=True)))
+    answers = sampler.answers(list(zip(small, by_hand, strict=True)))
     assert [found["first"][q.id]["answer"] for q in small] == answers
     longest = [len(r["answer"].split()) for _, r in read_jsonl(place / "predictions-eli5.jsonl")]
     assert max(longest) > PROMPTS.answer_tokens  # ELI5's answers are longer
@@ -363,11 +363,11 @@ def test_an_evaluation_keeps_a_question_whose_prompt_is_too_long(model):
     """It counts 0 and says why; the others are what they were."""
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     tight = dataclasses.replace(PROMPTS, answer_prompt_tokens=32)
-    writer = Writer(load_policy(model, mesh, tight), tight, 8, seed=0)
+    sampler = PolicySampler(load_policy(model, mesh, tight), tight, 8, seed=0)
     long = ask(3, text="what " * 40)
     rows = [
         scored_line(found, question, "top-1", by_benchmark())
-        for question, found in answer(writer, [QUESTIONS[0], long], [(2,), (1,)])
+        for question, found in answer(sampler, [QUESTIONS[0], long], [(2,), (1,)])
     ]
     assert [r["id"] for r in rows] == ["q0", "q3"] and "failed" not in rows[0]
     assert list(rows[0]) == [

@@ -7,32 +7,32 @@ import dataclasses
 import pytest
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import Request
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
 
 
 def test_an_answer_ends_at_any_of_the_ends(tiny_policy, question):
     policy, prompts = tiny_policy
     asked = question("alpha"), (1, 2)
-    writer = Writer(policy, prompts, 1, 0)
-    prompt = writer.maker.answer_prompt(*asked).tokens
+    sampler = PolicySampler(policy, prompts, 1, 0)
+    prompt = sampler.maker.answer_prompt(*asked).tokens
     request = Request("alpha", prompt, sampling=Sampling(temperature=0.0), stops=policy.ends)
-    tokens = next(iter(writer.answer_engine.run([request]))).branches[0]
+    tokens = next(iter(sampler.answer_engine.run([request]))).branches[0]
     whole = policy.tokenizer.decode(tokens).strip()
     for end in set(tokens):
         ending = dataclasses.replace(policy, ends=(*policy.ends, end))
         cut = policy.tokenizer.decode(tokens[: list(tokens).index(end)]).strip()
-        assert Writer(ending, prompts, 1, 0).answers([asked]) == [cut] != [whole]
+        assert PolicySampler(ending, prompts, 1, 0).answers([asked]) == [cut] != [whole]
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused_by_name(tiny_policy, question):
     policy, prompts = tiny_policy
-    writer = Writer(policy, prompts, 1, 0)
-    length = len(writer.maker.rerank_prompt(question("alpha")).tokens)
+    sampler = PolicySampler(policy, prompts, 1, 0)
+    length = len(sampler.maker.rerank_prompt(question("alpha")).tokens)
     for positions in (length, length - 1):
         cfg = dataclasses.replace(policy.cfg, positions=positions)
-        maker = Writer(dataclasses.replace(policy, cfg=cfg), prompts, 1, 0).maker
+        maker = PolicySampler(dataclasses.replace(policy, cfg=cfg), prompts, 1, 0).maker
         if positions == length:
             assert len(maker.rerank_prompt(question("alpha")).tokens) == length
             continue

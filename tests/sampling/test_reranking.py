@@ -22,11 +22,11 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, valid_list, write_questions
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.reranking import rerank
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Seen, Windows, run_plans
-from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages import rerank as program
 from dynarag_jax.stages.rerank import Rerank
@@ -65,15 +65,15 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def writer(directory):
+def sampler(directory):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    return Writer(load_policy(directory, mesh, PROMPTS), PROMPTS, 8, seed=0)
+    return PolicySampler(load_policy(directory, mesh, PROMPTS), PROMPTS, 8, seed=0)
 
 
-def test_rollouts_of_distinct_lists_carry_weights(writer):
+def test_rollouts_of_distinct_lists_carry_weights(sampler):
     questions = [question(i, passages) for i, passages in enumerate([6, 3, 2, 1, 5])]
     rollouts = sample_rollouts(
-        writer, writer, questions, Sampling(method="distinct"), 8, RewardWeights()
+        sampler, sampler, questions, Sampling(method="distinct"), 8, RewardWeights()
     )
     exist = [1 + 6 + 30 + 120, 1 + 3 + 6 + 6, 1 + 2 + 2, 2, 1 + 5 + 20 + 60]
     for rollout, count in zip(rollouts, exist, strict=True):
@@ -85,43 +85,43 @@ def test_rollouts_of_distinct_lists_carry_weights(writer):
             expected = np.exp([t.logp for t in rollout.trajectories])
             np.testing.assert_allclose(weights, expected, rtol=1e-3)
             assert sum(weights) == pytest.approx(1, abs=1e-4)
-    again = writer.lists(questions, Sampling(method="distinct"), 8)
+    again = sampler.lists(questions, Sampling(method="distinct"), 8)
     for rollout, found in zip(rollouts, again, strict=True):
         logps = [t.logp for t in rollout.trajectories]
         np.testing.assert_allclose(found.logps, logps, atol=1e-4)
 
 
-def test_the_beams_best_list_is_at_least_as_probable_as_the_greedy_one(writer):
+def test_the_beams_best_list_is_at_least_as_probable_as_the_greedy_one(sampler):
     questions = [question(i, 6) for i in range(12)]
-    greedy = writer.lists(questions, Sampling(temperature=0.0))
-    beam = writer.lists(questions, Sampling(method="beam", width=160))
+    greedy = sampler.lists(questions, Sampling(temperature=0.0))
+    beam = sampler.lists(questions, Sampling(method="beam", width=160))
     for one, other in zip(greedy, beam, strict=True):
         assert other.logps[0] >= one.logps[0] - 1e-4
     assert any(b.logps[0] > g.logps[0] + 1e-3 for g, b in zip(greedy, beam, strict=True))
 
 
-def test_label_questions_get_a_label_and_others_what_the_generator_writes(writer):
+def test_label_questions_get_a_label_and_others_what_the_generator_writes(sampler):
     asked: Any = [question(i, 4, "label" if i % 2 else "short") for i in range(12)]
-    answers = writer.answers([(q, (1, 2)) for q in asked])
+    answers = sampler.answers([(q, (1, 2)) for q in asked])
     assert all(answer in LABELS for answer in answers[1::2])
     assert any(answer not in LABELS for answer in answers[::2])
     # Without a closed set, the same questions are answered in other words.
-    free = Writer(writer.policy, dataclasses.replace(PROMPTS, labels=()), 8, seed=0)
+    free = PolicySampler(sampler.policy, dataclasses.replace(PROMPTS, labels=()), 8, seed=0)
     assert any(a not in LABELS for a in free.answers([(q, (1, 2)) for q in asked[1::2]]))
 
 
-def test_windows_over_a_policy_are_its_lists_by_passage(writer):
+def test_windows_over_a_policy_are_its_lists_by_passage(sampler):
     """As one window after another by hand; positions are those of the whole candidate list."""
     questions = [question(0, 4), question(1, 20), question(2, 6), question(3, 33)]
     windows = Windows(window=5, stride=3, budget=3)
-    found = rerank(writer, questions, Sampling(temperature=0.0), windows)
+    found = rerank(sampler, questions, Sampling(temperature=0.0), windows)
     by_hand = []
 
     def one(views):
         seen = []
         for _, view in views:
             shown = tuple(asked.passages[p - 1] for p in view)
-            part = writer.lists(
+            part = sampler.lists(
                 [dataclasses.replace(asked, passages=shown)], Sampling(temperature=0.0)
             )[0]
             seen.append(Seen(part.lists[0], part.shown))
@@ -129,7 +129,7 @@ def test_windows_over_a_policy_are_its_lists_by_passage(writer):
 
     for asked in questions:
         if len(asked.passages) <= IDS:
-            by_hand.append(writer.lists([asked], Sampling(temperature=0.0))[0].lists[0])
+            by_hand.append(sampler.lists([asked], Sampling(temperature=0.0))[0].lists[0])
         else:
             by_hand += run_plans([len(asked.passages)], windows, one)
     assert [r.list for r in found] == by_hand
@@ -185,10 +185,10 @@ def test_windows_beyond_the_prompt_are_refused(windows, message):
         Rerank(prompts=PROMPTS, windows=windows)
 
 
-def test_windows_are_the_prompts_size_unless_told_otherwise(writer):
+def test_windows_are_the_prompts_size_unless_told_otherwise(sampler):
     """The default fits any prompt, also one far below the paper's 40 passages."""
     stage = Rerank(prompts=PROMPTS)
     asked = [question(1, 20)]
-    left_open = rerank(writer, asked, Sampling(temperature=0.0), stage.windows)
-    said = rerank(writer, asked, Sampling(temperature=0.0), Windows(IDS, 0, PROMPTS.max_list))
+    left_open = rerank(sampler, asked, Sampling(temperature=0.0), stage.windows)
+    said = rerank(sampler, asked, Sampling(temperature=0.0), Windows(IDS, 0, PROMPTS.max_list))
     assert left_open == said and said[0].calls > 1

@@ -29,9 +29,9 @@ from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import question_to_json, read_rollouts, rollout_from_json, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.writer import Writer
 from dynarag_jax.stages import rollout
 from dynarag_jax.stages.rollout import SampleRollouts
 
@@ -146,9 +146,9 @@ def test_a_kill_loses_and_repeats_nothing(tmp_path, tiny_model, tiny_policy, que
 
     asked, inner = [], rollout.source_of
 
-    def watched(stage, writer, todo):
+    def watched(stage, sampler, todo):
         asked.extend(todo)
-        return inner(stage, writer, todo)
+        return inner(stage, sampler, todo)
 
     monkeypatch.setattr(rollout, "source_of", watched)
     directory = tmp_path / "a" / "rollout"
@@ -343,14 +343,16 @@ def test_two_processes_make_the_file_of_one(tmp_path, tiny_model, question, mesh
 def test_likelihood_of_the_references_as_reward_equals_the_writers_own_log_probabilities(
     tiny_policy, question
 ):
-    writer = Writer(*tiny_policy, 4, 0)
+    sampler = PolicySampler(*tiny_policy, 4, 0)
     long = question("long", answers=("here " * 40,))  # longer than an answer may be
     questions = [question("a", answers=("here", "port", " ")), long]
     weights = RewardWeights(em=0, passages=0, likelihood=1.0, price=0.05)
-    made, other = sample_rollouts(writer, writer, questions, Sampling(), 3, weights, answers=False)
+    made, other = sample_rollouts(
+        sampler, sampler, questions, Sampling(), 3, weights, answers=False
+    )
     for t in made.trajectories:
-        spelled = [answer_tokens(writer.policy.tokenizer, a, 5) for a in ("here", "port")]
-        logps = writer.answer_logps(questions[:1], [t.list], [spelled], 2)[0]
+        spelled = [answer_tokens(sampler.policy.tokenizer, a, 5) for a in ("here", "port")]
+        logps = sampler.answer_logps(questions[:1], [t.list], [spelled], 2)[0]
         expected = max(math.exp(sum(each) / len(each)) for each in logps)
         assert t.terms == {"likelihood": pytest.approx(expected, rel=1e-4)} and not t.missing
         assert t.reward == pytest.approx(expected - 0.05 * len(t.list), rel=1e-4)

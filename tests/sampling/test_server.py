@@ -18,10 +18,10 @@ from dynarag_jax.prompts import TEMPLATE_SETTINGS
 from dynarag_jax.records import Rollout
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.list_sources import Reject
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
-from dynarag_jax.sampling.writer import Writer
 
 TEXTS = ["[2], [1]", "None", "[1],[3]", "The needed ones are [3], [3] and [9].", "2, 1"]
 
@@ -99,32 +99,32 @@ def settings(server, **more) -> ServerConfig:
 
 
 @pytest.fixture(scope="module")
-def writer(tiny_policy) -> Writer:
+def sampler(tiny_policy) -> PolicySampler:
     policy, prompts = tiny_policy
-    return Writer(policy, prompts, 4, 0)
+    return PolicySampler(policy, prompts, 4, 0)
 
 
-def ask(writer, config, questions, key=""):
-    source = ServerLists(config, writer, questions, Sampling(0.7, top_k=5), 5, key)
+def ask(sampler, config, questions, key=""):
+    source = ServerLists(config, sampler, questions, Sampling(0.7, top_k=5), 5, key)
     try:
-        found = list(roll_out(writer, writer, source, 5, RewardWeights()))
+        found = list(roll_out(sampler, sampler, source, 5, RewardWeights()))
     finally:
         source.close()
     by_id: dict[str, Any] = {r.id: r for r in found}
     return by_id, source.repairs
 
 
-def test_lists_are_read_leniently_and_scored_here(server, writer, question):
+def test_lists_are_read_leniently_and_scored_here(server, sampler, question):
     questions = [question("good"), question("few"), question("busy"), question("broken")]
-    found, repairs = ask(writer, settings(server), questions, key="secret")
+    found, repairs = ask(sampler, settings(server), questions, key="secret")
     lists = [(2, 1), (), (1, 3), (3,)]  # the last text says 2, 1 again
     for one in found.values():
         assert isinstance(one, Rollout)
     assert [t.list for t in found["good"].trajectories] == lists
     assert [t.count for t in found["good"].trajectories] == [2, 1, 1, 1]
     assert found["good"].policy == "server:m"
-    assert found["good"].reference == writer.policy.fingerprint
-    expected = [sum(x) for x in writer.logps(questions[:1], [lists], 5)[0]]
+    assert found["good"].reference == sampler.policy.fingerprint
+    expected = [sum(x) for x in sampler.logps(questions[:1], [lists], 5)[0]]
     assert [t.logp for t in found["good"].trajectories] == pytest.approx(expected, abs=1e-5)
     # Of three questions with all five texts, and one asked in parts: 2 + 2 + 1.
     assert repairs == {
@@ -142,11 +142,11 @@ def test_lists_are_read_leniently_and_scored_here(server, writer, question):
     assert sum(name == "broken" for name, *_ in log) == 3
 
 
-def test_what_a_sick_server_spoils_is_set_aside_and_the_rest_goes_on(server, writer, question):
+def test_what_a_sick_server_spoils_is_set_aside_and_the_rest_goes_on(server, sampler, question):
     names = ["garbage", "toolong", "hangs", "trickles", "breaks", "mute"]
     odd = [question("bare", passages=0), question("huge", text="port huge? " * 99)]
     questions = [*map(question, names), *odd, question("good")]
-    found, repairs = ask(writer, settings(server), questions)
+    found, repairs = ask(sampler, settings(server), questions)
     assert isinstance(found.pop("good"), Rollout)
     for name, says in {
         "garbage": "no chat completion", "toolong": "HTTP 400", "hangs": "no answer within 0.6 s",
@@ -163,9 +163,9 @@ def test_what_a_sick_server_spoils_is_set_aside_and_the_rest_goes_on(server, wri
     assert counts == [3, 1, 3]
 
 
-def test_thoughts_are_no_lists_and_cut_replies_are_missing(server, writer, question):
+def test_thoughts_are_no_lists_and_cut_replies_are_missing(server, sampler, question):
     marked = question("marked", text="port marked? <eos>[9] ")
-    found, repairs = ask(writer, settings(server), [question("thinks"), question("cut"), marked])
+    found, repairs = ask(sampler, settings(server), [question("thinks"), question("cut"), marked])
     assert [t.list for t in found["thinks"].trajectories] == [(2,)]
     assert [t.count for t in found["thinks"].trajectories] == [3]
     assert (repairs["thought"], repairs["missing"], repairs["unreadable"]) == (3, 6, 1)
@@ -175,22 +175,22 @@ def test_thoughts_are_no_lists_and_cut_replies_are_missing(server, writer, quest
         assert body["chat_template_kwargs"] == TEMPLATE_SETTINGS
         assert body["stop"] == ["<eos>"]
     assert "<eos>" not in json.dumps(bodies["marked"]["messages"])
-    ask(writer, settings(server, template_settings=False), [question("thinks")])
+    ask(sampler, settings(server, template_settings=False), [question("thinks")])
     assert "chat_template_kwargs" not in server.log[-1][1]
 
 
-def test_a_server_that_cannot_be_reached_ends_the_run(server, writer, question):
+def test_a_server_that_cannot_be_reached_ends_the_run(server, sampler, question):
     config = settings(server, retries=1)
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError, match=r"cannot be reached .* what is done is kept"):
-        ask(writer, config, [question("good")])
+        ask(sampler, config, [question("good")])
 
 
-def test_a_server_that_does_not_know_us_ends_the_run(server, writer, question, monkeypatch):
+def test_a_server_that_does_not_know_us_ends_the_run(server, sampler, question, monkeypatch):
     monkeypatch.setattr(Handler, "do_POST", lambda self: self.reply(401, b"who are you?"))
     with pytest.raises(InputError, match=r"HTTP 401 Unauthorized: who are you.*OPENAI_API_KEY"):
-        ask(writer, settings(server), [question("good")])
+        ask(sampler, settings(server), [question("good")])
 
 
 def test_retry_after_holds_seconds_or_a_date():

@@ -13,7 +13,7 @@ from dynarag_jax.launch.program import main
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.sharding import make_mesh
-from dynarag_jax.training.flops import Rows
+from dynarag_jax.training.flops import PaddedShape
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.plan import plan
 from dynarag_jax.training.step import init_state
@@ -21,7 +21,7 @@ from dynarag_jax.training.step import init_state
 CFG = DecoderConfig(
     vocab=64, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
 )
-ROWS = [Rows(batch=16, prompt=40, branches=2, branch=8)]
+ROWS = [PaddedShape(batch=16, prompt=40, branches=2, branch=8)]
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
     "hidden_size": 4096, "num_hidden_layers": 32,

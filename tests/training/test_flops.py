@@ -11,7 +11,7 @@ from dynarag_jax.hardware import ACCELERATORS, accelerator, of_kind
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
-from dynarag_jax.training.flops import Rows, layer_matrices, step_work, visible_keys
+from dynarag_jax.training.flops import PaddedShape, layer_matrices, step_work, visible_keys
 
 CFG = DecoderConfig(
     vocab=512, width=256, layers=2, heads=4, kv_heads=2, head_size=64, mlp=512, unroll=2
@@ -45,7 +45,7 @@ def compiled_operations(cfg, rows, gradient):
 
 
 def test_the_count_is_the_compilers():
-    rows = Rows(batch=2, prompt=96, branches=3, branch=9)
+    rows = PaddedShape(batch=2, prompt=96, branches=3, branch=9)
     # The compiler multiplies masked scores, too: own keys of a branch and the trunk's in full.
     pairs = rows.prompt**2 + rows.branches * 8 * (rows.prompt + 8)
     masked = pairs * CFG.layers - visible_keys(CFG, rows)
@@ -60,7 +60,7 @@ def test_the_count_is_the_compilers():
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
 def test_visible_pairs_are_those_of_the_masks(window):
     cfg = DecoderConfig(layers=3, window=window, windowed=(True, False, True) if window else ())
-    rows = Rows(batch=7, prompt=11, branches=2, branch=5)
+    rows = PaddedShape(batch=7, prompt=11, branches=2, branch=5)
     seen = 0
     for windowed in cfg.windowed or (False,) * 3:
         reach = window if windowed else 1000
@@ -70,7 +70,7 @@ def test_visible_pairs_are_those_of_the_masks(window):
 
 
 def test_adapters_spare_the_gradients_of_frozen_matrices():
-    rows = Rows(batch=1, prompt=1, branches=1, branch=2)
+    rows = PaddedShape(batch=1, prompt=1, branches=1, branch=2)
     lora = LoraConfig(rank=4, targets=("query", "down"))
     plain, adapted = step_work(CFG, [rows]).model, step_work(CFG, [rows], lora).model
     tokens, matrices = 2, layer_matrices(CFG)
@@ -81,7 +81,7 @@ def test_adapters_spare_the_gradients_of_frozen_matrices():
 
 
 def test_what_is_recomputed_is_a_forward_of_the_layers():
-    rows = Rows(batch=2, prompt=30, branches=1, branch=4, prompt_loss=True)
+    rows = PaddedShape(batch=2, prompt=30, branches=1, branch=4, prompt_loss=True)
     full = step_work(DecoderConfig(remat="full"), [rows])
     assert step_work(DecoderConfig(), [rows]) == (full.model, 0)
     projection = 3 * 2 * 64 * 320 * (2 * 4 + 2 * 29)

@@ -18,7 +18,7 @@ from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rera
 from dynarag_jax.records import Answers, Passage, Question, Rollout, Trajectory
 from dynarag_jax.training.preferences import (
     Expected,
-    Judged,
+    RankedRollout,
     answer_example,
     check_rollouts,
     judge,
@@ -99,7 +99,7 @@ def spelled(maker, *lists):
 
 
 def test_lists_carry_rewards_counts_and_the_log_probabilities_that_are_read(maker, tokenizer):
-    one = Judged(spelled(maker, (2,), (), (4, 1)), (0, 2, 1))
+    one = RankedRollout(spelled(maker, (2,), (), (4, 1)), (0, 2, 1))
     example = list_example(maker, QUESTION, one, DPO)
     assert example.prompt == rerank_prompt(tokenizer, QUESTION, "compact", 200).tokens
     assert [read_list(maker.spelling, b) for b in example.branches] == [(2,), (4, 1), ()]
@@ -114,13 +114,13 @@ def test_lists_carry_rewards_counts_and_the_log_probabilities_that_are_read(make
 
 def test_lists_over_passages_that_are_not_shown_are_refused(maker, tokenizer):
     maker.rerank_length = len(rerank_prompt(tokenizer, QUESTION, "compact", 200, 7).tokens)
-    one = Judged(spelled(maker, (2,), (8,)), (0, 1))
+    one = RankedRollout(spelled(maker, (2,), (8,)), (0, 1))
     with pytest.raises(InputError, match=r"'q1': the sampled list \[8\] holds 8, outside 1..7"):
         list_example(maker, QUESTION, one, SIMPO)
 
 
 def test_log_probabilities_of_another_prompt_are_refused(maker):
-    one = Judged(spelled(maker, (2,), ()), (0, 1))
+    one = RankedRollout(spelled(maker, (2,), ()), (0, 1))
     other = dataclasses.replace(QUESTION, text="who founded ada")
     with pytest.raises(InputError, match=r"'q1': .* are of another prompt \("):
         list_example(maker, other, one, DPO)
@@ -141,7 +141,7 @@ def test_answers_are_compared_over_the_best_lists_passages(maker, tokenizer):
     assert example.reference == ((-0.1, -0.2, -0.3), (-1.0, -2.0), (-3.0, -4.0))
     assert example.shown == 0 and example.preferred
     stale = dataclasses.replace(answers, prompt="other")
-    one = Judged(dataclasses.replace(judged[0].rollout, answers=stale), judged[0].order)
+    one = RankedRollout(dataclasses.replace(judged[0].rollout, answers=stale), judged[0].order)
     with pytest.raises(InputError, match="another prompt"):
         answer_example(maker, QUESTION, one, DPO)
 

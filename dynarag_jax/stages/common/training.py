@@ -13,7 +13,7 @@ from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.loop import Figures, Stopped
-from dynarag_jax.training.run import Source, Start, begin, train
+from dynarag_jax.training.run import ExampleSource, Start, begin, train
 
 TITLE = "A dynamic reranker and generator"
 ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered
@@ -41,7 +41,11 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
 
 
 def train_stage(
-    context: Context, stage: Train, start: Start, sources: Sequence[Source], maker: ExampleMaker
+    context: Context,
+    stage: Train,
+    start: Start,
+    sources: Sequence[ExampleSource],
+    maker: ExampleMaker,
 ) -> None:
     """Run ``training.run.train`` with a progress bar, metrics, and an ear for signals."""
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")

@@ -46,7 +46,7 @@ class Lists:
     the policy (``distinct.importance_weights``)"""
 
 
-class Writer:
+class PolicySampler:
     """Writes lists and answers with one policy; compiled programs are kept between calls.
 
     In a run of several processes each calls the same methods with questions of its own.
@@ -306,7 +306,7 @@ class Writer:
     ) -> list[list[tuple[float, ...]]]:
         results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         padding = Example("", [0], ([self.policy.spelling.end],), supervised=())
-        share = self.batch // self.team.teams
+        share = self.batch // self.team.count
         for length in lengths:
             indices = [
                 i for i, e in enumerate(examples)

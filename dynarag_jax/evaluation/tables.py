@@ -187,12 +187,13 @@ def side_by_side(summaries: Sequence[Summary]) -> str:
     wide = max(24, *(len(summary.system) + 1 for summary in summaries), 0)
     lines = [f"{'system':<{wide}}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
     for summary in summaries:
-
-        def cell(name: str, figures: Mapping[str, Interval] = summary.figures) -> str:
-            return number(name, figures[name].mean) if name in figures else "–"
-
-        cells = f"{cell(summary.headline):>10}{cell('set_f1'):>10}{cell('k'):>8}{cell('tokens'):>8}"
-        lines.append(f"{summary.system:<{wide}}{cells}")
+        known = {name: f for name, f in summary.figures.items() if f.n == summary.n}
+        cells = [
+            number(name, known[name].mean) if name in known else "–"
+            for name in (summary.headline, "set_f1", "k", "tokens")
+        ]
+        row = "".join(f"{cell:>{w}}" for cell, w in zip(cells, (10, 10, 8, 8), strict=True))
+        lines.append(f"{summary.system:<{wide}}{row}")
     return "\n".join(lines)
 
 

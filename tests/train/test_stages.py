@@ -240,7 +240,7 @@ def test_what_stands_is_left_alone_and_what_changed_is_made_anew(ran: Stages) ->
     other = Stages(ran.directory, "--sft.steps", "1")
     assert not other("pretrain")
     assert other("sft")
-    assert (ran.directory / "sft.previous" / "model").is_dir()
+    assert (ran.directory / "sft.previous-1" / "model").is_dir()
 
 
 @needs_encoder

@@ -12,13 +12,14 @@ directory that may be moved, or a directory of shards.
 from dynarag_jax.retrieval.index.base import Index, Recall, Speed
 from dynarag_jax.retrieval.index.build import IndexConfig, Kind, build_index, estimate
 from dynarag_jax.retrieval.index.build_shards import build_shards, shard_bounds
-from dynarag_jax.retrieval.index.changes import ChangedIndex, update_index
+from dynarag_jax.retrieval.index.changes import ChangedIndex
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.load import load_ids, load_index
 from dynarag_jax.retrieval.index.memory import Memory, machine_memory
 from dynarag_jax.retrieval.index.rows import Rows, check_vectors, open_shards
 from dynarag_jax.retrieval.index.scann import ScannIndex, ScannSettings
 from dynarag_jax.retrieval.index.sharded import ShardedIndex, shard_directories
+from dynarag_jax.retrieval.index.update import update_index
 
 __all__ = [
     "ChangedIndex",

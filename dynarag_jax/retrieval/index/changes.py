@@ -9,7 +9,6 @@ On the disk a change is a directory of its own, and it counts from the moment th
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Sequence
@@ -19,17 +18,16 @@ from typing import Any
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, atomic_directory, read_json, write_json
+from dynarag_jax.files import atomic_directory, read_json, write_json
 from dynarag_jax.retrieval.index.base import Index
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.manifest import (
     CHANGES,
     MANIFEST,
-    read_manifest,
     require_space,
     sealed,
 )
-from dynarag_jax.retrieval.index.rows import Rows, look, open_shards
+from dynarag_jax.retrieval.index.rows import Rows, open_shards
 
 
 class ChangedIndex(Index):
@@ -110,7 +108,7 @@ class ChangedIndex(Index):
 # ---------------------------------------------------------------------------- on the disk
 
 
-def _read(place: Path, manifest: dict[str, Any]) -> tuple[Rows, list[str], np.ndarray]:
+def read_changes(place: Path, manifest: dict[str, Any]) -> tuple[Rows, list[str], np.ndarray]:
     """Additions, their ids, and positions removed, of a saved index."""
     width = manifest["dim"]
     if not (name := manifest.get("changes")):
@@ -124,7 +122,7 @@ def apply_changes(place: Path, manifest: dict[str, Any], base: Index) -> Index:
     """``base`` with the changes that the manifest names; ``base`` itself where it names none."""
     if not manifest.get("changes"):
         return base
-    added, _, removed = _read(place, manifest)
+    added, _, removed = read_changes(place, manifest)
     index = ChangedIndex(base, added, removed)
     index.duplicates = manifest.get("duplicates")
     return index
@@ -134,103 +132,18 @@ def changed_ids(place: Path, manifest: dict[str, Any], ids: list[str]) -> list[s
     """The ids that are left of ``ids``, and those added."""
     if not manifest.get("changes"):
         return ids
-    _, more, removed = _read(place, manifest)
+    _, more, removed = read_changes(place, manifest)
     gone = set(removed.tolist())
     return [passage for i, passage in enumerate([*ids, *more]) if i not in gone]
 
 
 def live_count(place: Path, manifest: dict[str, Any]) -> int:
     """Passages in a saved index, without reading their ids."""
-    added, _, removed = _read(place, manifest)
+    added, _, removed = read_changes(place, manifest)
     return manifest["count"] + len(added) - len(removed)
 
 
-def update_index(
-    directory: PathLike,
-    encoder: str,
-    *,
-    add: Any = None,
-    add_ids: Sequence[str] = (),
-    remove_ids: Sequence[str] = (),
-    rebuild_at: float = 0.1,
-    queries: np.ndarray | None = None,
-) -> str:
-    """Add passages to a saved index and remove others; whole or not at all.
-
-    A passage that changed is named in both: it is removed, and added at the end. Where changes
-    exceed a share of the index it is built again, with the configuration it was built with, if it
-    keeps float32 vectors; ids are then in the same order as before.
-
-    Args:
-      encoder: fingerprint of the encoder that made ``add``.
-      add: float [m, d] vectors.
-      add_ids: their passages' ids.
-      remove_ids: ids of passages to remove.
-      rebuild_at: changes as a share of the index from which it is built again.
-      queries: to measure recall on when it is built again.
-
-    Returns:
-      One line that says what was done.
-
-    Raises:
-      InputError: another encoder, an id that is there already or is not there, vectors that cannot
-        be searched, an index in shards, or no room on the disk.
-    """
-    from dynarag_jax.retrieval.index.build import IndexConfig, build_index
-    from dynarag_jax.retrieval.index.load import check_encoder, load_index
-    from dynarag_jax.retrieval.index.sharded import shard_directories
-
-    place = Path(directory)
-    if shards := shard_directories(place):
-        raise InputError(f"{place}: holds shards; update one of them, such as {shards[-1]}")
-    manifest = read_manifest(place)
-    check_encoder(place, manifest["encoder"], encoder)
-    added, more, removed = _read(place, manifest)
-    new = Rows(np.zeros((0, manifest["dim"]), np.float32) if add is None else add, "add")
-    if len(new) != len(add_ids):
-        raise InputError(f"add: {len(new)} vectors for {len(add_ids)} ids")
-    if len(new):
-        if new.shape[1] != manifest["dim"]:
-            raise InputError(
-                f"add: vectors have {new.shape[1]} numbers, those of the index {manifest['dim']}; "
-                f"embed both with the same encoder"
-            )
-        look(new, "add")
-    base_ids = read_json(place / manifest["ids"])
-    gone = set(removed.tolist())
-    where = {p: i for i, p in enumerate([*base_ids, *more]) if i not in gone}
-    for passage in remove_ids:
-        if (position := where.pop(passage, None)) is None:
-            raise InputError(f"{place}: passage '{passage}' is not in the index")
-        gone.add(position)
-    for passage in add_ids:
-        if passage in where:
-            raise InputError(
-                f"{place}: passage '{passage}' is in the index already; remove it in the same call "
-                f"to replace it"
-            )
-        where[passage] = -1
-    ids = [*more, *add_ids]
-    _write_change(place, manifest, Rows([*added.parts, *new.parts]), ids, sorted(gone))
-    share = (len(ids) + len(gone)) / manifest["count"]
-    done = f"{len(add_ids):,} passages added, {len(remove_ids):,} removed"
-    if share <= rebuild_at:
-        return f"{done}; changes are {100 * share:.1f} % of the index"
-    index = load_index(place, encoder)
-    if (rows := index.rows()) is None:
-        return (
-            f"{done}; changes are {100 * share:.1f} % of an index that keeps no float32 vectors: "
-            f"build it again"
-        )
-    names = {f.name for f in dataclasses.fields(IndexConfig)}
-    config = IndexConfig(**{k: v for k, v in (index.config or {}).items() if k in names})
-    left = changed_ids(place, read_manifest(place), base_ids)
-    again = build_index(rows, config, queries)
-    again.save(place, left, encoder, overwrite=True)
-    return f"{done}; built again: {again.description}"
-
-
-def _write_change(
+def write_change(
     place: Path, manifest: dict[str, Any], added: Rows, ids: Sequence[str], removed: Sequence[int]
 ) -> None:
     """Write a directory of changes, then the manifest that names it, then drop the one before."""

@@ -53,10 +53,13 @@ def scored(scorer: Scorer, questions: Sequence[Question], cache: Path) -> Scored
     return list(questions), [by_id[q.id] for q in questions]
 
 
-def read(data: Path, cache: Path, scorer: Scorer, limit: int) -> dict[str, tuple[Scored, Scored]]:
+def read(
+    data: Path, cache: Path, scorer: Scorer, limit: int, sets: Sequence[str]
+) -> dict[str, tuple[Scored, Scored]]:
     """For each set the questions to tune on and those to evaluate."""
     found = {}
-    for name, (tuning, evaluated) in SETS.items():
+    for name in sets:
+        tuning, evaluated = SETS[name]
         second = usable(data / evaluated, name)
         texts = {normalize(q.text) for q in second}
         first = [q for q in usable(data / tuning, name) if normalize(q.text) not in texts]
@@ -86,9 +89,11 @@ def main() -> None:
     parser.add_argument("--scorer", required=True, help="a MonoT5 or cross-encoder")
     parser.add_argument("--cache", type=Path, required=True, help="where scores are kept")
     parser.add_argument("--limit", type=int, default=200, help="questions of a set to tune on")
+    parser.add_argument("--sets", nargs="+", choices=[*SETS], default=[*SETS], help="which of them")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
-    sets = read(given.data, given.cache, load_scorer(given.scorer, longest=160), given.limit)
+    scorer = load_scorer(given.scorer, longest=160)
+    sets = read(given.data, given.cache, scorer, given.limit, given.sets)
     mixed_questions = [q for (questions, _), _ in sets.values() for q in questions]
     mixed_scores = [own for (_, scores), _ in sets.values() for own in scores]
     rows = []

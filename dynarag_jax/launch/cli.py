@@ -89,7 +89,7 @@ def run_command(arguments: Sequence[str]) -> None:
     if name in known or name in ALIASES:
         run_program(program(name), rest, f"dynarag {name}")
         return
-    if rest and Path(rest[0]).suffix == ".py":
+    if rest and Path(rest[0]).suffix == ".py" and Path(rest[0]).is_file():
         _, stages = read_config(rest[0])
         if name in stages:
             run_program(program_of(name, stages[name]), rest, f"dynarag {name}", name)

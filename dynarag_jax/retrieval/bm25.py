@@ -1,8 +1,8 @@
-"""BM25 by the package bm25s: the corpus' words counted once, kept on disk, searched in batches."""
+"""BM25 by the package bm25s: a corpus' words counted once, kept on disk, searched in batches."""
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +12,11 @@ import numpy as np
 
 from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.files import PathLike, atomic_directory, read_json, write_json
+from dynarag_jax.retrieval.words import PAIRS, has_unbroken, split_words
 
 _MANIFEST = "bm25.json"
+WORDS = 2
+"""How texts are cut into words; an index counted otherwise is no longer searched."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,6 @@ class Bm25Config:
             )
 
 
-# Words of one letter count, too: "vitamin A", "hepatitis B".
-_WORD = re.compile(r"(?u)\b\w+\b")
 # Lucene's stop words, which Anserini leaves out.
 _STOP = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
@@ -65,7 +66,7 @@ class _Words:
             self._stemmer = Stemmer.Stemmer("english")
 
     def __call__(self, text: str) -> list[str]:
-        words = _WORD.findall(text.lower())
+        words = split_words(text)
         if self._stemmer is None:
             return words
         kept = [word for word in words if word not in _STOP]
@@ -88,6 +89,7 @@ class Bm25:
         self._model, self.config, self.corpus = model, config, corpus
         self._ids: dict[str, int] = model.vocab_dict
         self._words = _Words(config)
+        self._pairs = any(map(has_unbroken, itertools.islice(self._ids, 1 << 20)))
         self.count = int(model.scores["num_docs"])
 
     @property
@@ -95,7 +97,7 @@ class Bm25:
         """What it is, in one line."""
         return (
             f"BM25 (k1 {self.config.k1:g}, b {self.config.b:g}, {self.config.language}) over "
-            f"{self.count} passages, {len(self._ids)} words"
+            f"{self.count} passages, {len(self._ids)} words" + (f", {PAIRS}" if self._pairs else "")
         )
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +131,12 @@ class Bm25:
             self._model.save(str(place), show_progress=False)
             write_json(
                 place / _MANIFEST,
-                {"count": self.count, "corpus": self.corpus, "config": asdict(self.config)},
+                {
+                    "count": self.count,
+                    "corpus": self.corpus,
+                    "config": asdict(self.config),
+                    "words": WORDS,
+                },
             )
 
 
@@ -163,6 +170,8 @@ def load_bm25(directory: PathLike, corpus: str = "") -> Bm25:
     manifest = read_json(place / _MANIFEST)
     if corpus and manifest["corpus"] != corpus:
         raise InputError(f"{place}: counts the words of another corpus; build it again")
+    if manifest.get("words") != WORDS:
+        raise InputError(f"{place}: cut into words by an earlier version; remove it")
     model = _bm25s().BM25.load(str(place), mmap=True)
     found = Bm25(model, Bm25Config(**manifest["config"]), manifest["corpus"])
     if found.count != manifest["count"]:

@@ -54,14 +54,14 @@ class JudgeConfig:
     """the scale's lower end"""
     highest: float = 100.0
     """full marks"""
-    max_tokens: int = 256
-    """tokens of a reply at most"""
+    max_tokens: int = 4096
+    """tokens of a reply at most, its thought included: models that think need thousands"""
     temperature: float = 0.0
     cache: str = "{run}/judge.jsonl"
     """JSONL of replies by the content of what was asked; stages may share it"""
     parallel: int = 16
     """requests at once"""
-    timeout: float = 120.0
+    timeout: float = 300.0
     """seconds for one request"""
     retries: int = 4
     """further attempts after a failed one"""
@@ -144,8 +144,10 @@ class Replies:
                 ):
                     self._file.close()
                     raise InputError(f"{each}:{number}: not a judge's reply; remove the line")
-                if key not in self._known:
-                    self._known[key] = Reply("", missing) if missing else read_reply(text)
+                reply = Reply("", missing) if missing else read_reply(text)
+                # A later line is of a later try.
+                if self._known.get(key) != reply:
+                    self._known[key] = reply
                     self.requests += 1
                     self.tokens += int(row.get("tokens") or 0)
 
@@ -156,7 +158,7 @@ class Replies:
     def put(self, key: str, reply: Reply, tokens: int | None) -> None:
         """Keep a reply, or the reason why it is missing."""
         with self._lock:
-            if key not in self._known:
+            if self._known.get(key) != reply:
                 self._known[key] = reply
                 row = {"key": key, "reply": reply.text, "tokens": tokens}
                 row |= {"missing": reply.missing} if reply.missing else {}
@@ -186,6 +188,7 @@ class Judge:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._tried: set[str] = set()
         self._requests = replies.requests if replies else 0
         self._tokens = replies.tokens if replies else 0
         self._closed = threading.Event()
@@ -223,11 +226,14 @@ class Judge:
         waiting = {}
         for key, body in distinct.items():
             reply = self.replies.get(key) if self.replies else None
-            if reply is None:
+            judgment = self._read(reply) if reply is not None else None
+            unread = judgment is None or judgment.score is None
+            if judgment is None or (unread and key not in self._tried):
+                # What nobody could read is asked for again, once a run.
                 waiting[key] = self._pool.submit(self._ask, key, body)
             else:
                 self.counts["cached"] += 1
-                found[key] = self._read(reply)
+                found[key] = judgment
         try:
             for key, future in waiting.items():
                 found[key] = future.result()
@@ -277,6 +283,7 @@ class Judge:
             return Judgment(None, f"no reply: {error}")
         with self._lock:
             self._tokens += completion.tokens or 0
+            self._tried.add(key)
         if self.replies is not None:
             self.replies.put(key, completion.replies[0], completion.tokens)
         return self._read(completion.replies[0])

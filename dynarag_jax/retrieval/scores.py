@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from dynarag_jax.metrics.intervals import Interval, bootstrap
 from dynarag_jax.metrics.ranking import (
     answer_recall_at,
@@ -61,6 +63,24 @@ def retrieval_scores(
             for k in cutoffs:
                 values[f"answer_recall@{k}"].append(float(first is not None and first <= k))
     return {name: bootstrap(each, seed=seed) for name, each in values.items() if each}
+
+
+RECALLS = (1, 5, 20)
+
+
+def recalls(questions: Iterable[Question]) -> dict[str, float]:
+    """Mean recall of the needed passages in the first 1, 5 and 20, where they are known.
+
+    A cutoff beyond the longest list is that list's length.
+    """
+    values, longest = [], 0
+    for question in questions:
+        longest = max(longest, len(question.passages))
+        if question.gold:
+            ids = [p.id for p in question.passages]
+            values.append([recall_at(ids, question.gold, k) for k in RECALLS])
+    means = np.mean(values, axis=0) if values else ()
+    return {f"recall@{min(k, longest)}": float(m) for k, m in zip(RECALLS, means, strict=False)}
 
 
 def scores_table(scores: Mapping[str, Interval]) -> str:

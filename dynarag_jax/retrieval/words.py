@@ -2,13 +2,14 @@
 
 Runs of letters, digits and the marks that belong to them are words. Chinese, Japanese, Thai, Lao,
 Khmer and Burmese write no spaces between words, and Korean writes particles onto them: such runs
-are cut into overlapping pairs of characters, as Lucene's CJKAnalyzer does for Chinese, Japanese
-and Korean, and Xapian for all scripts without spaces. Pairs need no dictionary, and a word of two characters or
-more is found by its pairs wherever it stands.
+are cut into overlapping pairs of characters, as Lucene's CJKAnalyzer does for Chinese, Japanese and
+Korean, and Xapian for all scripts without spaces. Pairs need no dictionary, and a word of two
+characters or more is found by its pairs wherever it stands.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import unicodedata
@@ -81,4 +82,4 @@ def _pairs(run: str) -> list[str]:
             letters.append(character)
     if len(letters) < 2:
         return letters
-    return [first + second for first, second in zip(letters, letters[1:], strict=False)]
+    return [first + second for first, second in itertools.pairwise(letters)]

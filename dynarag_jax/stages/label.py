@@ -22,25 +22,12 @@ from typing import Any, Literal
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
-from dynarag_jax.files import read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question, write_questions
-from dynarag_jax.retrieval.embed import passage_text
-from dynarag_jax.retrieval.relevance import Scorer, above, load_scorer
-from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
+from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
+from dynarag_jax.retrieval.relevance import Scorer, load_scorer
+from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
 from dynarag_jax.stages.common.scores import score_once
-
-RELEVANCE = """\
-How useful is a passage for answering a question?
-
-Question: {question}
-Passage: {answer}
-
-Give full marks to a passage that answers the question or states a fact that an answer needs, and \
-the lowest to one that does not help. A passage on the same subject that states nothing of use \
-does not help.
-Reply with one line and nothing else: Score: a number from {lowest} to {highest}"""
-"""What a judge is asked about a passage."""
 
 
 @dataclass(frozen=True)
@@ -76,65 +63,6 @@ class Label:
             raise InputError("source 'judge' needs a server: set judge.url and judge.model")
 
 
-JUDGED = 64
-"""Questions whose passages are graded together."""
-
-
-def from_scores(
-    questions: Sequence[Question], scores: Path, source: str, stage: Label
-) -> list[Question]:
-    """The lists that scores on record make; a question whose scores are missing has none."""
-    scored = {row["id"]: row["scores"] for _, row in read_jsonl(scores)}
-    return [
-        q
-        if (own := scored[q.id]) is None
-        else dataclasses.replace(
-            q,
-            expert=above(own, stage.threshold, stage.limit),
-            expert_source=f"{source}, above {stage.threshold:g}",
-        )
-        for q in (dataclasses.replace(q, expert=None, expert_source="") for q in questions)
-    ]
-
-
-def by_scores(
-    context: Context, stage: Label, scorer: Scorer, path: Path, questions: Sequence[Question]
-) -> list[Question]:
-    """Label by a scorer; the scores are kept in scores-NAME.jsonl, appended as they come."""
-    output = context.stage_directory / f"scores-{path.name}"
-    score_once(context, scorer, output, path.name, questions)
-    return from_scores(questions, output, f"{scorer.kind} {stage.scorer}", stage)
-
-
-def by_judge(
-    context: Context, stage: Label, judge: Judge, path: Path, questions: Sequence[Question]
-) -> list[Question]:
-    """Label by a judge's grades of the passages.
-
-    A question of which a grade is missing gets no list: the one that was not graded may be the
-    best.
-    """
-    output = context.stage_directory / f"scores-{path.name}"
-    rows, missing = [], 0
-    with context.progress(sum(len(q.passages) for q in questions), path.name) as bar:
-        for i in range(0, len(questions), JUDGED):
-            group = questions[i : i + JUDGED]
-            asked = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
-            grades = iter(judge.score(asked))
-            for question in group:
-                own = [next(grades).score for _ in question.passages]
-                missing += None in own
-                rows.append({"id": question.id, "scores": None if None in own else own})
-                bar.update(len(own))
-    write_jsonl(output, rows)
-    if missing:
-        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common())
-        context.log(
-            f"{path.name}: {missing} questions have no list, since grades are missing: {why}"
-        )
-    return from_scores(questions, output, f"judge {stage.judge.model}", stage)
-
-
 def run(context: Context, stage: Label) -> None:
     """Label every question file and write it under its own name."""
     context.require_one_process()
@@ -159,23 +87,55 @@ def label_files(
     scorer: Scorer | None,
     judge: Judge | None,
 ) -> None:
-    """Label each file by what the stage asks for."""
+    """Label each file by what the stage asks for; a question without candidates has no list."""
     for path in paths:
-        questions = read_questions(path, context.log)
-        if bare := [q.id for q in questions if not q.passages]:
-            raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve some first")
+        every = read_questions(path, context.log)
+        questions = [q for q in every if q.passages]
+        if bare := [q for q in every if not q.passages]:
+            context.log(
+                f"{path.name}: {len(bare)} of {len(every)} questions have no candidates, "
+                f"'{bare[0].id}' among them; they stay, without a list"
+            )
+        if every and not questions:
+            raise InputError(f"{path}: no question has passages; retrieve some first")
+        scores = context.stage_directory / f"scores-{path.name}"
         if scorer is not None:
-            labeled = by_scores(context, stage, scorer, path, questions)
+            found = score_once(context, scorer, scores, path.name, questions)
+            named = f"{scorer.kind} {stage.scorer}"
+            labeled = lists_by_scores(questions, found, named, stage.threshold, stage.limit)
         elif judge is not None:
-            labeled = by_judge(context, stage, judge, path, questions)
+            labeled = judged(context, stage, judge, scores, path, questions)
         else:
             source: Any = stage.source
             labeled = label_questions(questions, source, context.run.seed, stage.noise)
         lists = [q.expert for q in labeled if q.expert is not None]
-        write_questions(context.stage_directory / path.name, labeled)
+        mine = {q.id: q for q in labeled} | {
+            q.id: dataclasses.replace(q, expert=None, expert_source="") for q in bare
+        }
+        write_questions(context.stage_directory / path.name, (mine[q.id] for q in every))
         mean = sum(map(len, lists)) / max(len(lists), 1)
         context.log(f"{path.name}: {len(lists)} lists, {mean:.2f} passages on average")
         if scorer is None and judge is None:
             whys = Counter(why for q in labeled if (why := why_empty(q)))
             for why, count in whys.most_common():
                 context.log(f"{path.name}: {count} of {len(labeled)} questions have {why}")
+
+
+def judged(
+    context: Context,
+    stage: Label,
+    judge: Judge,
+    scores: Path,
+    path: Path,
+    questions: Sequence[Question],
+) -> list[Question]:
+    """Label by a judge's grades, and say of how many questions some are missing."""
+    with context.progress(sum(len(q.passages) for q in questions), path.name) as bar:
+        found = judge_passages(judge, questions, scores, bar.update)
+    if missing := sum(own is None for own in found.values()):
+        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common())
+        context.log(
+            f"{path.name}: {missing} questions have no list, since grades are missing: {why}"
+        )
+    source = f"judge {stage.judge.model}"
+    return lists_by_scores(questions, found, source, stage.threshold, stage.limit)

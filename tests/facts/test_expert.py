@@ -16,7 +16,7 @@ from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.records import Passage, Question, valid_list
 from dynarag_jax.retrieval.index import build_index
-from dynarag_jax.retrieval.retrieve import retrieve
+from dynarag_jax.retrieval.rankings import fill, nearest, rows_by_id, with_gold
 
 NO_NOISE = ExpertNoise(lose_first=0, lose_last=0, swap=0, extras=(1.0,))
 
@@ -43,7 +43,10 @@ def retrieved() -> list[Question]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     index = build_index(vectors[:n], kind="exact")
-    return retrieve(world.train, world.passages, vectors[n:], vectors[:n], index, 8, keep_gold=True)
+    rankings = nearest(world.train, vectors[n:], index, n, 8)
+    row = rows_by_id(world.passages)
+    rankings = with_gold(world.train, rankings, vectors[n:], vectors[:n], row, 8)
+    return [fill(q, one, world.passages) for q, one in zip(world.train, rankings, strict=True)]
 
 
 def test_default_noise_leaves_something_to_repair(retrieved):
@@ -204,10 +207,6 @@ def test_needed_passages_that_are_not_shown_are_not_listed():
             "question 'q': field 'gold' is missing",
         ),
         (lambda: noisy_expert(question(None), 0), "question 'q': field 'gold' is missing"),
-        (
-            lambda: label_questions([dataclasses.replace(question(()), answers=())], "answer"),
-            "question 'q': field 'answers' is empty",
-        ),
         (lambda: label_questions([], "nosy"), "unknown source 'nosy' (did you mean 'noisy'?)"),  # type: ignore[arg-type]
         (lambda: label_questions([], "gold", limit=0), "limit must be at least 1, found 0"),
         (lambda: ExpertNoise(swap=1.5), "swap must be between 0 and 1, found 1.5"),
@@ -218,3 +217,11 @@ def test_needed_passages_that_are_not_shown_are_not_listed():
 def test_what_cannot_be_labeled_is_refused(call, message):
     with pytest.raises(InputError, match=re.escape(message)):
         call()
+
+
+def test_a_question_without_an_answer_takes_gold_or_has_no_list():
+    """SQuAD 2's impossible questions need nothing; of others without an answer nothing is known."""
+    impossible, unknown = (dataclasses.replace(question(gold), answers=()) for gold in ((), None))
+    one, other = label_questions([impossible, unknown], "answer")
+    assert (one.expert, one.expert_source) == ((), "gold")
+    assert other.expert is None and "no answer to look for" in why_empty(other)

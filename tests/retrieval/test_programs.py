@@ -28,13 +28,13 @@ from dynarag_jax.records import (
     write_passages,
     write_questions,
 )
+from dynarag_jax.retrieval import materials as wiring
+from dynarag_jax.retrieval import search
 from dynarag_jax.retrieval.bm25 import Bm25Config
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.fusion import Fusion
 from dynarag_jax.retrieval.index import ExactIndex, IndexConfig
 from dynarag_jax.retrieval.shards import open_vectors
-from dynarag_jax.stages import retrieve
-from dynarag_jax.stages.common import corpus as wiring
 from dynarag_jax.stages.embed import Embed
 from dynarag_jax.stages.index import BuildIndex
 from dynarag_jax.stages.retrieve import Retrieve
@@ -161,7 +161,7 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_bytes(
 ):
     stage = retrieving(bert_directory, evaluate=True)
     go("whole", retrieve=stage)
-    calls, inner = [], retrieve.fill
+    calls, inner = [], search.fill
 
     def fill(*given):
         calls.append(given)
@@ -169,14 +169,14 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return inner(*given)
 
-    monkeypatch.setattr(retrieve, "fill", fill)
+    monkeypatch.setattr(search, "fill", fill)
     with pytest.raises(KeyboardInterrupt):
         go("cut", retrieve=stage)
     part = Path("cut/retrieve/q.part-0.jsonl")
     assert len(part.read_text().splitlines()) == 4 * batches + 2
     with part.open("a") as stream:  # a line cut off in the middle
         stream.write('{"id": "q')
-    monkeypatch.setattr(retrieve, "fill", inner)
+    monkeypatch.setattr(search, "fill", inner)
     searched, search = [], ExactIndex.search
     monkeypatch.setattr(ExactIndex, "search", lambda *a: searched.append(len(a[1])) or search(*a))
     monkeypatch.setattr(wiring, "Embedder", None)  # nothing is embedded again
@@ -206,7 +206,7 @@ def test_mistakes_are_one_clear_line(place, bert_directory, monkeypatch):
             retrieving(bert_directory, **fields)
     (place / "bad.jsonl").write_text((place / "q.jsonl").read_text() + '{"id": "z"}\n')
     with pytest.raises(InputError, match=r"bad.jsonl:26: field 'question' is missing"):
-        go("wrong", retrieve=Retrieve(stage.corpus, questions=("bad.jsonl",)))
+        go("wrong", retrieve=Retrieve(corpus=stage.corpus, questions=("bad.jsonl",)))
     lines = (place / "b.jsonl").read_text().splitlines()
     (place / "b.jsonl").write_text("\n".join([*lines[:3], '{"id": 5', *lines[3:]]))
     with pytest.raises(InputError, match=r"b.jsonl:4: not valid JSON"):
@@ -256,7 +256,7 @@ def test_a_corpus_that_changes(place, bert_directory):
     go(
         "b",
         retrieve=Retrieve(
-            CorpusConfig(files=("left.jsonl",)),
+            corpus=CorpusConfig(files=("left.jsonl",)),
             index=IndexConfig("exact"),
             source="hybrid",
             **fields,

@@ -11,7 +11,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import ScannIndex, ScannSettings, build_index
-from dynarag_jax.retrieval.retrieve import check, retrieve
+from dynarag_jax.retrieval.rankings import check, fill, nearest, rows_by_id, with_gold
 
 from .conftest import WORDS
 
@@ -30,6 +30,16 @@ def world(tiny):
     ]
     vectors = embed(tiny, [passage_text(p) for p in passages])
     return passages, questions, vectors, build_index(vectors, kind="exact")
+
+
+def retrieve(questions, passages, queries, vectors, index, n, keep_gold=False):
+    """As the search composes it."""
+    row = rows_by_id(passages)
+    check(questions, passages, n, keep_gold, row)
+    rankings = nearest(questions, queries, index, len(passages), n)
+    if keep_gold:
+        rankings = with_gold(questions, rankings, queries, vectors, row, n)
+    return [fill(q, ranking, passages) for q, ranking in zip(questions, rankings, strict=True)]
 
 
 def find(encoder, questions, passages, vectors, index, n, **settings):

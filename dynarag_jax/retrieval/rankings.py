@@ -1,9 +1,10 @@
-"""Questions to their candidate passages."""
+"""Rankings of passages: by embeddings, with the needed ones kept, without the question itself."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from dynarag_jax.retrieval.fusion import Ranking
 from dynarag_jax.retrieval.index import Index
 from dynarag_jax.retrieval.shards import Vectors
 from dynarag_jax.retrieval.store import Store
+
+Identical = Literal["auto", "always", "never"]
+"""Whether a passage that has the question's id is left out of its candidates: auto does it where
+the passage is the question's text, too."""
 
 
 def rows_by_id(passages: Sequence[Passage]) -> Callable[[str], int | None]:
@@ -29,7 +34,7 @@ def check(
     keep_gold: bool = False,
     row: Callable[[str], int | None] | None = None,
 ) -> int:
-    """Find what ``retrieve`` would refuse, before anything is embedded.
+    """Find what cannot be retrieved, before anything is embedded.
 
     Args:
       row: of ``rows_by_id``, where it is at hand.
@@ -66,43 +71,6 @@ def check(
                 f"retrieve: question '{question.id}' needs {len(gold)} passages, more than n = {n}"
             )
     return lacking
-
-
-def retrieve(
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    queries: np.ndarray,
-    vectors: np.ndarray | Vectors,
-    index: Index,
-    n: int,
-    keep_gold: bool = False,
-) -> list[Question]:
-    """Give each question its ``n`` best passages by the inner product of their embeddings.
-
-    Args:
-      questions: their ``passages`` are replaced, and ``expert``, a list of positions in them, is
-        dropped.
-      passages: the corpus.
-      queries: ``[len(questions), d]`` float32, the questions' embeddings.
-      vectors: ``[len(passages), d]``, the passages', of the same encoder.
-      index: over ``vectors``.
-      n: passages a question.
-      keep_gold: the needed passages are always among the ``n``, as of ``with_gold``.
-
-    Returns:
-      The questions, passages in the retriever's order with ``score`` the inner product; ties in
-      corpus order.
-
-    Raises:
-      InputError: what ``check`` finds, an index of another size, or an approximate index that found
-        fewer than ``n``.
-    """
-    row = rows_by_id(passages)
-    check(questions, passages, n, keep_gold, row)
-    rankings = nearest(questions, queries, index, len(passages), n)
-    if keep_gold:
-        rankings = with_gold(questions, rankings, queries, vectors, row, n)
-    return [fill(q, ranking, passages) for q, ranking in zip(questions, rankings, strict=True)]
 
 
 def nearest(
@@ -176,3 +144,47 @@ def fill(question: Question, ranking: Ranking, passages: Sequence[Passage]) -> Q
         if p >= 0
     )
     return dataclasses.replace(question, passages=found, expert=None, expert_source="")
+
+
+def own_rows(
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    row: Callable[[str], int | None],
+    ignore: Identical,
+) -> tuple[list[int | None], int]:
+    """The passages that are the questions themselves, to be left out of their candidates.
+
+    In ArguAna and its like, queries are passages of the corpus under their own ids, and each finds
+    itself first; BEIR's evaluation leaves out hits that have the query's id.
+
+    Args:
+      ignore: see ``Identical``.
+
+    Returns:
+      For each question the row to leave out, or None; and how many questions share their id with a
+      passage of another text, which stays.
+    """
+    found: list[int | None] = []
+    others = 0
+    for question in questions:
+        place = row(question.id) if ignore != "never" else None
+        if place is not None and ignore == "auto":
+            passage, asked = passages[place], _bare(question.text)
+            same = asked in (_bare(passage.text), _bare(f"{passage.title} {passage.text}"))
+            others += not same
+            place = place if same else None
+        found.append(place)
+    return found, others
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def without(ranking: Ranking, left_out: int | None, n: int) -> Ranking:
+    """The first ``n`` of a ranking, without one passage."""
+    positions, scores = ranking
+    if left_out is not None:
+        kept = positions != left_out
+        positions, scores = positions[kept], scores[kept]
+    return positions[:n], scores[:n]

@@ -1,4 +1,4 @@
-"""What the stages embed, index and retrieve share: passages, vectors and an index in a directory.
+"""A corpus ready to be searched: passages, vectors and an index, each in a directory.
 
 Each function makes what is not there yet and opens what is. Process 0 writes what there is one of,
 and the others wait for it.
@@ -6,7 +6,6 @@ and the others wait for it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder
-from dynarag_jax.launch.context import Context
-from dynarag_jax.processes import wait
+from dynarag_jax.processes import is_primary, wait
 from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
 from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, corpus_files, read_corpus
 from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_shards
@@ -39,14 +37,10 @@ from dynarag_jax.retrieval.shards import (
     standing,
 )
 from dynarag_jax.retrieval.store import Store, write_store
+from dynarag_jax.retrieval.voice import Voice
 
 PASSAGES, VECTORS, INDEX, BM25 = "passages", "vectors", "index", "bm25"
-"""Directories within those of the stages."""
-
-
-def located(context: Context, corpus: CorpusConfig) -> CorpusConfig:
-    """The corpus with its files' paths as they are on this machine."""
-    return dataclasses.replace(corpus, files=tuple(str(context.path(f)) for f in corpus.files))
+"""Names of their directories."""
 
 
 def corpus_inputs(corpus: CorpusConfig) -> dict[str, Path]:
@@ -61,11 +55,11 @@ def index_inputs(directory: Path) -> dict[str, Path]:
     return {"index": directory / "manifest.json"}
 
 
-def store_of(context: Context, corpus: CorpusConfig, directory: Path) -> Store:
+def store_of(voice: Voice, corpus: CorpusConfig, directory: Path) -> Store:
     """The corpus' passages on disk."""
-    if context.primary and not directory.exists():
+    if is_primary() and not directory.exists():
         account = CorpusAccount()
-        with context.progress(None, "reading passages") as bar:
+        with voice.progress(None, "reading passages") as bar:
 
             def counted():
                 for passage in read_corpus(corpus, account):
@@ -74,18 +68,20 @@ def store_of(context: Context, corpus: CorpusConfig, directory: Path) -> Store:
 
             store = write_store(directory, counted(), account)
         kinds = ", ".join(sorted(set(account.formats.values())))
-        context.log(f"{len(store)} passages of {account.records} records ({kinds})")
+        voice.log(f"{len(store)} passages of {account.records} records ({kinds})")
+        for line in account.notes():
+            voice.log(line)
         if account.empty:
-            context.log(f"{account.empty} passages have no text; they are kept and marked")
+            voice.log(f"{account.empty} passages have no text; they are kept and marked")
         if account.rejected:
-            context.log(f"{len(account.rejected)} records were left out; the first: "
+            voice.log(f"{len(account.rejected)} records were left out; the first: "
                         f"{account.rejected[0]}")  # fmt: skip
     wait("passages are stored")
     return Store(directory)
 
 
 def vectors_of(
-    context: Context,
+    voice: Voice,
     encoder: LoadedEncoder,
     texts: Sequence[str],
     prompt: str,
@@ -118,27 +114,27 @@ def vectors_of(
         own = [part for part in range(plan.shards) if mine(part)]
         there = standing(directory, plan)
         total = sum(len(plan.rows(part)) for part in own)
-        with context.progress(total, what) as bar:
+        with voice.progress(total, what) as bar:
             bar.start_at(sum(len(plan.rows(part)) for part in own if part in there), total)
             embedder = Embedder(encoder, batch_tokens or None)
             embed_shards(embedder, texts, prompt, directory, plan, mine, bar.update)
         wait(f"{what} are embedded")
-        if context.primary:
+        if is_primary():
             finish(directory, plan)
         wait(f"{what} are finished")
     return open_vectors(directory, plan.encoder, plan.texts)
 
 
 def passage_vectors(
-    context: Context, encoder: LoadedEncoder, store: Store, directory: Path, what: str, **how: Any
+    voice: Voice, encoder: LoadedEncoder, store: Store, directory: Path, what: str, **how: Any
 ) -> Vectors:
     """The vectors of a corpus' passages; ``how`` as of ``vectors_of``."""
     texts, prompt = PassageTexts(store), encoder.passage_prompt
-    return vectors_of(context, encoder, texts, prompt, directory, what, store.fingerprint, **how)
+    return vectors_of(voice, encoder, texts, prompt, directory, what, store.fingerprint, **how)
 
 
 def index_of(
-    context: Context,
+    voice: Voice,
     store: Store,
     vectors: Vectors,
     directory: Path,
@@ -163,17 +159,17 @@ def index_of(
             queries,
             process=jax.process_index(),
             processes=jax.process_count(),
-            done=lambda number, text: context.log(f"shard {number}: {text}"),
+            done=lambda number, text: voice.log(f"shard {number}: {text}"),
         )
-    elif context.primary and not directory.exists():
+    elif is_primary() and not directory.exists():
         index = build_index(vectors.parts, config, queries)
         index.save(directory, list(store.ids()), vectors.encoder)
-        context.log(index.describe())
+        voice.log(index.describe())
     wait("the index is built")
-    return load_index_of(context, store, vectors, directory)
+    return load_index_of(voice, store, vectors, directory)
 
 
-def load_index_of(context: Context, store: Store, vectors: Vectors, directory: Path) -> Index:
+def load_index_of(voice: Voice, store: Store, vectors: Vectors, directory: Path) -> Index:
     """The index that was built of a corpus' vectors; of one in shards, this process's share."""
     index = load_index(
         directory,
@@ -182,7 +178,7 @@ def load_index_of(context: Context, store: Store, vectors: Vectors, directory: P
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    context.log(index.description)
+    voice.log(index.description)
     return index
 
 
@@ -199,10 +195,10 @@ def require_encoder(place: str, vectors: Vectors, source: str, encoder: LoadedEn
         )
 
 
-def bm25_of(context: Context, store: Store, config: Bm25Config, directory: Path) -> Bm25:
-    """The words of a corpus, counted."""
-    if context.primary and not directory.exists():
-        with context.progress(len(store), "counting words") as bar:
+def bm25_of(voice: Voice, store: Store, config: Bm25Config, directory: Path) -> Bm25:
+    """Build or open the BM25 index."""
+    if is_primary() and not directory.exists():
+        with voice.progress(len(store), "counting words") as bar:
 
             def counted():
                 for text in PassageTexts(store):
@@ -212,13 +208,16 @@ def bm25_of(context: Context, store: Store, config: Bm25Config, directory: Path)
             build_bm25(counted(), config, store.fingerprint).save(directory)
     wait("words are counted")
     found = load_bm25(directory, store.fingerprint)
-    context.log(found.description)
+    voice.log(found.description)
     return found
 
 
-def embedded(context: Context, place: str) -> tuple[Path, Store, Vectors]:
-    """What an embed stage has made."""
-    directory = context.path(place)
+def embedded(directory: Path) -> tuple[Path, Store, Vectors]:
+    """Open what an embed stage has made.
+
+    Raises:
+      InputError: nothing is there.
+    """
     if not (directory / VECTORS).is_dir() or not (directory / PASSAGES).is_dir():
         raise InputError(f"{directory}: no embedded corpus; run the stage embed first")
     store = Store(directory / PASSAGES)

@@ -1,0 +1,72 @@
+"""Lists out of scores of the candidates: by a pointwise scorer, or by a judge's grades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from dynarag_jax.files import PathLike, write_jsonl
+from dynarag_jax.records import Question
+from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.retrieval.relevance import above
+from dynarag_jax.rewards.judge import Asked, Judge
+
+JUDGED = 64
+"""Questions whose passages are graded together."""
+
+RELEVANCE = """\
+How useful is a passage for answering a question?
+
+Question: {question}
+Passage: {answer}
+
+Give full marks to a passage that answers the question or states a fact that an answer needs, and \
+the lowest to one that does not help. A passage on the same subject that states nothing of use \
+does not help.
+Reply with one line and nothing else: Score: a number from {lowest} to {highest}"""
+"""What a judge is asked about a passage."""
+
+Scored = Mapping[str, Sequence[float] | None]
+"""The scores of a question's candidates by its id; None where one of them is missing."""
+
+
+def lists_by_scores(
+    questions: Sequence[Question], scored: Scored, source: str, threshold: float, limit: int
+) -> list[Question]:
+    """The questions with the paper's lists: candidates above a threshold, best first.
+
+    A question whose scores are missing has no list: the one without may be the best.
+    """
+    labeled = []
+    for question in questions:
+        scores = scored[question.id]
+        labeled.append(
+            replace(question, expert=None, expert_source="")
+            if scores is None
+            else replace(
+                question,
+                expert=above(scores, threshold, limit),
+                expert_source=f"{source}, above {threshold:g}",
+            )
+        )
+    return labeled
+
+
+def judge_passages(
+    judge: Judge,
+    questions: Sequence[Question],
+    output: PathLike,
+    progress: Callable[[int], object] = lambda n: None,
+) -> Scored:
+    """A judge's grades of every candidate; ``output`` keeps them, a line a question."""
+    rows = []
+    for i in range(0, len(questions), JUDGED):
+        group = questions[i : i + JUDGED]
+        asked = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
+        grades = iter(judge.score(asked))
+        for question in group:
+            own = [next(grades).score for _ in question.passages]
+            rows.append({"id": question.id, "scores": None if None in own else own})
+            progress(len(own))
+    write_jsonl(output, rows)
+    return {row["id"]: row["scores"] for row in rows}

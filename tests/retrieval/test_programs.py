@@ -29,7 +29,7 @@ from dynarag_jax.records import (
     write_questions,
 )
 from dynarag_jax.retrieval import materials as wiring
-from dynarag_jax.retrieval import search
+from dynarag_jax.retrieval import search as searching
 from dynarag_jax.retrieval.bm25 import Bm25Config
 from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.retrieval.fusion import Fusion
@@ -161,7 +161,7 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_bytes(
 ):
     stage = retrieving(bert_directory, evaluate=True)
     go("whole", retrieve=stage)
-    calls, inner = [], search.fill
+    calls, inner = [], searching.fill
 
     def fill(*given):
         calls.append(given)
@@ -169,14 +169,14 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return inner(*given)
 
-    monkeypatch.setattr(search, "fill", fill)
+    monkeypatch.setattr(searching, "fill", fill)
     with pytest.raises(KeyboardInterrupt):
         go("cut", retrieve=stage)
     part = Path("cut/retrieve/q.part-0.jsonl")
     assert len(part.read_text().splitlines()) == 4 * batches + 2
     with part.open("a") as stream:  # a line cut off in the middle
         stream.write('{"id": "q')
-    monkeypatch.setattr(search, "fill", inner)
+    monkeypatch.setattr(searching, "fill", inner)
     searched, search = [], ExactIndex.search
     monkeypatch.setattr(ExactIndex, "search", lambda *a: searched.append(len(a[1])) or search(*a))
     monkeypatch.setattr(wiring, "Embedder", None)  # nothing is embedded again

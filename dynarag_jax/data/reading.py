@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -261,6 +261,26 @@ def read_questions(
 ) -> list[Question]:
     """All questions of a file of any known format; see ``stream_questions``."""
     return list(stream_questions(path, log, reading))
+
+
+def with_candidates(
+    questions: Sequence[Question], path: PathLike, log: Callable[[str], object]
+) -> list[Question]:
+    """The questions that have candidates; ``log`` hears of those for which nothing was found.
+
+    Raises:
+      InputError: none of them has any.
+    """
+    some = [question for question in questions if question.passages]
+    bare = [question.id for question in questions if not question.passages]
+    if bare and not some:
+        raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve first")
+    if bare:
+        log(
+            f"{path}: {len(bare)} of {len(questions)} questions have no candidates, '{bare[0]}' "
+            f"among them; they stay, and nothing is listed for them"
+        )
+    return some
 
 
 def read_valid_questions(path: PathLike) -> tuple[list[Question], list[tuple[str, str]]]:

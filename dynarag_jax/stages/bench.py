@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 
 from dynarag_jax.config import INHERITED, SameResult
-from dynarag_jax.data.reading import read_questions
+from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
@@ -131,8 +131,7 @@ def read(context: Context, stage: Bench) -> Data:
             questions = questions[: stage.limit]
         if not questions:
             raise InputError(f"{path}: no questions")
-        if bare := [q.id for q in questions if not q.passages]:
-            raise InputError(f"{path}: question '{bare[0]}' has no passages; retrieve first")
+        with_candidates(questions, path, context.log)
         data[name] = [replace(q, extra=q.extra | {"dataset": name}) for q in questions]
     return data
 
@@ -180,9 +179,11 @@ def rerank_and_answer(
     sampler: PolicySampler, stage: Bench, system: str, questions: Sequence[Question]
 ) -> Iterable[dict[str, Any]]:
     """A model's lists and its answers from them; a question without a list fails."""
+    # For a question without candidates there is one list.
+    asked: list[Question] = [question for question in questions if not question.passages]
+    chosen: list[Chosen] = [()] * len(asked)
+    questions = [question for question in questions if question.passages]
     found = try_rerank(sampler, questions, stage.sampling, stage.windows)
-    asked: list[Question] = []
-    chosen: list[Chosen] = []
     for question, result in zip(questions, found, strict=True):
         if isinstance(result, InputError):
             none = Prediction(question.id, answer="", failed=str(result))

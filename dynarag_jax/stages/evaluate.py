@@ -16,7 +16,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from dynarag_jax.config import INHERITED, SameResult
-from dynarag_jax.data.reading import read_questions
+from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
@@ -99,10 +99,9 @@ def run(context: Context, stage: Evaluate) -> None:
     tuning = {"rules": context.path(stage.rules.tuning)} if stage.rules.names else {}
     context.manifest(inputs={"questions": questions_path} | models | tuning)
     questions = read_questions(questions_path, context.log)
-    if bare := [q.id for q in questions if not q.passages]:
-        raise InputError(f"{questions_path}: question '{bare[0]}' has no passages; retrieve first")
     if not questions:
         raise InputError(f"{questions_path}: no questions")
+    with_candidates(questions, questions_path, context.log)
     scored = by_benchmark(metrics=stage.metrics)
     fixed = fixed_systems(questions, stage.top_k, stage.prompts.ids)
     if stage.rules.names:
@@ -136,14 +135,16 @@ def run(context: Context, stage: Evaluate) -> None:
                     continue
                 asked = [questions[i] for i in todo]
                 if system in own:
-                    lists = choose(sampler, system, stage, asked, context.run.seed)
+                    some = [question for question in asked if question.passages]
+                    made = iter(choose(sampler, system, stage, some, context.run.seed))
+                    lists = [next(made) if question.passages else () for question in asked]
                 else:
                     lists = [fixed[system][i] for i in todo]
                 for question, found in answer(sampler, asked, lists):
                     rows.append(scored_line(found, question, system, scored))
                     bar.update(1)
             if place == 0 and stage.examples:
-                write_examples(context, stage, sampler, questions)
+                write_examples(context, stage, sampler, [q for q in questions if q.passages])
     scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
     ordered = [row for system in systems for row in scored_rows if row.system == system]
     summaries = summarize(ordered, context.run.seed, one_by_one=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dynarag_jax.data.reading import Reading, numbered_questions
+from dynarag_jax.data.reading import Reading, numbered_questions, with_candidates
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
@@ -40,11 +40,10 @@ def run(context: Context, stage: Gather) -> None:
     source = context.path(stage.source)
     context.manifest(inputs={"source": source})
     questions: list[Question] = []
-    for number, question in numbered_questions(source, Reading(stage.format)):
-        if not question.passages:
-            raise InputError(f"{source}:{number}: question '{question.id}' has no passages")
+    for _, question in numbered_questions(source, Reading(stage.format)):
         # Files number passages as they like, and leave some without an id.
         questions.append(with_content_ids(question))
+    with_candidates(questions, source, context.log)
     corpus: dict[str, Passage] = {p.id: p for q in questions for p in q.passages}
     evaluation = set(
         random.Random(f"{context.run.seed}/gather").sample(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dynarag_jax.data.reading import read_questions
+from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
 from dynarag_jax.launch.context import Context
@@ -90,14 +90,7 @@ def label_files(
     """Label each file by what the stage asks for; a question without candidates has no list."""
     for path in paths:
         every = read_questions(path, context.log)
-        questions = [q for q in every if q.passages]
-        if bare := [q for q in every if not q.passages]:
-            context.log(
-                f"{path.name}: {len(bare)} of {len(every)} questions have no candidates, "
-                f"'{bare[0].id}' among them; they stay, without a list"
-            )
-        if every and not questions:
-            raise InputError(f"{path}: no question has passages; retrieve some first")
+        questions = with_candidates(every, path, context.log)
         scores = context.stage_directory / f"scores-{path.name}"
         if scorer is not None:
             found = score_once(context, scorer, scores, path.name, questions)
@@ -109,9 +102,8 @@ def label_files(
             source: Any = stage.source
             labeled = label_questions(questions, source, context.run.seed, stage.noise)
         lists = [q.expert for q in labeled if q.expert is not None]
-        mine = {q.id: q for q in labeled} | {
-            q.id: dataclasses.replace(q, expert=None, expert_source="") for q in bare
-        }
+        mine = {q.id: dataclasses.replace(q, expert=None, expert_source="") for q in every}
+        mine |= {q.id: q for q in labeled}
         write_questions(context.stage_directory / path.name, (mine[q.id] for q in every))
         mean = sum(map(len, lists)) / max(len(lists), 1)
         context.log(f"{path.name}: {len(lists)} lists, {mean:.2f} passages on average")

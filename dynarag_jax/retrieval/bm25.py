@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError:
         raise MissingExtra("bm25s", "retrieval", "BM25") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import asks for every detail
     return bm25s
 
 

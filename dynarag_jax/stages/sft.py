@@ -74,6 +74,8 @@ def run(context: Context, stage: Sft) -> None:
 
     def asked(path: str) -> list[ExampleSource]:
         questions = read_questions(context.path(path), context.log)
+        if missing := sum(q.expert is None for q in questions):
+            context.log(f"{path}: {missing} of {len(questions)} questions have no list to imitate")
         return [
             behavior_source(stage, start, questions, maker, context.run.seed, stage.shuffled),
             generator_source(stage, questions, maker, context.run.seed),

@@ -154,17 +154,29 @@ def behavior_source(
     seed: int,
     shuffled: float = 0.0,
 ) -> ExampleSource:
-    """Behavior cloning of the experts' lists, ``shuffled`` of them over shuffled candidates."""
+    """Behavior cloning of the experts' lists, ``shuffled`` of them over shuffled candidates.
+
+    Questions without a list are left out: a label stage has none where it knows none.
+
+    Raises:
+      InputError: no question has a list.
+    """
     _require_supervised("reranker", stage.reranker, lists=True)
+    labeled = [q for q in questions if q.expert is not None]
+    if stage.reranker.batch and questions and not labeled:
+        raise InputError(
+            f"none of {len(questions)} questions has an expert's list, '{questions[0].id}' among "
+            f"them; run the label stage"
+        )
 
     def make(epoch: int, index: int) -> Example:
-        question = questions[index]
+        question = labeled[index]
         rng = random.Random(f"{seed}/shuffled/{epoch}/{index}")
         if rng.random() < shuffled:
             question, _ = question.shuffled(stage.prompts.ids, rng)
         return maker.behavior(question)
 
-    return reranker_source(stage, start, len(questions), 1, make)
+    return reranker_source(stage, start, len(labeled), 1, make)
 
 
 def instruction_source(

@@ -38,6 +38,8 @@ DATA = [
     "pyarrow>=20",  # Parquet
     "zstandard>=0.23,<1",
 ]
+# Models as GGUF files, in and out.
+GGUF = ["gguf>=0.19,<0.20"]
 # Peers that the benchmarks run beside us.
 BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
@@ -82,8 +84,9 @@ setup(
         "listwise": LISTWISE,
         "data": DATA,
         "watch": WATCH,
+        "gguf": GGUF,
         "mauve": ["mauve-text"],  # needs PyTorch and GPT-2; nothing else does
-        "all": RETRIEVAL + LISTWISE + DATA,
+        "all": RETRIEVAL + LISTWISE + DATA + GGUF,
         "test": TEST,
         "bench": BENCH,
         "docs": DOCS,

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.decoders import module_names
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.known import Fields, Idle
+from dynarag_jax.exchange.names import module_names
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (

@@ -1,7 +1,7 @@
 """Decoder weights in and out of Hugging Face directories.
 
-The stacked per-layer arrays of ``models.decoder`` and Hugging Face's one-tensor-a-layer names are
-two views of the same table; ``layer_names`` is the bridge, used in both directions.
+One tensor at a time goes between the stacked per-layer arrays of ``models.decoder`` and Hugging
+Face's files; ``names`` says which is which.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.generation import generation_settings
 from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.names import TOP, expected_tensors, inputs, layer_names
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
@@ -29,14 +29,12 @@ from dynarag_jax.exchange.tensors import (
     place,
     stack,
     target_dtype,
-    their_shape,
     write_tensors,
 )
 from dynarag_jax.exchange.tokenizers import save_tokenizer
 from dynarag_jax.files import PathLike, read_json, sha256_file, write_json
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
-from dynarag_jax.models.lora import MATRICES
 from dynarag_jax.processes import is_primary
 from dynarag_jax.templates import turn_end
 
@@ -51,61 +49,6 @@ __all__ = [
     "save_decoder",
     "weights_fingerprint",
 ]
-
-_MODULES = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-_TOP = {
-    "embedding": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
-
-
-def layer_names(cfg: DecoderConfig) -> dict[str, str]:
-    """Hugging Face's name of each array of a layer, without the layer's prefix."""
-    names = {
-        "attention_norm": "input_layernorm.weight",
-        # Gemma's norm of this name comes after attention, not before the MLP.
-        "mlp_norm": "post_attention_layernorm.weight",
-        **{name: f"{module}.weight" for name, module in _MODULES.items()},
-        **{f"{name}_bias": f"{_MODULES[name]}.bias" for name in ("query", "key", "value")},
-        "query_norm": "self_attn.q_norm.weight",
-        "key_norm": "self_attn.k_norm.weight",
-    }
-    if cfg.post_norms:
-        names |= {
-            "attention_post_norm": "post_attention_layernorm.weight",
-            "mlp_norm": "pre_feedforward_layernorm.weight",
-            "mlp_post_norm": "post_feedforward_layernorm.weight",
-        }
-    table = decoder.parameter_table(cfg)["layers"]
-    return {name: names[name] for name in table}
-
-
-def module_names() -> Mapping[str, str]:
-    """Hugging Face's module of each matrix, ``query`` -> ``self_attn.q_proj``."""
-    return _MODULES
-
-
-def _inputs(name: str) -> int:
-    return MATRICES.get(name, 0)
-
-
-def expected_tensors(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's tensor names of a decoder, with their shapes."""
-    table = decoder.parameter_table(cfg)
-    shapes = {_TOP[name]: p.shape for name, p in table.items() if name in _TOP}
-    for name, theirs in layer_names(cfg).items():
-        shape = their_shape(table["layers"][name].shape[1:], _inputs(name))
-        shapes |= {f"model.layers.{i}.{theirs}": shape for i in range(cfg.layers)}
-    return shapes
 
 
 def decoder_config(
@@ -143,7 +86,7 @@ def load_decoder(
     cfg = decoder_config(directory, param_dtype, **settings)
     tensors = decoder_tensors(directory)
     # Tied models may store the head as well; old ones store a table of rotary frequencies.
-    copies = {_TOP["head"]: _TOP["embedding"]} if cfg.tied else None
+    copies = {TOP["head"]: TOP["embedding"]} if cfg.tied else None
     tensors.check(expected_tensors(cfg), lambda name: name.endswith("rotary_emb.inv_freq"), copies)
     table = decoder.parameter_table(cfg)
     places = shardings(cfg) if shardings else None
@@ -152,7 +95,7 @@ def load_decoder(
     dtype = target_dtype(param_dtype)
     params: dict[str, Any] = {
         name: place(tensors, theirs, places[name], dtype)
-        for name, theirs in _TOP.items()
+        for name, theirs in TOP.items()
         if name in table
     }
     params["layers"] = {
@@ -160,7 +103,7 @@ def load_decoder(
             tensors,
             [f"model.layers.{i}.{theirs}" for i in range(cfg.layers)],
             table["layers"][name].shape,
-            _inputs(name),
+            inputs(name),
             places["layers"][name],
             dtype,
         )
@@ -176,8 +119,8 @@ def decoder_tensors(directory: Path) -> Tensors:
     """
     tensors = Tensors(directory)
     names = tensors.names()
-    if _TOP["embedding"].removeprefix("model.") in names:
-        return tensors.renamed(lambda name: name if name == _TOP["head"] else f"model.{name}")
+    if TOP["embedding"].removeprefix("model.") in names:
+        return tensors.renamed(lambda name: name if name == TOP["head"] else f"model.{name}")
     return tensors
 
 
@@ -186,13 +129,13 @@ def tensor_plan(cfg: DecoderConfig, params: Params) -> list[Planned]:
     shapes = expected_tensors(cfg)
     plan = [
         Planned(theirs, shapes[theirs], functools.partial(fetch, params[name], None))
-        for name, theirs in _TOP.items()
+        for name, theirs in TOP.items()
         if name in params
     ]
     for i in range(cfg.layers):
         for name, theirs in layer_names(cfg).items():
             full = f"model.layers.{i}.{theirs}"
-            get = functools.partial(fetch, params["layers"][name], _inputs(name), i)
+            get = functools.partial(fetch, params["layers"][name], inputs(name), i)
             plan.append(Planned(full, shapes[full], get))
     return plan
 

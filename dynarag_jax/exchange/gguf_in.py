@@ -1,0 +1,339 @@
+"""GGUF files in: weights dequantized, the tokenizer rebuilt, as a Hugging Face directory.
+
+Everything else reads such directories, so a file is unpacked once, into the user's cache, and
+again only where it changed. Needs the package ``gguf`` (extra ``[gguf]``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from dynarag_jax.errors import InputError, MissingExtra
+from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
+from dynarag_jax.exchange.gguf_names import FAMILIES, SPLITS, TOP, halved, layer_tensor
+from dynarag_jax.exchange.known import Fields
+from dynarag_jax.exchange.names import TOP as THEIRS
+from dynarag_jax.exchange.names import expected_tensors, layer_names
+from dynarag_jax.exchange.safetensors import header_bytes
+from dynarag_jax.files import PathLike, atomic_directory, fingerprint, write_json
+from dynarag_jax.models.config import DecoderConfig, RopeScaling, rope_frequencies
+
+_FORMAT = 1
+"""Raised where files are unpacked otherwise."""
+
+# Fields that say nothing about what is computed: names, licenses, how it was quantized.
+_IDLE_PREFIXES = ("general.", "GGUF.", "quantize.", "split.", "tokenizer.chat_template.")
+# Of tokenizer.ggml.token_type: special tokens, others that are added, and those nobody uses.
+_CONTROL, _USER, _UNUSED = 3, 4, 5
+
+
+def unpack(path: PathLike) -> Path:
+    """The Hugging Face directory that a GGUF file makes, in the user's cache.
+
+    Raises:
+      MissingExtra: the package ``gguf`` is not installed.
+      InputError: the file is damaged, of an architecture that does not load, or holds a field,
+        tensor or tokenizer that is not known.
+    """
+    path = Path(path).resolve()
+    state = path.stat()
+    key = fingerprint([str(path), state.st_size, state.st_mtime_ns, _FORMAT])
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    target = root / "dynarag_jax" / "gguf" / f"{path.stem}-{key}"
+    if not target.is_dir():
+        try:
+            with atomic_directory(target) as place:
+                _write(path, place)
+        except InputError:
+            if not target.is_dir():  # another process was faster
+                raise
+    return target
+
+
+def _write(path: Path, place: Path) -> None:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise MissingExtra("gguf", "gguf", "reading GGUF files") from None
+    try:
+        reader = GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # noqa: BLE001 - the reader raises whatever it stumbles on
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: no GGUF file that can be read ({reason[:200]})") from None
+    fields = Fields(values)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    family = FAMILIES.get(str(fields.get("general.architecture")))
+    if family is None:
+        raise InputError(
+            f"{path}: architecture {fields.get('general.architecture')!r} is not read from GGUF; "
+            f"read are {', '.join(FAMILIES)}"
+        )
+    cfg = config_from_hf(_config(fields, tensors, str(path)), str(path))
+    tokenizer, settings = _tokenizer(fields, str(path))
+    ends = _ends(fields, str(path))
+    ids = {
+        "eos_token_id": ends[0],
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+    }
+    template = fields.get("tokenizer.chat_template")
+    _refuse_rest(fields, str(path))
+    _write_weights(path, place, cfg, tensors)
+    write_json(place / "config.json", config_to_hf(cfg, "float32", ids))
+    write_json(place / "generation_config.json", {"eos_token_id": ends, "do_sample": False})
+    tokenizer.save(str(place / "tokenizer.json"))
+    write_json(place / "tokenizer_config.json", settings)
+    if template:
+        (place / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _refuse_rest(fields: Fields, where: str) -> None:
+    """Every field is used, says nothing about what is computed, or is refused."""
+    names = [name for name in fields if name.startswith(_IDLE_PREFIXES)]
+    fields.refuse_rest(dict.fromkeys(names), where)
+
+
+# ---------------------------------------------------------------------------- configuration
+
+
+def _config(fields: Fields, tensors: dict[str, Any], where: str) -> dict[str, Any]:
+    """The config.json that a file's fields say."""
+    kind = str(fields["general.architecture"])
+    family = FAMILIES[kind]
+
+    def get(name: str, default: Any = None) -> Any:
+        return fields.get(f"{kind}.{name}", default)
+
+    try:
+        heads, width, layers = (
+            int(get("attention.head_count")), int(get("embedding_length")), int(get("block_count")),
+        )  # fmt: skip
+        head = int(get("attention.key_length") or width // heads)
+        if int(get("attention.value_length") or head) != head:
+            raise InputError(f"{where}: attention.value_length differs from key_length")
+        if (rotated := int(get("rope.dimension_count") or head)) != head:
+            raise InputError(
+                f"{where}: rope.dimension_count = {rotated} rotates a part of {head} dimensions, "
+                f"which is not supported"
+            )
+        base = float(get("rope.freq_base", 10_000.0))
+        vocab = int(tensors[TOP["embedding"]].shape[-1])
+        get("vocab_size")
+        hf: dict[str, Any] = {
+            "architectures": [next(name for name, f in ARCHITECTURES.items() if f == family)],
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(get("attention.head_count_kv") or heads),
+            "head_dim": head,
+            "intermediate_size": int(get("feed_forward_length")),
+            "rms_norm_eps": _short_float(get("attention.layer_norm_rms_epsilon", 1e-6)),
+            "rope_theta": _short_float(base),
+            "max_position_embeddings": int(get("context_length", 2048)),
+            "tie_word_embeddings": TOP["head"] not in tensors,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: these fields make no decoder ({error})") from None
+    hf["rope_scaling"] = _scaling(get, tensors, head, base, where)
+    if family.startswith("gemma"):
+        # Fields that llama.cpp knows by the model's size, as transformers' conversion does.
+        big = layers == (46 if family == "gemma2" else 62)
+        hf["query_pre_attn_scalar"] = width // heads if big else head
+        hf["sliding_window"] = get("attention.sliding_window")
+        hf["hidden_activation"] = "gelu_pytorch_tanh"
+        hf["final_logit_softcapping"] = get("final_logit_softcapping")
+        hf["attn_logit_softcapping"] = get("attn_logit_softcapping")
+        if family == "gemma3":
+            hf["rope_local_base_freq"] = float(get("rope.freq_base_swa", 10_000.0))
+    else:
+        hf["hidden_act"] = "silu"
+        if get("attention.sliding_window"):
+            raise InputError(f"{where}: attention.sliding_window is not supported for {kind}")
+    return hf
+
+
+def _short_float(value: Any) -> float:
+    """A float32 of the file by the fewest digits that give it: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(value)))
+
+
+def _scaling(
+    get: Callable[..., Any], tensors: dict[str, Any], head: int, base: float, where: str
+) -> dict[str, Any] | None:
+    """rope_scaling: linear by its fields, Llama 3's by the factors that the file holds."""
+    kind, factor = get("rope.scaling.type"), get("rope.scaling.factor")
+    get("rope.scaling.original_context_length")
+    get("rope.scaling.finetuned")
+    if kind not in (None, "none", "linear"):
+        raise InputError(f"{where}: rope.scaling.type = {kind!r} is not supported")
+    if kind == "linear" and factor and float(factor) != 1.0:
+        return {"rope_type": "linear", "factor": float(factor)}
+    if "rope_freqs.weight" not in tensors:
+        return None
+    found = np.asarray(tensors.pop("rope_freqs.weight").data, np.float32).reshape(-1)
+    plain = rope_frequencies(DecoderConfig(head_size=head, rope_base=base))
+    for factor in (8.0, 32.0):
+        scaled = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
+        ours = rope_frequencies(DecoderConfig(head_size=head, rope_base=base, rope_scaling=scaled))
+        if len(found) == len(plain) and np.allclose(plain / ours, found, rtol=1e-4):
+            return {
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            }  # fmt: skip
+    raise InputError(f"{where}: rope_freqs.weight is no scaling of Llama 3.1 or 3.2")
+
+
+# ---------------------------------------------------------------------------- weights
+
+
+def _names(cfg: DecoderConfig) -> Iterator[tuple[str, str, str]]:
+    """Ours, GGUF's and Hugging Face's name of every tensor."""
+    for name, theirs in THEIRS.items():
+        if name != "head" or not cfg.tied:
+            yield name, TOP[name], theirs
+    for i in range(cfg.layers):
+        for name, theirs in layer_names(cfg).items():
+            yield name, layer_tensor(i, name), f"model.layers.{i}.{theirs}"
+
+
+def _write_weights(path: Path, place: Path, cfg: DecoderConfig, tensors: dict[str, Any]) -> None:
+    """Dequantize one tensor at a time into model.safetensors, in float32."""
+    from gguf import dequantize
+
+    shapes, names = expected_tensors(cfg), list(_names(cfg))
+    missing = [theirs for _, theirs, _ in names if theirs not in tensors]
+    unknown = sorted(set(tensors) - {theirs for _, theirs, _ in names})
+    if missing or unknown:
+        wrong = [*(f"missing {n}" for n in missing), *(f"unknown {n}" for n in unknown)]
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(f"{path}: the tensors do not fit its fields: {'; '.join(wrong[:5])}{more}")
+    heads = {"query": cfg.heads, "key": cfg.kv_heads}
+    with (place / "model.safetensors").open("wb") as stream:
+        stream.write(
+            header_bytes({hf: ("F32", shapes[hf]) for _, _, hf in names}, {"format": "pt"})
+        )
+        for name, theirs, hf in names:
+            tensor = tensors[theirs]
+            try:
+                array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            except NotImplementedError:
+                raise InputError(
+                    f"{path}: {theirs} is quantized as {tensor.tensor_type.name}, which the "
+                    f"installed package gguf cannot read"
+                ) from None
+            if array.shape != shapes[hf]:
+                raise InputError(
+                    f"{path}: {theirs} has shape {list(array.shape)}, not {list(shapes[hf])}"
+                )
+            part = name.removesuffix("_bias")
+            if cfg.family == "llama" and part in heads:
+                array = halved(array, heads[part])
+            if cfg.norm_offset and "norm" in name:
+                array = array - 1.0
+            stream.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8).data)
+
+
+# ---------------------------------------------------------------------------- tokenizer
+
+
+def _ends(fields: Fields, where: str) -> list[int]:
+    named = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [fields.get(f"tokenizer.ggml.{name}") for name in named]
+    ends = list(dict.fromkeys(int(i) for i in found if i is not None))
+    if not ends:
+        raise InputError(f"{where}: tokenizer.ggml.eos_token_id is missing")
+    return ends
+
+
+def byte_level_bpe(
+    vocabulary: Mapping[str, int],
+    merges: Iterable[str],
+    pre: str,
+    added: Iterable[tuple[str, bool]],
+) -> Tokenizer:
+    """A byte-level BPE tokenizer that cuts texts as llama.cpp's kind ``pre`` does.
+
+    Args:
+      merges: pairs, a space between.
+      added: tokens that stand alone, and whether they are special.
+    """
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(dict(vocabulary), pairs, ignore_merges=pre == "llama-bpe"))  # type: ignore[arg-type]
+    digits, pattern = SPLITS[pre]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *([pre_tokenizers.Digits(individual_digits=True)] if digits else []),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, special in added:
+        one = [AddedToken(token, special=special, normalized=False)]
+        tokenizer.add_special_tokens(one) if special else tokenizer.add_tokens(one)
+    return tokenizer
+
+
+def _tokenizer(fields: Fields, where: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer that a file's fields describe, and its tokenizer_config.json."""
+
+    def get(name: str, default: Any = None) -> Any:
+        return fields.get(f"tokenizer.ggml.{name}", default)
+
+    if get("model") != "gpt2":
+        raise InputError(
+            f"{where}: a tokenizer of kind {get('model')!r} is not rebuilt, only 'gpt2' "
+            f"(byte-level BPE)"
+        )
+    pre = str(get("pre", "default"))
+    if pre not in SPLITS:
+        raise InputError(
+            f"{where}: tokenizer.ggml.pre = {pre!r} is not known; known are {', '.join(SPLITS)}"
+        )
+    tokens: list[str] = list(get("tokens") or ())
+    merges: list[str] = list(get("merges") or ())
+    types = list(get("token_type") or [1] * len(tokens))
+    get("scores")
+    # Unused tokens fill the vocabulary up to the embedding's rows.
+    vocabulary = {
+        t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED
+    }
+    if len(set(tokens)) != len(tokens):
+        raise InputError(f"{where}: tokenizer.ggml.tokens names a token twice")
+    if get("add_space_prefix"):
+        raise InputError(f"{where}: tokenizer.ggml.add_space_prefix is not supported for 'gpt2'")
+    kinds = {_CONTROL: True, _USER: False}
+    added = [(t, kinds[kind]) for t, kind in zip(tokens, types, strict=True) if kind in kinds]
+    tokenizer = byte_level_bpe(vocabulary, merges, pre, added)
+    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000_000,
+        "padding_side": "right",
+    }
+    for role, name in named.items():
+        i = get(f"{name}_token_id")
+        if i is not None:
+            settings[f"{role}_token"] = tokens[int(i)]
+    if get("add_bos_token") and "bos_token" in settings:
+        bos = settings["bos_token"]
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos}:0 $A:0", special_tokens=[(bos, vocabulary[bos])]
+        )
+    if get("add_eos_token"):
+        raise InputError(f"{where}: tokenizer.ggml.add_eos_token is not supported")
+    for name in ("seperator_token_id", "mask_token_id", "cls_token_id"):
+        get(name)  # tokens that no decoder's prompt has
+    return tokenizer, settings

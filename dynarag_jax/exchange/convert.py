@@ -25,6 +25,7 @@ from dynarag_jax.exchange.decoders import (
     save_decoder,
     tensor_plan,
 )
+from dynarag_jax.exchange.gguf_out import save_gguf
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.safetensors import STORED, Tensors
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
@@ -33,6 +34,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.models.lora import attach, merge_layers, whole
+from dynarag_jax.processes import is_primary
 from dynarag_jax.sharding import make_mesh
 
 
@@ -52,6 +54,8 @@ class Convert:
     """type of the written weights; same is the source's"""
     shard_bytes: int = 5_000_000_000
     """start a new file beyond this size"""
+    gguf: Literal["none", "f16", "q8_0"] = "none"
+    """also write TARGET/model.gguf, for llama.cpp"""
     overwrite: bool = False
     """replace the target if it exists"""
     check: bool = False
@@ -138,6 +142,10 @@ def convert(
         card=card, source=source, overwrite=stage.overwrite,
     )  # fmt: skip
     log(f"{stage.target}: {dtype}")
+    if stage.gguf != "none" and is_primary():
+        path = Path(stage.target) / "model.gguf"
+        save_gguf(stage.target, path, stage.gguf)
+        log(f"{path}: {stage.gguf}")
     if not stage.check:
         return None
     here = _logits(cfg, adapted, mesh)

@@ -127,18 +127,18 @@ def decide(
         delimiter, names = seen
     if quotes == "auto":
         usual = delimiter != "\t" or [name.lower() for name in names] in [*map(list, declared)]
-        quoted = _quoted(path, delimiter, len(names), usual)
+        quoted = _quoted(path, delimiter, len(names), usual, header)
     else:
         quoted = quotes == "csv"
     return Dialect(delimiter, quoted, tuple(names), header)
 
 
-def _quoted(path: Path, delimiter: str, width: int, usual: bool) -> bool:
+def _quoted(path: Path, delimiter: str, width: int, usual: bool, header: bool) -> bool:
     """Whether a file's quotes are CSV's; ``usual`` where nothing shows it and the format says so.
 
     InputError where nothing shows it, and nothing says so.
     """
-    evidence = _Evidence(delimiter, width)
+    evidence = _Evidence(delimiter, width, header)
     csv.field_size_limit(LONGEST_LINE)
     try:
         for cells in csv.reader(evidence.lines(path), delimiter=delimiter, strict=True):
@@ -165,8 +165,8 @@ class _Evidence:
       csv_bad, literal_bad: records of another number of fields, by either reading.
     """
 
-    def __init__(self, delimiter: str, width: int):
-        self._delimiter, self._width = delimiter, width
+    def __init__(self, delimiter: str, width: int, header: bool):
+        self._delimiter, self._width, self._header = delimiter, width, header
         self._taken, self._rows, self._special = "", 0, False
         self._whole = [0] * width
         self.first = self.csv_bad = self.literal_bad = 0
@@ -195,10 +195,12 @@ class _Evidence:
             if f'"{doubled}"' in text:
                 self._whole[i] += 1
                 self._special |= any(c in cell for c in ('"', "\n", "\r", self._delimiter))
+        # Names of columns need no quotes: who quotes them quotes everything.
+        self._special |= self._header and self._rows == 1
 
     def shown(self) -> bool:
         """Whether a field needed its quotes, or a column has them in every record."""
-        records = self._rows - 1
+        records = self._rows - self._header
         return self._special or (records > 1 and max(self._whole) >= records)
 
 

@@ -1,8 +1,8 @@
-"""Cross-encoders with one logit from Hugging Face directories: BERT and RoBERTa."""
+"""Cross-encoders with one logit from Hugging Face directories: BERT, RoBERTa and ModernBERT."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange import encoders
+from dynarag_jax.exchange.encoder_configs import config_from_hf
 from dynarag_jax.exchange.encoder_weights import read_params
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.safetensors import Tensors
@@ -20,6 +21,7 @@ from dynarag_jax.models.encoder import EncoderConfig, Params
 
 # (dense, score) by architecture: BERT's pooler is the dense layer.
 ARCHITECTURES = {
+    "ModernBertForSequenceClassification": ("head.dense", "classifier"),
     "BertForSequenceClassification": ("bert.pooler.dense", "classifier"),
     "RobertaForSequenceClassification": ("classifier.dense", "classifier.out_proj"),
     "XLMRobertaForSequenceClassification": ("classifier.dense", "classifier.out_proj"),
@@ -72,21 +74,38 @@ def load_cross_encoder(
             f"{where}: architecture {found!r} is no cross-encoder that loads; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    cfg = encoders.config_from_hf(hf, str(where))
+    cfg = config_from_hf(hf, str(where))
+    modern = cfg.family == "modernbert"
+    if modern:
+        _require_head(hf, str(where))
     params = read_params(directory, cfg)
     tokenizer = encoders.read_tokenizer(directory, False, cfg.positions, cfg)
     dense, score = ARCHITECTURES[found]
     shapes = {
-        f"{dense}.weight": (cfg.width, cfg.width),
-        f"{dense}.bias": (cfg.width,),
-        f"{score}.weight": (1, cfg.width),
-        f"{score}.bias": (1,),
+        "dense": (f"{dense}.weight", (cfg.width, cfg.width)),
+        **(
+            {"norm_scale": ("head.norm.weight", (cfg.width,))}
+            if modern
+            else {"dense_bias": (f"{dense}.bias", (cfg.width,))}
+        ),
+        "score": (f"{score}.weight", (1, cfg.width)),
+        "score_bias": (f"{score}.bias", (1,)),
     }
     tensors = Tensors(directory)
     # The encoder's own tensors are checked where they are read; of the head's, all are used.
-    tensors.check(shapes, lambda name: not name.startswith("classifier."))
-    arrays: dict[str, Any] = {
-        name: jnp.asarray(tensors.read(name).astype(np.float32).T) for name in shapes
+    tensors.check(dict(shapes.values()), lambda name: not name.startswith(("classifier.", "head.")))
+    head: dict[str, Any] = {
+        ours: jnp.asarray(tensors.read(name).astype(np.float32).T)
+        for ours, (name, _) in shapes.items()
     }
-    head = dict(zip(("dense", "dense_bias", "score", "score_bias"), arrays.values(), strict=True))
     return CrossEncoder(replace(cfg, dtype=dtype), {**params, "head": head}, tokenizer)
+
+
+def _require_head(hf: Mapping[str, Any], where: str) -> None:
+    """Raise InputError where ModernBERT's head is another than the one that is built."""
+    plain = {
+        "classifier_pooling": "cls", "classifier_activation": "gelu", "classifier_bias": False,
+    }  # fmt: skip
+    for field, only in plain.items():
+        if (found := hf.get(field, only)) != only:
+            raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")

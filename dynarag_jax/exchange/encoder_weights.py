@@ -1,4 +1,4 @@
-"""Weights of BERT and RoBERTa encoders from safetensors, in one file or in shards."""
+"""Weights of BERT, RoBERTa and ModernBERT encoders from safetensors, in one file or in shards."""
 
 from __future__ import annotations
 
@@ -34,8 +34,26 @@ _TOP = {
 }
 
 
+# The same of ModernBERT, whose tensors have no biases.
+_MODERN_LAYER = {
+    "attention_norm_scale": "attn_norm",
+    "qkv": "attn.Wqkv",
+    "output": "attn.Wo",
+    "mlp_norm_scale": "mlp_norm",
+    "up": "mlp.Wi",
+    "down": "mlp.Wo",
+}
+_MODERN_TOP = {
+    "tokens": "embeddings.tok_embeddings.weight",
+    "norm_scale": "embeddings.norm.weight",
+    "final_norm_scale": "final_norm.weight",
+}
+
+
 def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face's tensor names of an encoder, with their shapes."""
+    if cfg.family == "modernbert":
+        return _modern_tensors(cfg)
     ours = parameter_shapes(cfg)
     shapes = {theirs: ours[name] for name, theirs in _TOP.items()}
     layer = {name: shape[1:] for name, shape in ours["layers"].items()}
@@ -51,9 +69,34 @@ def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _modern_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    ours = parameter_shapes(cfg)
+    shapes = {theirs: ours[name] for name, theirs in _MODERN_TOP.items()}
+    for i in range(cfg.layers):
+        for name, theirs in _MODERN_LAYER.items():
+            if i or name != "attention_norm_scale":  # the first layer has none
+                shapes[f"layers.{i}.{theirs}.weight"] = ours["layers"][name][1:][::-1]
+    return shapes
+
+
+def _modern_params(tensors: Tensors, cfg: EncoderConfig) -> Params:
+    def read(name: str) -> np.ndarray:
+        return tensors.read(name).astype(np.float32)
+
+    def stacked(name: str, theirs: str) -> np.ndarray:
+        names = [f"layers.{i}.{theirs}.weight" for i in range(cfg.layers)]
+        if name == "attention_norm_scale":
+            return np.stack([np.ones(cfg.width, np.float32), *map(read, names[1:])])
+        return np.stack([read(name).T for name in names])
+
+    params: dict[str, Any] = {name: read(theirs) for name, theirs in _MODERN_TOP.items()}
+    params["layers"] = {name: stacked(name, theirs) for name, theirs in _MODERN_LAYER.items()}
+    return jax.tree.map(jnp.asarray, params)
+
+
 def _plain_name(name: str) -> str:
     """A tensor's name without what older checkpoints and models with a head add to it."""
-    name = name.removeprefix("bert.").removeprefix("roberta.")
+    name = name.removeprefix("bert.").removeprefix("roberta.").removeprefix("model.")
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
@@ -61,7 +104,7 @@ def _plain_name(name: str) -> str:
 def _ignored(name: str) -> bool:
     """Whether a tensor may be there and is not needed: pooler, masked-language head, constants."""
     return (
-        name.startswith(("pooler.", "cls.", "lm_head.", "classifier."))
+        name.startswith(("pooler.", "cls.", "lm_head.", "classifier.", "head.", "decoder."))
         or name == "embeddings.position_ids"
     )
 
@@ -74,6 +117,8 @@ def read_params(model: Path, cfg: EncoderConfig) -> Params:
     """
     tensors = Tensors(model).renamed(_plain_name)
     tensors.check(expected_tensors(cfg), _ignored)
+    if cfg.family == "modernbert":
+        return _modern_params(tensors, cfg)
 
     def read(name: str) -> np.ndarray:
         return tensors.read(name).astype(np.float32)

@@ -19,16 +19,14 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, normalizers
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoder_configs import config_from_hf
 from dynarag_jax.exchange.encoder_weights import WEIGHTS, read_params, weight_hashes
 from dynarag_jax.exchange.hub import package_file
-from dynarag_jax.exchange.known import CONFIG, Fields, Idle
+from dynarag_jax.exchange.known import Fields, Idle
 from dynarag_jax.files import PathLike, read_json, sha256_file
-from dynarag_jax.models.encoder import EncoderConfig, Params
+from dynarag_jax.models.encoder_parts import MODERN_FIELDS, EncoderConfig, Params
 
 Pooling = Literal["mean", "cls"]
-
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
-"""What config.json may call the model."""
 
 PACKAGES: Mapping[str, str] = {
     # sentence-transformers/all-MiniLM-L6-v2
@@ -36,17 +34,7 @@ PACKAGES: Mapping[str, str] = {
 }
 """Packages that repack a published model: SHA-256 of its model.safetensors as published."""
 
-# What an encoder's config.json may say beside the fields that are read: heads it was pretrained
-# with, and what a cross-encoder does with its score, which changes no order.
-_IDLE: Idle = {
-    **CONFIG,
-    **dict.fromkeys(("tie_word_embeddings", "output_past", "sentence_transformers")),
-    **dict.fromkeys(("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")),
-    **dict.fromkeys(("pooler_size_per_head", "pooler_type")),
-    "sbert_ce_default_activation_function": None,
-}
-
-# The same of sentence-transformers' own files.
+# What sentence-transformers' own files may say beside the fields that are read.
 _LIMITS_IDLE: Idle = {
     "transformer_task": ("feature-extraction",),
     "module_output_name": ("token_embeddings",),
@@ -147,63 +135,6 @@ def _optional(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderConfig:
-    """The encoder that a Hugging Face ``config.json`` describes.
-
-    Raises:
-      InputError: not a BERT or RoBERTa encoder, a feature is not supported, or a field is missing.
-    """
-    fields = Fields(hf)
-    cfg = _config(fields, where)
-    fields.refuse_rest(_IDLE, where)
-    return cfg
-
-
-def _config(hf: Fields, where: str) -> EncoderConfig:
-    kind = hf.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise InputError(
-            f"{where}: field 'model_type' is {kind!r}; supported are {', '.join(MODEL_TYPES)}"
-        )
-    plain = {
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-    }
-    for field, only in plain.items():
-        found = hf.get(field, only)
-        if found != only:
-            raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")
-    names = {
-        "vocab": "vocab_size",
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "types": "type_vocab_size",
-    }
-    sizes: dict[str, int] = {}
-    for ours, field in names.items():
-        value = hf.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(
-                f"{where}: field '{field}' must be a positive integer, found {value!r}"
-            )
-        sizes[ours] = value
-    try:
-        # A plain dict: pyright cannot see that the sizes are not the dtype.
-        shape: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
-        if kind != "bert":
-            # Positions are counted from the padding token's id on.
-            first = int(hf.get("pad_token_id", 1)) + 1
-            shape |= {"first_position": first, "positions": sizes["positions"] - first}
-        return EncoderConfig(**shape)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _pooling(path: Path) -> Pooling:
@@ -312,6 +243,12 @@ def read_tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderC
 # ---------------------------------------------------------------------------- loading
 
 
+def _said(cfg: EncoderConfig) -> dict[str, Any]:
+    """A configuration as the fingerprint holds it: BERT's has no fields of ModernBERT's."""
+    fields = dataclasses.asdict(cfg)
+    return {n: v for n, v in fields.items() if cfg.family != "bert" or n not in MODERN_FIELDS}
+
+
 def load_encoder(
     source: PathLike,
     *,
@@ -364,7 +301,7 @@ def load_encoder(
     parts = [
         weights[0] if len(weights) == 1 else weights,
         json.loads(tokenizer.to_str()),
-        dataclasses.asdict(cfg),
+        _said(cfg),
         settings,
     ]
     text = json.dumps(parts, sort_keys=True)

@@ -1,5 +1,7 @@
 """The encoder: BERT (arXiv 1810.04805) and RoBERTa (arXiv 1907.11692), a hidden state per token.
 
+A configuration of ModernBERT's family is computed by ``modernbert``, through the same functions.
+
 MiniLM, Contriever, BGE, E5 and most retrieval encoders are this model with other weights. The
 forward pass is plain functions on arrays; ``Encoder`` gives them Flax's ``init``/``apply``.
 
@@ -10,43 +12,15 @@ MLP, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Params = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Shape and numerics of an encoder; sizes follow Hugging Face's ``config.json``."""
-
-    vocab: int = 30522
-    """word pieces in the vocabulary"""
-    width: int = 384
-    """model dimension (hidden_size)"""
-    layers: int = 6
-    heads: int = 12
-    mlp: int = 1536
-    """hidden width of the MLP (intermediate_size)"""
-    positions: int = 512
-    """longest text, in word pieces, that has position embeddings"""
-    first_position: int = 0
-    """row of the position table where texts begin; RoBERTa leaves the first two rows unused"""
-    types: int = 2
-    """token types; a text alone is type 0 throughout"""
-    norm_eps: float = 1e-12
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of activations; norms and softmax are float32 always"""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
+from dynarag_jax.models import modernbert
+from dynarag_jax.models.encoder_parts import EncoderConfig, Params, attend, gelu, layer_norm
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -54,6 +28,8 @@ def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]
 
     ``scored`` adds a cross-encoder's head.
     """
+    if cfg.family == "modernbert":
+        return modernbert.parameter_shapes(cfg, scored)
     d, f, n = cfg.width, cfg.mlp, cfg.layers
     head = {"dense": (d, d), "dense_bias": (d,), "score": (d, 1), "score_bias": (1,)}
     return {
@@ -86,38 +62,14 @@ def count_parameters(cfg: EncoderConfig) -> int:
     return sum(math.prod(shape) for shape in leaves)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer norm over the last axis, computed in float32 (arXiv 1607.06450)."""
-    wide = x.astype(jnp.float32)
-    wide -= jnp.mean(wide, axis=-1, keepdims=True)
-    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
-
-
 def _attention(cfg: EncoderConfig, w: Params, x: jax.Array, visible: jax.Array) -> jax.Array:
     """Every position over every visible one: x [B T, D], visible [B, T] -> [B T, D]."""
     b, t = visible.shape
-    h, size = cfg.heads, cfg.width // cfg.heads
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
-    qkv = (x @ w["qkv"] + w["qkv_bias"]).reshape(b, t, 3, h, size)
+    qkv = (x @ w["qkv"] + w["qkv_bias"]).reshape(b, t, 3, cfg.heads, -1)
     q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))  # [B, H, T, K]
-    scores = jnp.matmul(q * size**-0.5, k.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    # Dividing the values, not the weights, spares a pass over the [T, T] arrays.
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    values = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    return values.astype(v.dtype).transpose(0, 2, 1, 3).reshape(b * t, cfg.width)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (arXiv 1606.08415), computed in float32 through the error function.
-
-    ``jax.nn.gelu`` goes through its complement, which is 2.6 times as slow on CPUs; the two are
-    within 5e-7 of each other.
-    """
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
+    values = attend(q, k, v, visible[:, None, None])
+    return values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width)
 
 
 def encode(
@@ -144,6 +96,8 @@ def encode(
     b, t = tokens.shape
     if t > cfg.positions:
         raise ValueError(f"tokens have {t} positions, the encoder has {cfg.positions}")
+    if cfg.family == "modernbert":
+        return modernbert.encode(cfg, params, tokens, lengths)
     # One key stays visible at least, so that an empty row of padding gives no NaN.
     visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
     positions = params["positions"][cfg.first_position : cfg.first_position + t]
@@ -179,6 +133,8 @@ def pair_scores(
       params: those of ``encode``, and ``head``: ``dense`` [D, D] and ``score`` [D, 1], with biases.
       tokens, lengths, types: as ``encode``; a pair is one sequence.
     """
+    if cfg.family == "modernbert":
+        return modernbert.pair_scores(cfg, params, tokens, lengths)
     head = {name: p.astype(jnp.float32) for name, p in params["head"].items()}
     first = encode(cfg, params, tokens, lengths, types)[:, 0].astype(jnp.float32)
     hidden = jnp.tanh(first @ head["dense"] + head["dense_bias"])

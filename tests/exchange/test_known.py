@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from safetensors.numpy import load_file, save_file
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange import adapters, encoders, t5
+from dynarag_jax.exchange import adapters, encoder_configs, t5
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.decoders import expected_tensors, load_decoder
 from dynarag_jax.exchange.generation import generation_settings
@@ -87,8 +87,8 @@ def test_an_unknown_field_of_a_config_is_refused(name, value):
     if name not in t5_hf and name not in t5._IDLE and name != "layer_norm_epsilon":
         refuses(name, t5.config_from_hf, t5_hf | {name: value}, True)
     bert = transformers.BertConfig().to_dict() | {"model_type": "bert"}
-    if name not in bert and name not in encoders._IDLE and name != "position_embedding_type":
-        refuses(name, encoders.config_from_hf, bert | {name: value})
+    if name not in bert and name not in encoder_configs.IDLE and name != "position_embedding_type":
+        refuses(name, encoder_configs.config_from_hf, bert | {name: value})
 
 
 @given(name=NAMES, value=JSON, where=st.sampled_from(["rope_scaling", "rope_parameters"]))

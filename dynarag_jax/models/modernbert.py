@@ -1,0 +1,96 @@
+"""ModernBERT (arXiv 2412.13663): norms before each block, rotary positions, windows, gated MLPs.
+
+Dimension letters as in ``encoder``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynarag_jax.models.encoder_parts import EncoderConfig, Params, attend, gelu, layer_norm
+
+
+def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
+    """Shapes of the parameters, as the tree they form; ``scored`` adds a cross-encoder's head.
+
+    The first layer's ``attention_norm_scale`` is there, and is not used.
+    """
+    d, f, n = cfg.width, cfg.mlp, cfg.layers
+    head = {"dense": (d, d), "norm_scale": (d,), "score": (d, 1), "score_bias": (1,)}
+    return {
+        "tokens": (cfg.vocab, d),
+        "norm_scale": (d,),
+        "final_norm_scale": (d,),
+        "layers": {
+            "attention_norm_scale": (n, d),
+            "qkv": (n, d, 3 * d),
+            "output": (n, d, d),
+            "mlp_norm_scale": (n, d),
+            "up": (n, d, 2 * f),  # the activated half, then its gate
+            "down": (n, f, d),
+        },
+        **({"head": head} if scored else {}),
+    }
+
+
+def _rotation(cfg: EncoderConfig, base: float, t: int) -> np.ndarray:
+    """Cosines and sines [2, T, K / 2] of positions 0..T-1."""
+    size = cfg.width // cfg.heads
+    freq = 1.0 / base ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    angles = np.arange(t)[:, None] * freq
+    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def _rotate(x: jax.Array, rotation: jax.Array) -> jax.Array:
+    """x [B, H, T, K] turned by [2, T, K / 2], in float32."""
+    cos, sin = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Hidden states [B, T, D] of the last layer, as ``encoder.encode``."""
+    b, t = tokens.shape
+    there = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
+    near = np.abs(np.arange(t)[:, None] - np.arange(t)) <= cfg.window
+    rotations = jnp.asarray(
+        np.stack([_rotation(cfg, base, t) for base in (cfg.rope_base, cfg.window_rope_base)])
+    )
+    x = jnp.take(params["tokens"], tokens, axis=0)
+    x = _norm(cfg, x, params["norm_scale"]).astype(cfg.dtype).reshape(b * t, cfg.width)
+
+    def layer(x: jax.Array, at: Any) -> tuple[jax.Array, None]:
+        w, windowed, first = at
+        w = {name: p.astype(cfg.dtype) for name, p in w.items()}
+        normed = jnp.where(first, x, _norm(cfg, x, w["attention_norm_scale"]))
+        qkv = (normed @ w["qkv"]).reshape(b, t, 3, cfg.heads, -1)
+        q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        rotation = rotations[windowed.astype(jnp.int32)]
+        # A position of padding sees itself at least, so that none gives NaN.
+        visible = (there[:, None] | jnp.eye(t, dtype=bool)) & (near | ~windowed)
+        values = attend(_rotate(q, rotation), _rotate(k, rotation), v, visible[:, None])
+        x = x + values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width) @ w["output"]
+        hidden, gate = jnp.split(_norm(cfg, x, w["mlp_norm_scale"]) @ w["up"], 2, axis=-1)
+        return x + (gelu(hidden) * gate) @ w["down"], None
+
+    windowed = np.array(cfg.windowed or (False,) * cfg.layers)
+    x, _ = jax.lax.scan(layer, x, (params["layers"], windowed, np.arange(cfg.layers) == 0))
+    return _norm(cfg, x, params["final_norm_scale"]).reshape(b, t, cfg.width)
+
+
+def _norm(cfg: EncoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
+    return layer_norm(x, scale, jnp.zeros_like(scale), cfg.norm_eps)
+
+
+def pair_scores(
+    cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """The one logit [B] of pairs of texts, from the first position (``classifier_pooling`` cls)."""
+    head = {name: p.astype(jnp.float32) for name, p in params["head"].items()}
+    first = encode(cfg, params, tokens, lengths)[:, 0].astype(jnp.float32)
+    hidden = _norm(cfg, gelu(first @ head["dense"]), head["norm_scale"])
+    return (hidden @ head["score"] + head["score_bias"])[:, 0]

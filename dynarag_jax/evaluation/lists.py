@@ -94,10 +94,11 @@ def fixed_systems(
     """The lists of no retrieval, of fixed top-k, and of the oracle where ``gold`` is known.
 
     Args:
-      cuts: each k; those beyond ``ids``, or beyond the candidates of some question, are left out.
+      cuts: each k; a question with fewer candidates gives all of them, and a cut beyond ``ids`` or
+        beyond the candidates of every question is left out.
       ids: passages that the reranker is shown at most: no baseline sees more.
     """
-    n = min([ids, *(len(q.passages) for q in questions)])
+    n = min(ids, max((len(q.passages) for q in questions), default=0))
     systems: dict[str, list[Chosen]] = {NO_RETRIEVAL: [() for _ in questions]}
     for k in cuts:
         if k <= n:

@@ -16,6 +16,9 @@ ARCHITECTURES: Mapping[str, Family] = {
     "Qwen3ForCausalLM": "qwen3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
+    "SmolLM3ForCausalLM": "smollm3",
+    "Olmo2ForCausalLM": "olmo2",
+    "GraniteForCausalLM": "granite",
 }
 """Architectures that load; everything else is refused by name."""
 
@@ -35,8 +38,14 @@ FEATURES: Mapping[Family, Mapping[str, Any]] = {
     "qwen3": {"qk_norm": True},
     "gemma2": _GEMMA,
     "gemma3": {**_GEMMA, "qk_norm": True},
+    "smollm3": {},
+    "olmo2": {"qk_norm": True, "qk_norm_joint": True, "pre_norms": False, "post_norms": True},
+    "granite": {},
 }
-_SWITCHES = ("activation", "norm_offset", "post_norms", "scaled_embedding", "qkv_bias", "qk_norm")
+_SWITCHES = (
+    "activation", "norm_offset", "pre_norms", "post_norms", "scaled_embedding", "qkv_bias",
+    "qk_norm", "qk_norm_joint",
+)  # fmt: skip
 # Fields that a family's config.json can say; the others must be off.
 _SAID: Mapping[Family, tuple[str, ...]] = {
     "llama": ("rope_scaling",),
@@ -47,7 +56,11 @@ _SAID: Mapping[Family, tuple[str, ...]] = {
     "gemma3": (
         "rope_scaling", "window", "windowed", "query_scale", "logit_cap", "window_rope_base",
     ),
+    "smollm3": ("rope_scaling", "window", "windowed", "rotary"),
+    "olmo2": ("rope_scaling",),
+    "granite": ("rope_scaling", "query_scale", "embedding_scale", "residual_scale", "logit_scale"),
 }  # fmt: skip
+_SAYABLE = tuple(dict.fromkeys(name for names in _SAID.values() for name in names))
 # Fields whose other values would change the computation in ways that are not built.
 _PLAIN: Mapping[str, Any] = {
     "attention_bias": False,
@@ -61,6 +74,7 @@ _GEMMA_IDLE: Idle = {"hidden_act": None, "max_window_layers": None}
 _IDLE: Mapping[Family, Idle] = {
     "gemma2": _GEMMA_IDLE,
     "gemma3": _GEMMA_IDLE,
+    "smollm3": {"max_window_layers": None},
 }
 _SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -144,13 +158,15 @@ def _decoder(hf: Fields, where: str) -> DecoderConfig:
             window_rope_base=window_base if window and window_base != base else None,
             window=window,
             windowed=windowed,
-            query_scale=float(hf.get("query_pre_attn_scalar", 256)) if gemma else None,
+            query_scale=_query_scale(hf, family),
+            rotary=_rotary(hf, layers) if family == "smollm3" else (),
+            **(_multipliers(hf) if family == "granite" else {}),
             score_cap=hf.get("attn_logit_softcapping", 50.0) if family == "gemma2" else None,
             logit_cap=hf.get("final_logit_softcapping", 30.0 if family == "gemma2" else None)
             if gemma
             else None,
             norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
-            tied=bool(hf.get("tie_word_embeddings", gemma)),
+            tied=bool(hf.get("tie_word_embeddings", gemma or family == "smollm3")),
             positions=int(hf.get("max_position_embeddings", 2048)),
             **FEATURES[family],
         )
@@ -160,14 +176,40 @@ def _decoder(hf: Fields, where: str) -> DecoderConfig:
         raise InputError(f"{where}: these fields make no decoder ({error})") from None
 
 
+def _query_scale(hf: Mapping[str, Any], family: Family) -> float | None:
+    """What scores are divided by the root of, where it is not the size of a head."""
+    if family.startswith("gemma"):
+        return float(hf.get("query_pre_attn_scalar", 256))
+    if family == "granite":  # which multiplies scores, by 1 unless it says otherwise
+        return float(hf.get("attention_multiplier", 1.0)) ** -2
+    return None
+
+
+def _multipliers(hf: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "embedding_scale": float(hf.get("embedding_multiplier", 1.0)),
+        "residual_scale": float(hf.get("residual_multiplier", 1.0)),
+        "logit_scale": float(hf.get("logits_scaling", 1.0)),
+    }
+
+
+def _rotary(hf: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    """Which layers have rotary positions; empty where all have."""
+    every, said = hf.get("no_rope_layer_interval", 4), hf.get("no_rope_layers")
+    rotary = tuple(bool(x) for x in said or [(i + 1) % every for i in range(layers)])
+    if len(rotary) < layers:
+        raise ValueError(f"no_rope_layers names {len(rotary)} layers of {layers}")
+    return () if all(rotary[:layers]) else rotary[:layers]
+
+
 def _windows(
     hf: Mapping[str, Any], family: Family, layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
     """The window, and which layers have it (empty: all)."""
-    if family == "llama":
+    if family in ("llama", "olmo2", "granite"):
         return None, ()
     # Left out, the field has the value that transformers gives it.
-    window = hf.get("sliding_window", 4096)
+    window = hf.get("sliding_window", None if family == "smollm3" else 4096)
     kinds = None if family == "mistral" else hf.get("layer_types")
     first = hf.get("max_window_layers", 28) if family in ("qwen2", "qwen3") else 0
     every = 6
@@ -180,7 +222,7 @@ def _windows(
             f"layer_types = {kinds!r} must name full_attention or sliding_attention for each of "
             f"{layers} layers"
         )
-    if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
+    if family in ("qwen2", "qwen3", "smollm3") and not hf.get("use_sliding_window", False):
         window = None
     if window is None:
         if kinds is not None and "sliding_attention" in kinds:
@@ -194,6 +236,8 @@ def _windows(
         windowed = tuple(i % 2 == 0 for i in range(layers))
     elif family == "gemma3":
         windowed = tuple((i + 1) % every != 0 for i in range(layers))
+    elif family == "smollm3":
+        windowed = tuple(not rotary for rotary in _rotary(hf, layers))
     else:
         windowed = tuple(i >= first for i in range(layers))
     return (window, windowed) if any(windowed) else (None, ())
@@ -218,6 +262,8 @@ def _rope(
         window_base = float(local.get("rope_theta") or hf.get("rope_local_base_freq") or 10_000.0)
         local.refuse_rest(_UNSCALED, f"{where}: rope_parameters of sliding_attention")
         default = 1_000_000.0
+    elif family == "smollm3":
+        default = 2_000_000.0
     fields = Fields(rope)
     base = float(fields.get("rope_theta") or hf.get("rope_theta") or default)
     # Older releases' object; transformers 5 takes it for rope_parameters.
@@ -244,12 +290,7 @@ def _rope(
             high_freq_factor=float(scaled["high_freq_factor"]),
             original_positions=int(scaled["original_max_position_embeddings"]),
         )
-    idle = (
-        _UNSCALED
-        if kind == "default"
-        else {"partial_rotary_factor": (None, 1.0), "attention_factor": (None, 1.0)}
-    )
-    scaled.refuse_rest(idle, f"{where}: rotary positions")
+    scaled.refuse_rest(_UNSCALED if kind == "default" else _SCALED, f"{where}: rotary positions")
     if given:
         fields.refuse_rest(dict.fromkeys((*_UNSCALED, *scaled)), f"{where}: rope_parameters")
     return base, scaling, window_base
@@ -264,10 +305,9 @@ def check_family(cfg: DecoderConfig) -> None:
         for name in _SWITCHES
         if getattr(cfg, name) != family.get(name, getattr(plain, name))
     ]
-    sayable = ("rope_scaling", "window", "windowed", "query_scale", "score_cap", "logit_cap")
     wrong += [
         f"{name} = {getattr(cfg, name)}"
-        for name in (*sayable, "window_rope_base")
+        for name in _SAYABLE
         if getattr(cfg, name) != getattr(plain, name) and name not in _SAID[cfg.family]
     ]
     if wrong:
@@ -326,13 +366,13 @@ def config_to_hf(cfg: DecoderConfig, dtype: str, ids: Mapping[str, Any]) -> dict
     }
     if family != "mistral" and family != "qwen2":
         hf["attention_bias"] = False
-    if family == "llama":
+    if family in ("llama", "smollm3", "granite"):
         hf["mlp_bias"] = False
-    else:
+    if "window" in _SAID[family]:
         hf["sliding_window"] = cfg.window
-    if family in ("qwen2", "qwen3"):
+    if family in ("qwen2", "qwen3", "smollm3"):
         hf["use_sliding_window"] = cfg.window is not None
-    if family in ("qwen2", "qwen3", "gemma2", "gemma3"):
+    if "windowed" in _SAID[family]:
         local = cfg.windowed or (cfg.window is not None,) * cfg.layers
         hf["layer_types"] = [
             "sliding_attention" if windowed else "full_attention" for windowed in local
@@ -343,6 +383,13 @@ def config_to_hf(cfg: DecoderConfig, dtype: str, ids: Mapping[str, Any]) -> dict
         hf["final_logit_softcapping"] = cfg.logit_cap
     if family == "gemma3":
         hf["rope_local_base_freq"] = cfg.window_rope_base or cfg.rope_base
+    if family == "smollm3":
+        hf["no_rope_layers"] = [int(rotary) for rotary in cfg.rotary or (True,) * cfg.layers]
+    if family == "granite":
+        hf["attention_multiplier"] = float(cfg.query_scale or cfg.head_size) ** -0.5
+        hf["embedding_multiplier"] = cfg.embedding_scale
+        hf["residual_multiplier"] = cfg.residual_scale
+        hf["logits_scaling"] = cfg.logit_scale
     return hf
 
 

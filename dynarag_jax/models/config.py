@@ -20,7 +20,9 @@ import numpy as np
 
 Params = Mapping[str, Any]
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "olmo2", "granite"
+]
 
 Kernel = Literal["plain", "cudnn", "splash"]
 
@@ -63,6 +65,9 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     window_rope_base: float | None = None
     """rotary base of windowed layers, unscaled, where it differs from the others' (Gemma 3)"""
+    rotary: tuple[bool, ...] = ()
+    """which layers have rotary positions (SmolLM3 leaves them out of every fourth); empty means
+    all of them"""
     window: int | None = None
     """tokens a windowed layer looks back over, its own included (Mistral, Gemma)"""
     windowed: tuple[bool, ...] = ()
@@ -71,6 +76,8 @@ class DecoderConfig:
     """biases on query, key and value (Qwen2.5)"""
     qk_norm: bool = False
     """norms of each query and key head (Qwen3, Gemma 3)"""
+    qk_norm_joint: bool = False
+    """these norms are over all heads at once (OLMo 2), not over each"""
     query_scale: float | None = None
     """scores are divided by its root; None is head_size (query_pre_attn_scalar in Gemma)"""
     score_cap: float | None = None
@@ -80,10 +87,18 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     norm_offset: bool = False
     """norms multiply by one plus their weight (Gemma)"""
+    pre_norms: bool = True
+    """norms before attention and MLP; OLMo 2 has none"""
     post_norms: bool = False
-    """norms after attention and MLP as well, before the residual sum (Gemma)"""
+    """norms after attention and MLP, before the residual sum (Gemma, OLMo 2)"""
     scaled_embedding: bool = False
     """embeddings are multiplied by the root of the width (Gemma)"""
+    embedding_scale: float = 1.0
+    """embeddings are multiplied by it (embedding_multiplier in Granite)"""
+    residual_scale: float = 1.0
+    """what attention and MLP add to the residual stream is multiplied by it (Granite)"""
+    logit_scale: float = 1.0
+    """the logits are divided by it (logits_scaling in Granite)"""
     tied: bool = True
     """the output projection is the embedding's transpose"""
     positions: int = 4096
@@ -111,6 +126,8 @@ class DecoderConfig:
             raise ValueError(f"head_size = {self.head_size} must be even for rotary positions")
         if self.windowed and len(self.windowed) != self.layers:
             raise ValueError(f"windowed names {len(self.windowed)} layers of {self.layers}")
+        if self.rotary and len(self.rotary) != self.layers:
+            raise ValueError(f"rotary names {len(self.rotary)} layers of {self.layers}")
         if self.window is None and (any(self.windowed) or self.window_rope_base is not None):
             raise ValueError("windowed layers need a window")
 
@@ -131,7 +148,10 @@ def parameter_table(cfg: DecoderConfig) -> dict[str, Any]:
     # Residual outputs start smaller, so that the depth does not blow up the stream (GPT-2).
     out = 1.0 / math.sqrt(2 * cfg.layers)
     norm = Parameter((d,), ("width",), 0.0 if cfg.norm_offset else None)
-    head_norm = Parameter((k,), (None,), norm.scale)
+    query_norm = key_norm = Parameter((k,), (None,), norm.scale)
+    if cfg.qk_norm_joint:
+        query_norm = Parameter((h, k), ("heads", None), norm.scale)
+        key_norm = Parameter((g, k), ("kv_heads", None), norm.scale)
     layer = {
         "attention_norm": norm,
         "query": Parameter((d, h, k), ("embed", "heads", None), std),
@@ -148,9 +168,11 @@ def parameter_table(cfg: DecoderConfig) -> dict[str, Any]:
         layer["key_bias"] = Parameter((g, k), ("kv_heads", None), 0.0)
         layer["value_bias"] = Parameter((g, k), ("kv_heads", None), 0.0)
     if cfg.qk_norm:
-        layer |= {"query_norm": head_norm, "key_norm": head_norm}
+        layer |= {"query_norm": query_norm, "key_norm": key_norm}
     if cfg.post_norms:
         layer |= {"attention_post_norm": norm, "mlp_post_norm": norm}
+    if not cfg.pre_norms:
+        del layer["attention_norm"], layer["mlp_norm"]
     table: dict[str, Any] = {
         "embedding": Parameter((cfg.vocab, d), ("vocab", "embed"), std),
         "layers": stacked(layer, cfg.layers),
@@ -222,16 +244,23 @@ def attention_specs(cfg: DecoderConfig) -> tuple[AttentionSpec, AttentionSpec]:
     """What all layers share of ``AttentionSpec``, and what differs [L, ...]; None in the other."""
     freq = rope_frequencies(cfg)
     local = cfg.windowed or (cfg.window is not None,) * cfg.layers
+    shared, differing = AttentionSpec(None, None), AttentionSpec(None, None)
     if all(local) or not any(local):
         if local[0] and cfg.window_rope_base is not None:
             freq = _window_frequencies(cfg)
-        return AttentionSpec(cfg.window if local[0] else None, freq), AttentionSpec(None, None)
-    everything = np.iinfo(np.int32).max // 2
-    windows = np.where(local, cfg.window or everything, everything).astype(np.int32)
-    if cfg.window_rope_base is None:
-        return AttentionSpec(None, freq), AttentionSpec(windows, None)
-    freqs = np.where(np.array(local)[:, None], _window_frequencies(cfg), freq)
-    return AttentionSpec(None, None), AttentionSpec(windows, freqs)
+        shared = shared._replace(window=cfg.window if local[0] else None)
+    else:
+        everything = np.iinfo(np.int32).max // 2
+        windows = np.where(local, cfg.window or everything, everything).astype(np.int32)
+        differing = differing._replace(window=windows)
+        if cfg.window_rope_base is not None:
+            freq = np.where(np.array(local)[:, None], _window_frequencies(cfg), freq)
+    if cfg.rotary and not all(cfg.rotary):
+        # Positions that turn nothing: the rotation by frequency zero is exactly the identity.
+        freq = np.where(np.array(cfg.rotary)[:, None], freq, np.float32(0))
+    if freq.ndim == 1:
+        return shared._replace(freq=freq), differing
+    return shared, differing._replace(freq=freq)
 
 
 def _window_frequencies(cfg: DecoderConfig) -> np.ndarray:

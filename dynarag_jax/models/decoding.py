@@ -24,8 +24,10 @@ from dynarag_jax.models.layers import (
     embed,
     logits,
     norm,
+    output_embedding,
     project_qkv,
     ready,
+    score_rows,
     stacked_layers,
 )
 from dynarag_jax.models.lora import LowRank
@@ -249,7 +251,8 @@ def token_logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.A
     """Scores [S, N, V] in float32 of the tokens that follow, from hidden states [S, N, D]."""
     if not _weights_stay():
         return logits(cfg, params, hidden)
-    scores = logits(cfg, params, constrain(hidden, "rows", None, "embed"))
+    hidden = constrain(hidden, "rows", None, "embed")
+    scores = score_rows(cfg, hidden, output_embedding(cfg, params))
     return constrain(scores, "batch", None, "vocab")
 
 

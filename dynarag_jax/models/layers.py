@@ -20,8 +20,8 @@ from dynarag_jax.models import kernels
 from dynarag_jax.models.attention import KEPT, soft_cap
 from dynarag_jax.models.config import AttentionSpec, DecoderConfig, Params, attention_specs
 from dynarag_jax.models.lora import MATRICES, LowRank
-from dynarag_jax.models.products import matmul
-from dynarag_jax.sharding import constrain
+from dynarag_jax.models.products import matmul, vocabulary_scores
+from dynarag_jax.sharding import constrain, context_mesh
 
 LAYER_INPUT, PRODUCT = "layer_input", "product"
 """The names under which rematerialization knows what enters a layer, and its matrix products."""
@@ -40,13 +40,21 @@ _AXES = {
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: bool = False) -> jax.Array:
+def rms_norm(
+    x: jax.Array,
+    weight: jax.Array,
+    eps: float,
+    offset: bool = False,
+    axes: tuple[int, ...] = (-1,),
+) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467).
 
-    ``offset``: the factor is one plus the weight, and is applied before rounding, as Gemma does.
+    Args:
+      weight: of the shape of ``axes``, the axes of x that the norm is over.
+      offset: the factor is one plus the weight, and is applied before rounding, as Gemma does.
     """
     wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
     if offset:
         return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
     return (wide.astype(x.dtype) * weight.astype(x.dtype)).astype(x.dtype)
@@ -98,9 +106,11 @@ def ready(cfg: DecoderConfig, layer: Layer) -> Layer:
     return Layer(weights, layer.adapters, attention, layer.stays)
 
 
-def norm(cfg: DecoderConfig, x: jax.Array, weight: jax.Array) -> jax.Array:
+def norm(
+    cfg: DecoderConfig, x: jax.Array, weight: jax.Array, axes: tuple[int, ...] = (-1,)
+) -> jax.Array:
     """``rms_norm`` as the model has it."""
-    return rms_norm(x, weight, cfg.norm_eps, cfg.norm_offset)
+    return rms_norm(x, weight, cfg.norm_eps, cfg.norm_offset, axes)
 
 
 def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
@@ -139,10 +149,11 @@ def project_qkv(
       queries [..., T, H, K], rotated and scaled; keys, rotated, and values [..., T, G, K].
     """
     w, freq = layer.weights, layer.attention.freq
-    h = norm(cfg, x, w["attention_norm"])
+    h = norm(cfg, x, w["attention_norm"]) if cfg.pre_norms else x
     q, k, v = (_project(layer, name, h) for name in ("query", "key", "value"))
     if cfg.qk_norm:
-        q, k = norm(cfg, q, w["query_norm"]), norm(cfg, k, w["key_norm"])
+        axes = (-2, -1) if cfg.qk_norm_joint else (-1,)
+        q, k = norm(cfg, q, w["query_norm"], axes), norm(cfg, k, w["key_norm"], axes)
     scale = (cfg.query_scale or cfg.head_size) ** -0.5
     return rotate(q, positions, freq) * scale, rotate(k, positions, freq), v
 
@@ -167,11 +178,16 @@ def after_attention(
     """
     w = layer.weights
     h = _project(layer, "output", attended, axes=2)
-    x = x + (norm(cfg, h, w["attention_post_norm"]) if cfg.post_norms else h)
-    h = norm(cfg, x, w["mlp_norm"])
+    x = x + _added(cfg, h, w.get("attention_post_norm"))
+    h = norm(cfg, x, w["mlp_norm"]) if cfg.pre_norms else x
     h = _ACTIVATIONS[cfg.activation](_project(layer, "gate", h)) * _project(layer, "up", h)
-    h = _project(layer, "down", h)
-    return x + (norm(cfg, h, w["mlp_post_norm"]) if cfg.post_norms else h)
+    return x + _added(cfg, _project(layer, "down", h), w.get("mlp_post_norm"))
+
+
+def _added(cfg: DecoderConfig, h: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """What attention or MLP adds to the residual stream, after its norm where there is one."""
+    h = h if weight is None else norm(cfg, h, weight)
+    return h if cfg.residual_scale == 1 else h * jnp.asarray(cfg.residual_scale, h.dtype)
 
 
 def rematerialized(cfg: DecoderConfig, body: Any) -> Any:
@@ -212,7 +228,8 @@ def over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[Any
 def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """Token embeddings [..., D] of tokens [...]."""
     x = jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype)
-    return x * jnp.asarray(math.sqrt(cfg.width), cfg.dtype) if cfg.scaled_embedding else x
+    scale = cfg.embedding_scale * (math.sqrt(cfg.width) if cfg.scaled_embedding else 1.0)
+    return x if scale == 1 else x * jnp.asarray(scale, cfg.dtype)
 
 
 def last_hidden(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -228,11 +245,23 @@ def output_embedding(cfg: DecoderConfig, params: Params) -> jax.Array:
 
 def logits(cfg: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Scores over the vocabulary in float32: [..., D] -> [..., V]."""
-    return score_rows(cfg, hidden, output_embedding(cfg, params))
+    return score_rows(cfg, hidden, output_embedding(cfg, params), whole=True)
 
 
-def score_rows(cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array) -> jax.Array:
-    """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V]."""
+def score_rows(
+    cfg: DecoderConfig, hidden: jax.Array, rows: jax.Array, whole: bool = False
+) -> jax.Array:
+    """Scores in float32 of some rows of the output embedding: [..., D], [V, D] -> [..., V].
+
+    ``whole``: the rows are the embedding itself, as it lies on the mesh.
+    """
     *lead, width = hidden.shape
-    scores = matmul(hidden.reshape(-1, width), rows.T, jnp.float32).reshape(*lead, -1)
+    flat, mesh = hidden.reshape(-1, width), context_mesh()
+    if whole and mesh is not None and mesh.shape["fsdp"] > 1:
+        scores = vocabulary_scores(flat, rows)
+    else:
+        scores = matmul(flat, rows.T, jnp.float32)
+    scores = scores.reshape(*lead, -1)
+    if cfg.logit_scale != 1:
+        scores = scores / cfg.logit_scale
     return soft_cap(scores, cfg.logit_cap)

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynarag_jax.sharding import RULES, constrain, spec
+
 
 def matmul(x: jax.Array, w: jax.Array, out: Any = None) -> jax.Array:
     """``x @ w`` in the type of ``x``.
@@ -50,3 +52,47 @@ def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 _mixed.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def vocabulary_scores(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``x @ w.T`` in float32 on a mesh that cuts the vocabulary's matrix over fsdp.
+
+    The matrix travels, and each device makes its gradient from its own tokens. Left to itself, a
+    compiler may bring the gradient of all tokens' scores together on every device instead.
+
+    Args:
+      x: [T, D] hidden states, rows over the batch axes; w: [V, D], the embedding as it is stored.
+
+    Returns:
+      [T, V].
+    """
+    return jnp.matmul(x, _whole(x, w).T, preferred_element_type=jnp.float32)
+
+
+def _whole(x: jax.Array, w: jax.Array) -> jax.Array:
+    return constrain(w.astype(x.dtype), "vocab", None)
+
+
+def _scores_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
+    return vocabulary_scores(x, w), (x, w)
+
+
+def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    g = g.astype(x.dtype)
+
+    def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
+        dw = jnp.matmul(g.T, x, preferred_element_type=jnp.float32)
+        dw = jax.lax.psum_scatter(dw, RULES["embed"], scatter_dimension=1, tiled=True)
+        return jax.lax.psum(dw, RULES["rows"])
+
+    gradient = jax.shard_map(
+        own_tokens,
+        in_specs=(spec(("batch", "vocab")), spec(("batch", None))),
+        out_specs=spec(("vocab", "embed")),
+    )
+    return jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)
+
+
+vocabulary_scores.defvjp(_scores_forward, _scores_backward)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynarag_jax.exchange.decoders import load_decoder
+from dynarag_jax.exchange.decoders import config_to_hf, decoder_config, load_decoder, tensor_plan
+from dynarag_jax.exchange.tensors import write_tensors
+from dynarag_jax.files import write_json
 from dynarag_jax.models import decoder
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.sampling.sampler import Sampling, sample
@@ -71,6 +73,23 @@ FAMILIES = {
          "rope_parameters": {
              "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 2000.0},
              "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}},
+    ),
+    # As the smallest Gemma 3: one key head, and heads wider together than the model.
+    "gemma3-270m": (
+        "Gemma3TextConfig",
+        {"head_dim": 32, "num_key_value_heads": 1, "sliding_window": 8,
+         "query_pre_attn_scalar": 32, "layer_types": LOCAL},
+    ),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0], "tie_word_embeddings": True}),
+    "smollm3-window": (
+        "SmolLM3Config",
+        {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+    ),
+    "olmo2": ("Olmo2Config", {"tie_word_embeddings": False}),
+    "granite": (
+        "GraniteConfig",
+        {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+         "logits_scaling": 0.5, "tie_word_embeddings": True},
     ),
 }  # fmt: skip
 
@@ -138,6 +157,20 @@ def test_logits_and_layout(name, directories):
             np.testing.assert_allclose(prefilled[b, :n], expected[:n], atol=1e-4, rtol=0)
             np.testing.assert_allclose(predicted[b, i], expected[n - 1 : -1], atol=1e-4, rtol=0)
             np.testing.assert_allclose(extended[b, i], expected[n:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_written_is_the_model_that_was_read(name, directories, tmp_path):
+    """Configuration and tensors, out and read by transformers, and by us."""
+    cfg, params = load_decoder(directories[name])
+    config = config_to_hf(cfg, "float32", {"bos_token_id": 1, "eos_token_id": 2})
+    write_json(tmp_path / "config.json", config)
+    write_tensors(tmp_path, tensor_plan(cfg, params), "float32", 10**9)
+    assert decoder_config(tmp_path) == cfg
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    tokens = np.asarray(batch(cfg.vocab)[0])
+    expected = theirs(source_model(name), tokens)
+    np.testing.assert_allclose(theirs(model.eval(), tokens), expected, atol=1e-5)
 
 
 # One device, and a mesh data x fsdp x tensor of eight; all families on the mesh take minutes.

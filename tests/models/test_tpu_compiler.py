@@ -1,0 +1,77 @@
+"""A training step through the TPU's own compiler, which needs no TPU: libtpu describes one.
+
+Skipped where libtpu is not installed (``pip install libtpu``, the version that JAX's extra names).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.kernels import Platform
+from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.policy.logprobs import token_logps
+from dynarag_jax.sharding import make_mesh, named
+
+# A vocabulary so large beside the width, and so few tokens, that bringing the scores' gradient
+# together would send less than bringing the matrix together.
+CFG = DecoderConfig(
+    vocab=4096, width=1024, layers=1, heads=4, kv_heads=2, head_size=128, mlp=512,
+    dtype="bfloat16", remat="full", tied=False,
+)  # fmt: skip
+ROWS, PROMPT, BRANCHES, BRANCH = 8, 256, 2, 41
+
+
+@pytest.fixture
+def chips(monkeypatch):
+    """Four chips of a v5e, described."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: the step is not compiled for a TPU")
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5e-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+
+
+def test_a_step_for_tpus_brings_no_scores_together(chips):
+    mesh = make_mesh(1, 4, 1, devices=chips)
+    place = param_shardings(CFG, mesh)
+    shapes = jax.eval_shape(lambda key: decoder.init_params(CFG, key), jax.random.key(0))
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place
+    )
+    rows = [
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh, ("batch",)))
+        for shape in ((ROWS, PROMPT), (ROWS,), (ROWS, BRANCHES, BRANCH))
+    ]
+
+    def loss(params, trunk, lengths, branches):
+        _, hidden = decoder.trunk_and_branches(CFG, params, trunk, lengths, branches)
+        return token_logps(CFG, params, hidden, branches).unconstrained.mean()
+
+    with jax.set_mesh(mesh):
+        assert Platform.here() == Platform("tpu")
+        text = jax.jit(jax.grad(loss), out_shardings=place).lower(params, *rows).compile().as_text()
+    assert "splash" in text
+    made = re.findall(r"= \(?(?:f32|bf16)\[([\d,]+)\]\S* ([\w-]+)\(", text)
+    sizes = [(math.prod(map(int, shape.split(","))), operation) for shape, operation in made]
+    collectives = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    sent = [size for size, name in sizes if name.removesuffix("-start") in collectives]
+    assert sent
+    assert max(sent) <= max(x.size for x in jax.tree.leaves(shapes))
+    # Scores of all tokens by the vocabulary, and of all heads by all pairs of a prompt's positions.
+    scores = {ROWS * BRANCHES * BRANCH * CFG.vocab, ROWS * CFG.heads * PROMPT * PROMPT}
+    assert not scores & {size for size, _ in sizes}

@@ -12,14 +12,14 @@ import pytest
 from dynarag_jax.models import decoder, decoding
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
-from dynarag_jax.sampling.pool import Pool, Shape
+from dynarag_jax.sampling.pool import Pool, PoolShape
 from dynarag_jax.sampling.sampler import Mode, decode
 from dynarag_jax.sharding import make_mesh
 
 CFG = DecoderConfig(
     vocab=512, width=256, layers=3, heads=8, kv_heads=4, head_size=32, mlp=512, positions=64
 )
-MODE = Mode(lists=False, free=True, random=True, filters=False)
+MODE = Mode(constrained=False, unconstrained=True, random=True, filters=False)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
@@ -28,7 +28,7 @@ def test_a_turn_copies_no_weights_and_gathers_none(sizes):
     place = param_shardings(CFG, mesh)
     init = jax.jit(lambda key: decoder.init_params(CFG, key), out_shardings=place)
     params = init(jax.random.key(0))
-    pool = Pool(CFG, mesh, Shape(8, 8, 2, 32, 8, 1), None, 32)
+    pool = Pool(CFG, mesh, PoolShape(8, 8, 2, 32, 8, 1), None, 32)
     pool.reset()
     with jax.set_mesh(mesh):
         arrays = jax.jit(decoding.unstack, static_argnums=0)(CFG, params)

@@ -22,6 +22,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.records import read_rollouts
+from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
 from dynarag_jax.training.config import Stream, StreamShape, Train
@@ -94,6 +95,7 @@ def run(context: Context, stage: Feedback) -> None:
     if stage.reference:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
+    say_leakage(context, [stage.questions])
     questions = read_questions(context.path(stage.questions), context.log)
     rollouts = read_rollouts(rollouts_path)
     given = asked(rollouts, questions, str(rollouts_path), stage.questions)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
+from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.training.config import Stream, StreamShape, Train
 from dynarag_jax.training.instructions import read_instructions
@@ -69,6 +70,7 @@ def run(context: Context, stage: Sft) -> None:
     if stage.instruction_file:
         paths["instructions"] = context.path(stage.instruction_file)
     context.manifest(inputs=paths)
+    say_leakage(context, [stage.questions, *stage.mixture])
     start = start_stage(context, stage)
     maker = example_maker(stage, start, context.token_cache)
 

@@ -1,4 +1,4 @@
-"""Pointwise relevance: each passage scored against its question by MonoT5 or a cross-encoder.
+"""Pointwise relevance: each passage scored by MonoT5, a cross-encoder or Qwen3-Reranker.
 
 This is the expert of DynamicRAG (arXiv 2505.07233): the passages that MonoT5 (arXiv 2003.06713)
 scores above a threshold, best first, at most so many.
@@ -16,12 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange import qwen_reranker
 from dynarag_jax.exchange.cross_encoders import ARCHITECTURES, load_cross_encoder
+from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.t5 import load_t5, monot5_text, monot5_tokens
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import JsonlAppender, PathLike, read_json, read_jsonl
+from dynarag_jax.models import decoder
 from dynarag_jax.models.batching import Batches, Rows
+from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
 from dynarag_jax.records import Question
@@ -47,7 +51,7 @@ class Scorer:
       weights: multiplications a token takes, about.
     """
 
-    kind: Literal["MonoT5", "cross-encoder"]
+    kind: Literal["MonoT5", "cross-encoder", "Qwen3-Reranker"]
     columns: Callable[[Sequence[Pair]], list[Rows]]
     run: Callable[..., jax.Array]
     params: Any
@@ -58,7 +62,7 @@ class Scorer:
 def load_scorer(
     source: PathLike, dtype: Literal["float32", "bfloat16"] = "float32", longest: int = 512
 ) -> Scorer:
-    """Read a MonoT5 or a cross-encoder with one logit from a directory or hub id.
+    """Read a MonoT5, a cross-encoder with one logit or a Qwen3-Reranker.
 
     Args:
       dtype: type of weights and activations.
@@ -75,9 +79,12 @@ def load_scorer(
         return _monot5(directory, dtype, longest)
     if found in ARCHITECTURES:
         return _cross_encoder(directory, dtype, longest)
+    if found == "Qwen3ForCausalLM":
+        return _yes_or_no(directory, dtype, longest)
     raise InputError(
         f"{source}: architecture {found!r} scores no pairs of texts here; supported: "
-        f"T5ForConditionalGeneration (MonoT5), {', '.join(ARCHITECTURES)}"
+        f"T5ForConditionalGeneration (MonoT5), Qwen3ForCausalLM (Qwen3-Reranker), "
+        f"{', '.join(ARCHITECTURES)}"
     )
 
 
@@ -129,6 +136,35 @@ def _cross_encoder(
     size = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
     return Scorer(
         "cross-encoder", columns, functools.partial(_compare, cfg), model.params, longest, size
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "yes", "no"))
+def _affirm(
+    cfg: DecoderConfig, yes: int, no: int, params: Params, tokens: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    lengths = jnp.maximum(lengths, 1)
+    hidden, _ = decoder.prefill(cfg, params, tokens, lengths)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    logits = decoder.logits(cfg, params, last)[:, 0]
+    return jax.nn.sigmoid(logits[:, yes] - logits[:, no])
+
+
+def _yes_or_no(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> Scorer:
+    cfg, params = load_decoder(directory, dtype, dtype=dtype)
+    tokenizer = load_tokenizer(directory)
+    yes, no = qwen_reranker.verdicts(tokenizer)
+    # The prompt's own words come on top of the pair's.
+    frame = len(qwen_reranker.prompts(tokenizer, [("", "")], 1 << 20)[0])
+    longest = min(longest + frame, cfg.positions)
+
+    def columns(pairs: Sequence[Pair]) -> list[Rows]:
+        return [qwen_reranker.prompts(tokenizer, pairs, longest)]
+
+    heads = 2 * (cfg.heads + cfg.kv_heads) * cfg.head_size
+    size = cfg.layers * cfg.width * (heads + 3 * cfg.mlp)
+    return Scorer(
+        "Qwen3-Reranker", columns, functools.partial(_affirm, cfg, yes, no), params, longest, size
     )
 
 

@@ -9,7 +9,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.tokenizers import train_bpe
 from dynarag_jax.records import Passage, Question
+from dynarag_jax.retrieval.embed import passage_text
 from dynarag_jax.retrieval.relevance import above, load_scorer, score_questions
 
 from .conftest import WORDS
@@ -141,6 +143,53 @@ def test_a_cross_encoder_scores_every_candidate(cross_encoder, questions):
     np.testing.assert_allclose(scores_of(scorer, questions), expected, atol=1e-5)
     half = scores_of(load_scorer(where, "bfloat16"), questions)
     np.testing.assert_allclose(half, expected, atol=0.05)
+
+
+def qwen_reranker(where):
+    """A tiny Qwen3 with a byte-level tokenizer that knows the reranker's markers and words."""
+    train_bpe(["yes no Query Document"], where, 300)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+    markers = ["<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    tokenizer.add_tokens(["<think>", "</think>", "yes", "no"])
+    tokenizer.save_pretrained(where)
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, intermediate_size=48, initializer_range=0.3,
+        max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    model.save_pretrained(where)
+    return model, tokenizer
+
+
+def test_qwen3_reranker_scores_every_candidate_as_its_model_card_does(questions, tmp_path):
+    model, tokenizer = qwen_reranker(tmp_path / "model")
+    scorer = load_scorer(tmp_path / "model")
+    found = {q.id: s for q, s in score_questions(scorer, questions)}
+    assert scorer.kind == "Qwen3-Reranker"
+    prefix = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
+        'and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+        "<|im_start|>user\n"
+    )
+    suffix = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    for question in questions:
+        for passage, score in zip(question.passages, found[question.id], strict=True):
+            body = (
+                f"<Instruct>: {task}\n<Query>: {question.text}\n<Document>: {passage_text(passage)}"
+            )
+            parts = (
+                tokenizer(t, add_special_tokens=False).input_ids for t in (prefix, body, suffix)
+            )
+            before, middle, behind = parts
+            tokens = torch.tensor([[*before, *middle[:512], *behind]])
+            with torch.no_grad():
+                logits = model(tokens).logits[0, -1, [no, yes]]
+            assert score == pytest.approx(float(torch.log_softmax(logits, 0).exp()[1]), abs=1e-5)
 
 
 def test_the_list_is_what_scores_above_the_threshold_best_first():

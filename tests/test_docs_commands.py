@@ -324,3 +324,19 @@ def test_enough_commands_are_checked():
     assert {"README.md", "docs/running-on-pods.md", "docs/benchmarks.md"} <= pages
     with_commands = [path for path in CODE if path.startswith(("train/", "eval/"))]
     assert {p for p in with_commands if not p.endswith("__init__.py")} <= pages
+
+
+def test_the_api_pages_name_what_is_there():
+    """``make docs`` would fail; this says so without it."""
+    pages = sorted((ROOT / "docs/api").glob("*.md"))
+    names = [n for page in pages for n in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
+    assert len(names) > 50
+    for name in names:
+        path = ROOT / name.replace(".", "/")
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            continue
+        module, _, defined = name.rpartition(".")
+        text = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+        assert re.search(rf"^(class|def) {defined}\b", text, re.M), f"there is no {name}"
+    shown = (ROOT / "mkdocs.yml").read_text()
+    assert not [page.name for page in pages if f"api/{page.name}" not in shown]

@@ -187,5 +187,9 @@ def why_empty(question: Question) -> str:
     if question.expert:
         return ""
     if question.expert_source == "answer":
-        return "empty: no candidate contains an answer"
-    return "empty: nothing is needed" if not question.gold else "empty: what is needed is missing"
+        return "an empty list: no candidate contains an answer"
+    return (
+        "an empty list: nothing is needed"
+        if not question.gold
+        else "an empty list: what is needed is missing"
+    )

@@ -166,9 +166,9 @@ def test_empty_lists_have_a_reason():
     }
     assert whys == {
         "",
-        "empty: nothing is needed",
-        "empty: what is needed is missing",
-        "empty: no candidate contains an answer",
+        "an empty list: nothing is needed",
+        "an empty list: what is needed is missing",
+        "an empty list: no candidate contains an answer",
     }
 
 

@@ -369,7 +369,11 @@ def _unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:
 
 
 def stream_questions(path: PathLike) -> Iterator[Question]:
-    """Read a question file one by one; InputError on the first line that is no valid question."""
+    """Read a file of our own layout; ``data.reading`` reads those of every known format.
+
+    Raises:
+      InputError: on the first line that is no valid question.
+    """
     rows = ((n, question_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
     return _unique(rows, path)
 
@@ -379,43 +383,9 @@ def read_questions(path: PathLike) -> list[Question]:
     return list(stream_questions(path))
 
 
-def read_valid_questions(path: PathLike) -> tuple[list[Question], list[tuple[str, str]]]:
-    """Read a question file past its bad questions.
-
-    Returns:
-      the valid questions, and of each other line an id (``line N`` where it has none) and what is
-      wrong. A line that is not JSON is an InputError all the same: then the file is damaged.
-    """
-    questions: list[Question] = []
-    wrong: list[tuple[str, str]] = []
-    seen: dict[str, int] = {}
-    for number, value in read_jsonl(path):
-        named = value.get("id")
-        name = str(named) if isinstance(named, str | int) and named != "" else f"line {number}"
-        try:
-            question = question_from_json(value, f"{path}:{number}")
-        except InputError as error:
-            wrong.append((name, str(error)))
-            continue
-        if question.id in seen:
-            first = seen[question.id]
-            reason = f"{path}:{number}: field 'id' repeats '{question.id}' of line {first}"
-            wrong.append((f"line {number}", reason))
-            continue
-        seen[question.id] = number
-        questions.append(question)
-    return questions, wrong
-
-
 def write_questions(path: PathLike, questions: Iterable[Question]) -> int:
     """Write a question file atomically; return the number of questions."""
     return write_jsonl(path, (question_to_json(q) for q in questions))
-
-
-def read_passages(path: PathLike) -> list[Passage]:
-    """Read a corpus file ``{"id", "title", "text"}`` a line; InputError on the first bad line."""
-    rows = ((n, passage_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
-    return list(_unique(rows, path))
 
 
 def write_passages(path: PathLike, passages: Iterable[Passage]) -> int:

@@ -39,7 +39,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Scorer:
+class PairScorer:
     """A model that says how likely it is that a passage is relevant to a question.
 
     Attributes:
@@ -61,7 +61,7 @@ class Scorer:
 
 def load_scorer(
     source: PathLike, dtype: Literal["float32", "bfloat16"] = "float32", longest: int = 512
-) -> Scorer:
+) -> PairScorer:
     """Read a MonoT5, a cross-encoder with one logit or a Qwen3-Reranker.
 
     Args:
@@ -96,7 +96,7 @@ def _judge(
     return jnp.exp(monot5_scores(cfg, params, tokens, jnp.maximum(lengths, 1), true, false))
 
 
-def _monot5(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> Scorer:
+def _monot5(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> PairScorer:
     cfg, params = load_t5(directory, param_dtype=dtype, dtype=dtype)
     tokenizer = load_tokenizer(directory)
     true, false = monot5_tokens(tokenizer)
@@ -108,7 +108,7 @@ def _monot5(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest:
         return [[r if len(r) <= longest else [*r[: longest - len(ending)], *ending] for r in rows]]
 
     size = cfg.layers * cfg.width * (4 * cfg.heads * cfg.head_size + (2 + cfg.gated) * cfg.mlp)
-    return Scorer(
+    return PairScorer(
         "MonoT5", columns, functools.partial(_judge, cfg, true, false), params, longest, size
     )
 
@@ -122,7 +122,7 @@ def _compare(
 
 def _cross_encoder(
     directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int
-) -> Scorer:
+) -> PairScorer:
     model = load_cross_encoder(directory, dtype)
     cfg = model.config
     longest = min(longest, cfg.positions)
@@ -134,7 +134,7 @@ def _cross_encoder(
         return [[pair.ids for pair in found], types]
 
     size = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
-    return Scorer(
+    return PairScorer(
         "cross-encoder", columns, functools.partial(_compare, cfg), model.params, longest, size
     )
 
@@ -150,7 +150,7 @@ def _affirm(
     return jax.nn.sigmoid(logits[:, yes] - logits[:, no])
 
 
-def _yes_or_no(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> Scorer:
+def _yes_or_no(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> PairScorer:
     cfg, params = load_decoder(directory, dtype, dtype=dtype)
     tokenizer = load_tokenizer(directory)
     yes, no = qwen_reranker.verdicts(tokenizer)
@@ -163,13 +163,13 @@ def _yes_or_no(directory: PathLike, dtype: Literal["float32", "bfloat16"], longe
 
     heads = 2 * (cfg.heads + cfg.kv_heads) * cfg.head_size
     size = cfg.layers * cfg.width * (heads + 3 * cfg.mlp)
-    return Scorer(
+    return PairScorer(
         "Qwen3-Reranker", columns, functools.partial(_affirm, cfg, yes, no), params, longest, size
     )
 
 
 def score_questions(
-    scorer: Scorer,
+    scorer: PairScorer,
     questions: Sequence[Question],
     *,
     batch_tokens: int | None = None,
@@ -196,7 +196,7 @@ def score_questions(
 
 
 def score_once(
-    scorer: Scorer,
+    scorer: PairScorer,
     questions: Sequence[Question],
     output: PathLike,
     progress: Callable[[int], object] = lambda n: None,

@@ -25,7 +25,7 @@ from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
-from dynarag_jax.retrieval.relevance import Scorer, load_scorer
+from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
 from dynarag_jax.stages.common.scores import score_once
 
@@ -84,7 +84,7 @@ def label_files(
     context: Context,
     stage: Label,
     paths: Sequence[Path],
-    scorer: Scorer | None,
+    scorer: PairScorer | None,
     judge: Judge | None,
 ) -> None:
     """Label each file by what the stage asks for; a question without candidates has no list."""

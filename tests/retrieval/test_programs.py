@@ -23,7 +23,6 @@ from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import (
     Passage,
     Question,
-    read_passages,
     read_questions,
     write_passages,
     write_questions,
@@ -31,7 +30,7 @@ from dynarag_jax.records import (
 from dynarag_jax.retrieval import materials as wiring
 from dynarag_jax.retrieval import search as searching
 from dynarag_jax.retrieval.bm25 import Bm25Config
-from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
 from dynarag_jax.retrieval.fusion import Fusion
 from dynarag_jax.retrieval.index import ExactIndex, IndexConfig
 from dynarag_jax.retrieval.shards import open_vectors
@@ -243,7 +242,7 @@ def test_a_corpus_that_changes(place, bert_directory):
     go("changed", update=change)
     assert everything("run/embed/vectors") == before
     # As if the changed corpus had been embedded and indexed at once.
-    old = read_passages("a.jsonl") + read_passages("b.jsonl")
+    old = list(read_corpus(CorpusConfig(("a.jsonl", "b.jsonl"))))
     left = [p for p in old if p.id not in ("p0", "p5", "p69")] + new
     write_passages(place / "left.jsonl", left)
     fields = {"questions": ("q.jsonl",), "encoder": encoder, "passages": 9}
@@ -294,7 +293,7 @@ def test_an_index_in_shards_finds_the_same(place, bert_directory, source):
 
 CONFIG = """
 from dynarag_jax.config import Run
-from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
 from dynarag_jax.stages.index import BuildIndex
 from dynarag_jax.stages.embed import Embed
 from dynarag_jax.stages.retrieve import Retrieve

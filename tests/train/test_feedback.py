@@ -16,7 +16,8 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.options import load_config
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
-from dynarag_jax.records import read_passages, read_questions, read_rollouts, write_questions
+from dynarag_jax.records import read_questions, read_rollouts, write_questions
+from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
 
 pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences covers the parts
 
@@ -60,7 +61,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """A small model and its rollouts, over candidates put together here."""
     stages = Stages(tmp_path_factory.mktemp("runs") / "small")
     assert stages("facts")
-    passages = read_passages(stages.directory / "facts" / "corpus.jsonl")
+    corpus = CorpusConfig((str(stages.directory / "facts" / "corpus.jsonl"),))
+    passages = list(read_corpus(corpus))
     by_id, rng, questions = {p.id: p for p in passages}, random.Random(0), []
     for question in read_questions(stages.directory / "facts" / "train.jsonl"):
         gold = [by_id[i] for i in question.gold or ()]

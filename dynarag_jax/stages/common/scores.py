@@ -12,7 +12,7 @@ from dynarag_jax.retrieval import relevance
 
 def score_once(
     context: Context,
-    scorer: relevance.Scorer,
+    scorer: relevance.PairScorer,
     output: Path,
     what: str,
     questions: Sequence[Question],

@@ -150,7 +150,9 @@ def _affirm(
     return jax.nn.sigmoid(logits[:, yes] - logits[:, no])
 
 
-def _yes_or_no(directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int) -> PairScorer:
+def _yes_or_no(
+    directory: PathLike, dtype: Literal["float32", "bfloat16"], longest: int
+) -> PairScorer:
     cfg, params = load_decoder(directory, dtype, dtype=dtype)
     tokenizer = load_tokenizer(directory)
     yes, no = qwen_reranker.verdicts(tokenizer)

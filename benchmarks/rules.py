@@ -27,7 +27,7 @@ from dynarag_jax.metrics.intervals import bootstrap
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.records import Question
-from dynarag_jax.retrieval.relevance import Scorer, load_scorer, score_questions
+from dynarag_jax.retrieval.relevance import PairScorer, load_scorer, score_questions
 
 SETS = {
     "hotpotqa": ("hotpot-distractor-new.jsonl.gz", "hotpot-dev-distractor.first100.jsonl.gz"),
@@ -43,7 +43,7 @@ def usable(path: Path, dataset: str) -> list[Question]:
     return [q for q in found if q.passages and q.gold is not None]
 
 
-def scored(scorer: Scorer, questions: Sequence[Question], cache: Path) -> Scored:
+def scored(scorer: PairScorer, questions: Sequence[Question], cache: Path) -> Scored:
     """The questions with the scores of their candidates, from a file where they stand."""
     with JsonlAppender(cache) as rows:
         todo = [q for q in questions if q.id not in rows.done]
@@ -54,7 +54,7 @@ def scored(scorer: Scorer, questions: Sequence[Question], cache: Path) -> Scored
 
 
 def read(
-    data: Path, cache: Path, scorer: Scorer, limit: int, sets: Sequence[str]
+    data: Path, cache: Path, scorer: PairScorer, limit: int, sets: Sequence[str]
 ) -> dict[str, tuple[Scored, Scored]]:
     """For each set the questions to tune on and those to evaluate."""
     found = {}

@@ -244,10 +244,13 @@ def answer_prompt(
     )  # fmt: skip
 
 
-def answer_tokens(tokenizer: ChatTokenizer, answer: str, limit: int) -> list[int]:
-    """Target tokens of an answer, end-of-text included, cut to ``limit``."""
+def answer_tokens(tokenizer: ChatTokenizer, answer: str, limit: int | None = None) -> list[int]:
+    """Target tokens of an answer, end-of-text included; of a longer one the first ``limit``.
+
+    What is cut has no end: who learned from it to end would stop in the middle of a sentence.
+    """
     ids = list(tokenizer(without_markers(answer, tokenizer), add_special_tokens=False)["input_ids"])
-    return [*ids[: limit - 1], tokenizer.eos_token_id]
+    return [*ids, tokenizer.eos_token_id][:limit]
 
 
 def decode_answer(tokenizer: ChatTokenizer, tokens: Sequence[int], ends: Sequence[int] = ()) -> str:

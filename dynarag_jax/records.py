@@ -106,7 +106,7 @@ class Trajectory:
       weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
         under the policy: the sum of weight times f over the lists; None of other lists.
       missing: terms of the reward that could not be had (a judge's, say) and are in ``reward``
-        with nothing; such a reward is to be compared with none.
+        with nothing, or ``reward`` itself; such a reward is to be compared with none.
     """
 
     list: tuple[int, ...]
@@ -155,6 +155,8 @@ class Rollout:
       reference: fingerprint of the weights behind ``reference_logp``.
       tokenizer: fingerprint of the tokenizer they were computed with.
       prompt: fingerprint of the reranker's prompt they were computed for.
+      max_list: the longest list of the grammar they were computed under; 0 is not on record.
+      dtype: the type of the activations they were computed in; empty is not on record.
       answers: what preference training of the generator needs, where it was asked for.
     """
 
@@ -166,6 +168,8 @@ class Rollout:
     tokenizer: str = ""
     prompt: str = ""
     answers: Answers | None = None
+    max_list: int = 0
+    dtype: str = ""
 
 
 # ---------------------------------------------------------------------------- reading
@@ -266,18 +270,23 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
     if wrong:
         raise InputError(f"{where}: field 'list' {wrong}")
     terms = Fields(f"{where}: terms", fields.mapping("terms"))
+    missing = fields.strings("missing") if fields.has("missing") else ()
+    # A reward function may say nothing: that is no reward of 0.
+    unsaid = [name for name in terms.values if not terms.has(name)]
+    if not fields.has("reward"):
+        unsaid.append("reward")
     return Trajectory(
         list=ids,
         count=fields.integer("count", 1, least=1),
         answer=fields.string("answer", default="", blank=True),
-        terms={name: terms.number(name) or 0.0 for name in terms.values},
+        terms={name: terms.number(name) or 0.0 for name in terms.values if terms.has(name)},
         reward=fields.number("reward", 0.0) or 0.0,
         logp=fields.number("logp", 0.0) or 0.0,
         reference_logp=fields.number("reference_logp", 0.0) or 0.0,
         logps=fields.numbers("logps"),
         reference_logps=fields.numbers("reference_logps"),
         weight=fields.number("weight"),
-        missing=fields.strings("missing") if fields.has("missing") else (),
+        missing=tuple(dict.fromkeys([*missing, *unsaid])),
     )
 
 
@@ -311,13 +320,22 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
     """Read one rollout; raise InputError naming ``where`` and the field."""
     fields = Fields(where, value)
     shown = fields.integer("shown", 0, least=0)
+    trajectories = tuple(
+        _trajectory_from_json(item, f"{where}: trajectories[{i}]", shown)
+        for i, item in enumerate(fields.objects("trajectories"))
+    )
+    first: dict[tuple[int, ...], int] = {}
+    for i, t in enumerate(trajectories):
+        if t.list in first:
+            raise InputError(
+                f"{where}: trajectories[{i}] repeats the list {list(t.list)} of "
+                f"trajectories[{first[t.list]}]; give each list once, with its count"
+            )
+        first[t.list] = i
     return Rollout(
         id=fields.string("id"),
         shown=shown,
-        trajectories=tuple(
-            _trajectory_from_json(item, f"{where}: trajectories[{i}]", shown)
-            for i, item in enumerate(fields.objects("trajectories"))
-        ),
+        trajectories=trajectories,
         policy=fields.string("policy"),
         reference=fields.string("reference"),
         tokenizer=fields.string("tokenizer", default="", blank=True),
@@ -325,6 +343,8 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         answers=_answers_from_json(fields.mapping("answers"), f"{where}: answers", shown)
         if fields.has("answers")
         else None,
+        max_list=fields.integer("max_list", 0, least=0),
+        dtype=fields.string("dtype", default="", blank=True),
     )
 
 
@@ -337,6 +357,8 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "reference": rollout.reference,
         "tokenizer": rollout.tokenizer,
         "prompt": rollout.prompt,
+        **({"max_list": rollout.max_list} if rollout.max_list else {}),
+        **({"dtype": rollout.dtype} if rollout.dtype else {}),
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
     } | ({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {})
 

@@ -92,9 +92,11 @@ ROLLOUTS = st.builds(
     Rollout,
     id=WORD,
     shown=st.just(5),
-    trajectories=st.lists(TRAJECTORIES, max_size=3).map(tuple),
+    trajectories=st.lists(TRAJECTORIES, max_size=3, unique_by=lambda t: t.list).map(tuple),
     policy=WORD,
     reference=WORD,
+    max_list=st.integers(0, 9),
+    dtype=st.sampled_from(["", "float32", "bfloat16"]),
 )
 
 
@@ -248,6 +250,10 @@ ROLLOUT = {
         ({"trajectories": [{"list": [], "reward": "x"}]}, "field 'reward' must be a finite number"),
         ({"trajectories": [{"list": [], "count": 0}]}, "field 'count' must be 1 or more"),
         (
+            {"trajectories": [{"list": [2]}, {"list": []}, {"list": [2], "reward": 1}]},
+            "trajectories[2] repeats the list [2] of trajectories[0]; give each list once",
+        ),
+        (
             {"trajectories": [{"list": [], "terms": {"em": "x"}}]},
             "trajectories[0]: terms: field 'em' must be a finite number",
         ),
@@ -261,6 +267,24 @@ def test_rollouts_that_are_wrong_are_named(tmp_path, fields, message):
         read_rollouts(path)
     assert str(error.value).startswith(f"{path}:1: ")
     assert message in str(error.value)
+
+
+def test_rewards_that_say_nothing_are_missing_not_zero(tmp_path):
+    lists = [
+        {"list": [1], "reward": None},
+        {"list": [2]},
+        {"list": [], "reward": 0.5, "terms": {"em": 0.5, "judge": None}},
+        {"list": [1, 2], "reward": 0, "missing": ["judge"]},
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(ROLLOUT | {"trajectories": lists}))
+    (rollout,) = read_rollouts(path)
+    null, absent, term, said = rollout.trajectories
+    assert null.missing == absent.missing == ("reward",)
+    assert term.missing == said.missing == ("judge",)
+    assert term.terms == {"em": 0.5} and term.reward == 0.5
+    write_jsonl(path, [rollout_to_json(rollout)])
+    assert read_rollouts(path) == [rollout]
 
 
 def test_tasks_and_lists():

@@ -34,6 +34,7 @@ class Example:
       ranking: the expert's 1-based ids, best first, for listwise supervision.
       dropped: passages that did not fit the prompt, from the end of the list.
       dropped_ids: ids of the expert's list that cannot be imitated: not shown, or one too many.
+      dropped_tokens: tokens of answers beyond the longest answer, their ends included.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Example:
     ranking: Sequence[int] = ()
     dropped: int = 0
     dropped_ids: int = 0
+    dropped_tokens: int = 0
 
 
 class Batch(NamedTuple):
@@ -82,6 +84,8 @@ class Batch(NamedTuple):
     """[B] passages that did not fit the prompt"""
     dropped_ids: Any
     """[B] ids of the expert's list that cannot be imitated"""
+    dropped_tokens: Any
+    """[B] tokens of answers beyond the longest answer"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         np.zeros((b, shape.ids), np.float32),
         np.zeros(b, np.int32),
         np.zeros(b, np.int32),
+        np.zeros(b, np.int32),
     )
     for row, example in enumerate(examples):
         longest = max(map(len, example.branches), default=0)
@@ -167,6 +172,7 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         batch.preferred[row] = example.preferred
         batch.dropped[row] = example.dropped
         batch.dropped_ids[row] = example.dropped_ids
+        batch.dropped_tokens[row] = example.dropped_tokens
         for place, i in enumerate(example.ranking):
             batch.relevance[row, i - 1] = len(example.ranking) - place
     return batch

@@ -161,10 +161,12 @@ class ExampleMaker:
         if not question.answers:
             raise InputError(f"question '{question.id}' has no answer to train the generator on")
         prompt = self.answer_prompt(question, chosen)
-        target = answer_tokens(self.tokenizer, question.answers[0], self.prompts.answer_tokens)
+        whole = answer_tokens(self.tokenizer, question.answers[0])
+        target = whole[: self.prompts.answer_tokens]
         return Example(
             id=question.id,
             prompt=prompt.tokens,
             branches=(target,),
             dropped=len(chosen) - prompt.shown,
+            dropped_tokens=len(whole) - len(target),
         )

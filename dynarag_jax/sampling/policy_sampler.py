@@ -12,7 +12,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Params
-from dynarag_jax.policy.batches import BatchShape, Example, collate, place
+from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import Grammar, read_list
 from dynarag_jax.policy.model import Policy, label_grammar
@@ -26,9 +26,12 @@ from dynarag_jax.sampling.pool import free_bytes, local_part
 from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import Found, make_search
-from dynarag_jax.sharding import batch_shards
+from dynarag_jax.sharding import batch_shards, local_size
 
 Chosen = tuple[int, ...]
+
+SCORES = 1 << 28
+"""Scores of attention that a device holds at once while given branches are scored: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -301,13 +304,25 @@ class PolicySampler:
         p = self.prompts
         return self._logps(examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens)
 
+    def _scored_at_once(self, length: int, branches: int, longest: int) -> int:
+        """How many of this process's prompts are scored at once: as many as attention leaves room.
+
+        Branches over a long prompt have [heads, branches, tokens, prompt] scores each.
+        """
+        mesh, cfg = self.policy.mesh, self.policy.cfg
+        with jax.set_mesh(mesh):
+            heads = local_size(cfg.heads, "heads")
+        rows = max(1, SCORES // (heads * branches * longest * (length + longest)))
+        here = len(process_rows(mesh, batch_shards(mesh)))
+        return min(self.batch // self.team.count, rows * here)
+
     def _logps(
         self, examples: Sequence[Example], lengths: Sequence[int], branches: int, longest: int
     ) -> list[list[tuple[float, ...]]]:
         results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         padding = Example("", [0], ([self.policy.spelling.end],), supervised=())
-        share = self.batch // self.team.count
         for length in lengths:
+            share = self._scored_at_once(length, branches, longest)
             indices = [
                 i for i, e in enumerate(examples)
                 if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)

@@ -41,13 +41,15 @@ def _list_logps(
 
 
 def stamped(sampler: PolicySampler, question: Question, rollout: Rollout) -> Rollout:
-    """The rollout with what its log-probabilities depend on: the tokenizer and the prompt."""
+    """The rollout with what its log-probabilities depend on beside the weights."""
     prompt = sampler.maker.rerank_prompt(question)
     return replace(
         rollout,
         shown=prompt.shown,
         tokenizer=tokenizer_fingerprint(sampler.policy.tokenizer),
         prompt=fingerprint(list(prompt.tokens)),
+        max_list=min(sampler.prompts.max_list, sampler.prompts.ids),
+        dtype=sampler.policy.cfg.dtype,
     )
 
 

@@ -112,7 +112,14 @@ def run(context: Context, stage: Feedback) -> None:
     else:
         reference = where = ""
     start = start_stage(context, stage)
-    expected = Expected(rollouts_path, reference, where, tokenizer_fingerprint(start.tokenizer))
+    expected = Expected(
+        rollouts_path,
+        reference,
+        where,
+        tokenizer_fingerprint(start.tokenizer),
+        min(stage.prompts.max_list, stage.prompts.ids),
+        start.cfg.dtype,
+    )
     maker = example_maker(stage, start, context.token_cache)
 
     def examples(kind: str) -> tuple[list[RankedRollout], Callable[[int, int], Example]]:

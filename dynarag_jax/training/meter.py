@@ -23,7 +23,8 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
 
     Returns:
       per stream ``tokens`` that are real, the ``positions`` they are padded to, and what was cut:
-      ``dropped_passages`` that did not fit their prompts and ``dropped_ids`` of experts' lists.
+      ``dropped_passages`` that did not fit their prompts, ``dropped_ids`` of experts' lists and
+      ``dropped_tokens`` of answers longer than an answer may be.
     """
     found = {}
     for name, batch in batches.items():
@@ -33,6 +34,7 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
             f"{name}/positions": jnp.float32(batch.trunk.size + batch.branches.size),
             f"{name}/dropped_passages": batch.dropped.sum().astype(jnp.float32),
             f"{name}/dropped_ids": batch.dropped_ids.sum().astype(jnp.float32),
+            f"{name}/dropped_tokens": batch.dropped_tokens.sum().astype(jnp.float32),
         }
     return found
 

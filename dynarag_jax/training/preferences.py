@@ -104,6 +104,10 @@ class Expected:
     """where these weights are, for messages"""
     tokenizer: str
     """fingerprint of the tokenizer that is trained with"""
+    max_list: int
+    """the longest list of the grammar that is trained under"""
+    dtype: str
+    """type of the activations in training"""
 
 
 def check_rollouts(
@@ -147,6 +151,20 @@ def check_rollouts(
                 f"({rollout.tokenizer or 'none on record'}, this one is {expected.tokenizer}); "
                 f"{MEND}"
             )
+        if not answers and rollout.max_list != expected.max_list:
+            raise InputError(
+                f"{where}: its log-probabilities are under the grammar of lists of at most "
+                f"{rollout.max_list or 'an unknown number of'} ids, and this stage has "
+                f"prompts.max_list = {expected.max_list}; set it to what was sampled with, or "
+                f"{MEND}"
+            )
+        if rollout.dtype != expected.dtype:
+            raise InputError(
+                f"{where}: its log-probabilities were computed in "
+                f"{rollout.dtype or 'a type that is not on record'}, and this stage computes in "
+                f"{expected.dtype}: their difference would be rounding; set model.dtype to that "
+                f"type, or {MEND} with dtype {expected.dtype}"
+            )
         if reference and rollout.reference != expected.reference:
             raise InputError(
                 f"{where}: its reference log-probabilities are of other weights "
@@ -186,12 +204,19 @@ def list_example(
     """The reranker's prompt with sampled lists.
 
     Raises:
-      InputError: a list holds a passage that this prompt does not show, or log-probabilities that
-        the objectives read are of another prompt.
+      InputError: a list holds a passage that this prompt does not show, or is longer than the
+        grammar allows, or log-probabilities that the objectives read are of another prompt.
     """
     prompt = maker.rerank_prompt(question)
     chosen = [judged.rollout.trajectories[i] for i in judged.order]
+    longest = min(maker.prompts.max_list, maker.prompts.ids)
     for t in chosen:
+        if len(t.list) > longest:
+            raise InputError(
+                f"question '{question.id}': the sampled list {list(t.list)} has {len(t.list)} ids, "
+                f"more than prompts.max_list = {longest}: it cannot be written under this grammar; "
+                f"train with the max_list it was sampled with"
+            )
         if wrong := valid_list(t.list, prompt.shown):
             raise InputError(
                 f"question '{question.id}': the sampled list {list(t.list)} {wrong} "
@@ -231,10 +256,12 @@ def answer_example(
         _check_prompt(question, prompt, answers.prompt)
     limit = maker.prompts.answer_tokens
     texts = [answers.texts[i] for i in judged.order]
+    whole = [answer_tokens(maker.tokenizer, text) for text in texts]
     return Example(
         id=question.id,
         prompt=prompt.tokens,
-        branches=tuple(answer_tokens(maker.tokenizer, text, limit) for text in texts),
+        branches=tuple(tokens[:limit] for tokens in whole),
+        dropped_tokens=sum(max(len(tokens) - limit, 0) for tokens in whole),
         supervised=(),
         reference=tuple(answers.reference_logps[i] for i in judged.order) if reference else (),
         rewards=tuple(answers.rewards[i] for i in judged.order),

@@ -318,6 +318,11 @@ def train(
     if lora:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         log(f"adapters of rank {lora.rank} beside {', '.join(lora.names())}: {count:,} parameters")
+    elif start.cfg.param_dtype == "bfloat16":
+        log(
+            "the weights are bfloat16: updates below about a 256th of a weight round away, "
+            "'lost_updates' says how many; model.param_dtype float32 keeps them"
+        )
     if int(state.step):
         log(f"continuing at step {int(state.step)} of {steps}")
     step = make_step(

@@ -243,6 +243,17 @@ def _kept_where_finite(
     return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
 
 
+def _lost_updates(old: Params, new: Params, changes: Any) -> jax.Array:
+    """The share of changes that are not 0 and yet leave their parameter as it was, by rounding."""
+
+    def count(keep: Any) -> jax.Array:
+        each = jax.tree.map(lambda *x: keep(*x).sum(dtype=jnp.float32), old, new, changes)
+        return jnp.stack(jax.tree.leaves(each)).sum()
+
+    lost = count(lambda old, new, change: (change != 0) & (old == new))
+    return lost / jnp.maximum(count(lambda old, new, change: change != 0), 1)
+
+
 @dataclass(frozen=True)
 class Step:
     """The jitted update with what it closes over; call it, or ``lower`` it to be looked at."""
@@ -343,6 +354,8 @@ def make_step(
         changes, moments = optimizer.update(grads, before, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
+        if cfg.param_dtype == "bfloat16" and lora is None:
+            figures |= {"lost_updates": _lost_updates(state.params, params, changes)}
         if skip_nonfinite:
             (params, moments), figures = _kept_where_finite(
                 figures, (params, moments), (state.params, before)

@@ -64,6 +64,7 @@ def arrays(batch: int = 4) -> Batch:
         relevance=np.zeros((batch, 4), np.float32),
         dropped=np.zeros(batch, np.int32),
         dropped_ids=np.zeros(batch, np.int32),
+        dropped_tokens=np.zeros(batch, np.int32),
     )
 
 

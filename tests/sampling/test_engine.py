@@ -15,7 +15,7 @@ from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, read_li
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import Pool, slot_bytes
-from dynarag_jax.sampling.requests import EngineConfig, Request
+from dynarag_jax.sampling.requests import STOPS, EngineConfig, Request
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sharding import make_mesh
 
@@ -197,7 +197,7 @@ def test_requests_that_make_no_sense_are_refused_by_name(params):
         Request("foreign", [1, 99]),
         Request("many", [1], branches=4),
         Request("endless", [1], max_tokens=R + 1),
-        Request("stops", [1], stops=(1, 2, 3, 4, 5)),
+        Request("stops", [1], stops=tuple(range(STOPS + 1))),
     ]
     reasons = {r.id: r.refused for r in engine(params).run(requests)}
     assert reasons.pop("good") == ""
@@ -205,7 +205,7 @@ def test_requests_that_make_no_sense_are_refused_by_name(params):
         "empty": "the prompt is empty", "long": "40 tokens exceeds the longest of 32",
         "wide": "shows 7 passages, and the grammar has 6 ids", "foreign": "vocabulary of 32",
         "many": "4 branches, more than 3", "endless": f"{R + 1} tokens, more than {R}",
-        "stops": "5 stop tokens",
+        "stops": f"{STOPS + 1} stop tokens, more than {STOPS}",
     }.items():  # fmt: skip
         assert says in reasons.pop(name)
     assert not reasons

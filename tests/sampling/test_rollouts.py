@@ -29,6 +29,7 @@ from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import question_to_json, read_rollouts, rollout_from_json, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.sampling import policy_sampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
@@ -401,3 +402,31 @@ def test_the_judge_and_its_file_take_part_in_a_rollout(tmp_path, tiny_model, tin
                 assert t.missing == ("judge",) and t.reward == 0.5 * t.terms["em"]
             else:
                 assert t.terms["judge"] == (0.8 if t.answer.strip() else 0) and not t.missing
+
+
+def test_given_lists_are_scored_in_parts_where_their_attention_is_large(
+    tiny_policy, question, monkeypatch
+):
+    policy, prompts = tiny_policy
+    sampler = PolicySampler(policy, prompts, 4, 0)
+    questions = [question(f"q{i}", passages=3) for i in range(5)]
+    lists = [[(1,), (2, 3)], [(3,)], [()], [(2,), (1,)], [(3, 1)]]
+    whole = sampler.logps(questions, lists, 2)
+    rows, scorer = [], sampler._scorer
+
+    def counted(params, batch):
+        rows.append(len(batch.trunk))
+        return scorer(params, batch)
+
+    monkeypatch.setattr(sampler, "_scorer", counted)
+    # Room for two prompts: two heads, two branches of the longest list, over 200 tokens.
+    longest = policy.spelling.longest(prompts.max_list)
+    monkeypatch.setattr(policy_sampler, "SCORES", 2 * (2 * 2 * longest * (200 + longest)))
+    for ours, theirs in zip(sampler.logps(questions, lists, 2), whole, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a == pytest.approx(b, abs=1e-5)
+    assert max(rows) <= 4 and min(rows) < 4 and sum(rows) >= 5
+    monkeypatch.setattr(policy_sampler, "SCORES", 1)
+    rows.clear()
+    sampler.logps(questions, lists, 2)
+    assert rows == [1] * 5

@@ -62,6 +62,7 @@ def rollout(name, *rewards, **more):
         Trajectory((i + 1,), reward=r, count=i + 1, logps=(-i,), reference_logps=(-2.0 * i,))
         for i, r in enumerate(rewards)
     )
+    more = {"max_list": 3, "dtype": "float32"} | more
     return Rollout(name, 8, lists, "weights a", "weights a", "tokenizer a", **more)
 
 
@@ -146,7 +147,7 @@ def test_answers_are_compared_over_the_best_lists_passages(maker, tokenizer):
         answer_example(maker, QUESTION, one, DPO)
 
 
-EXPECTED = Expected(Path("r.jsonl"), "weights a", "models/a", "tokenizer a")
+EXPECTED = Expected(Path("r.jsonl"), "weights a", "models/a", "tokenizer a", 3, "float32")
 
 
 def test_fresh_rollouts_are_accepted():
@@ -179,10 +180,25 @@ GOOD = rollout("a", 0.1, 0.2)
             r"tokenizer a\); compute them with python -m train.reference",
         ),
         (dataclasses.replace(GOOD, tokenizer=""), GRPO, "an unknown tokenizer"),
+        (
+            dataclasses.replace(GOOD, max_list=2), DPO,
+            r"'a': its log-probabilities are under the grammar of lists of at most 2 ids, and this "
+            r"stage has prompts.max_list = 3; set it to what was sampled with, or compute them",
+        ),
+        (dataclasses.replace(GOOD, max_list=0), GRPO, "of at most an unknown number of ids"),
+        (
+            dataclasses.replace(GOOD, dtype="bfloat16"), GRPO,
+            r"'a': its log-probabilities were computed in bfloat16, and this stage computes in "
+            r"float32: .* set model.dtype to that type, or compute them .* with dtype float32",
+        ),
+        (dataclasses.replace(GOOD, dtype=""), DPO, "computed in a type that is not on record"),
         (without(GOOD, "reference_logps"), RANKED, "no reference .* 'plackett_luce' reads"),
         (without(GOOD, "logps"), GRPO, "no log-probabilities of the sampling .* --policy MODEL"),
     ],
-    ids=["weights", "tokenizer", "unknown", "reference", "behavior"],
+    ids=[
+        "weights", "tokenizer", "unknown", "grammar", "unknown-grammar", "type", "unknown-type",
+        "reference", "behavior",
+    ],
 )  # fmt: skip
 def test_stale_or_missing_log_probabilities_are_refused_in_one_line(bad, objectives, message):
     with pytest.raises(InputError, match=message) as error:
@@ -200,6 +216,29 @@ def test_answers_need_to_be_scored_and_are_no_samples_of_one_prompt():
         check_rollouts([GOOD], DPO, EXPECTED, answers=True)
     with pytest.raises(InputError, match="'grpo' needs samples of one prompt"):
         check_rollouts([GOOD], GRPO, EXPECTED, answers=True)
+
+
+def test_a_list_that_the_grammar_cannot_write_is_refused(maker):
+    """Its probability is 0, and the loss would be infinite."""
+    long = dataclasses.replace(GOOD.trajectories[1], list=(4, 1, 2, 3))
+    spoiled = dataclasses.replace(GOOD, trajectories=(GOOD.trajectories[0], long))
+    judged, _ = judge([spoiled], pairs=True)
+    with pytest.raises(InputError, match=r"'q1': .* \[4, 1, 2, 3\] has 4 ids, more than .*= 3"):
+        list_example(maker, QUESTION, judged[0], SIMPO)
+
+
+def test_answers_that_are_cut_have_no_end_and_are_counted(maker, tokenizer):
+    answers = Answers((1,), "p", ("ada lives here ada", "ada"), (0.1, 0.9), ((), ()))
+    judged, _ = judge([dataclasses.replace(GOOD, answers=answers)], pairs=True, answers=True)
+    example = answer_example(maker, QUESTION, judged[0], SIMPO)
+    short, long = example.branches
+    assert short[-1] == tokenizer.eos_token_id and decode_answer(tokenizer, short) == "ada"
+    assert len(long) == 3 and decode_answer(tokenizer, long) == "ada lives here"
+    assert example.dropped_tokens == 2  # a word and the end
+    question = dataclasses.replace(QUESTION, answers=("ada lives here ada",))
+    supervised = maker.answer(question, (1,))
+    assert list(supervised.branches[0]) == list(long) and supervised.dropped_tokens == 2
+    assert maker.answer(QUESTION, (1,)).dropped_tokens == 0
 
 
 def test_a_reward_that_lacks_a_term_is_compared_with_none():

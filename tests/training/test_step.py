@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dynarag_jax.errors import InputError
@@ -300,11 +301,13 @@ def test_figures_count_tokens_positions_and_what_was_cut():
     batch = make_batch()
     batch.dropped[:3] = (4, 0, 1)
     batch.dropped_ids[5] = 2
+    batch.dropped_tokens[6] = 7
     figures = batch_figures({"mixed": batch})
     tokens = batch.trunk_lengths.sum() + batch.branch_lengths.sum()
     assert figures["mixed/tokens"] == tokens
     assert figures["mixed/positions"] == 8 * 10 + 8 * 2 * SHAPE.branch
     assert figures["mixed/dropped_passages"] == 5 and figures["mixed/dropped_ids"] == 2
+    assert figures["mixed/dropped_tokens"] == 7
 
 
 def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
@@ -324,3 +327,26 @@ def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
     total, count = reference_kl(scores)
     assert count == 3 and total == pytest.approx(sum(drift), rel=1e-5)
     assert reference_kl(scores._replace(reference=policy))[0] == 0
+
+
+def test_updates_that_bfloat16_weights_lose_are_counted(weights):
+    """Adam's first update is the learning rate in size: next to nothing beside most weights."""
+    half = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), weights)
+    cfg, mesh = dataclasses.replace(CFG, param_dtype="bfloat16"), mesh_of(1, 1, 1)
+    lost = {}
+    for rate in (1e-5, 0.3):
+        rule = optax.adam(rate)
+        step = make_step(cfg, mesh, rule, GRAMMAR, {"mixed": PART})
+        state, figures = step(init_state(cfg, mesh, rule, half), {"mixed": make_batch()})
+        lost[rate] = float(figures["lost_updates"])
+        moved = sum(
+            int((np.asarray(a) != b).sum())
+            for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(half), strict=True)
+        )
+        count = sum(x.size for x in jax.tree.leaves(half))
+        # Rows of the embedding that no token reads have no gradient, and nothing to lose.
+        assert moved <= (1 - lost[rate]) * count
+    assert lost[1e-5] > 0.5 and lost[0.3] < 0.01
+    step = make_step(CFG, mesh, OPTIMIZER, GRAMMAR, {"mixed": PART})
+    _, figures = step(init_state(CFG, mesh, OPTIMIZER, weights), {"mixed": make_batch()})
+    assert "lost_updates" not in figures

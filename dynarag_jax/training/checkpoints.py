@@ -283,3 +283,14 @@ class Checkpoints:
         """Finish saving and release the directory."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def latest_step(directory: Path) -> int | None:
+    """The newest step that stands in a directory of checkpoints, if any; nothing is changed."""
+    if not directory.is_dir():
+        return None
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        return checkpoints.latest()
+    finally:
+        checkpoints.close()

@@ -13,7 +13,7 @@ from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages.sft import Sft
-from dynarag_jax.training.checkpoints import Checkpoints
+from dynarag_jax.training.checkpoints import Checkpoints, latest_step
 from dynarag_jax.training.config import Stream
 from dynarag_jax.training.run import begin, behavior_source, example_maker, train
 
@@ -83,3 +83,13 @@ def test_a_run_holds_three_times_its_parameters_also_when_it_goes_on(
     before = held()
     assert max(run(init, tmp_path, 4)[:2]) < 3.1 * size
     assert at_restore[0] - before < 0.1 * size
+
+
+def test_weights_stay_on_disk_where_a_checkpoint_holds_them(init, size, tmp_path):
+    assert latest_step(tmp_path / "checkpoints") is None
+    run(init, tmp_path, 2)
+    assert latest_step(tmp_path / "checkpoints") == 2
+    stage = Sft(init=str(init), prompts=PROMPTS, model=CFG)
+    before = held()
+    start = begin(stage, init, None, make_mesh(1, devices=jax.devices()[:1]), weights=False)
+    assert start.params is None and held() - before < 0.1 * size

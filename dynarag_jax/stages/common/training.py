@@ -11,6 +11,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.stopping import Stopping
 from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.policy.examples import ExampleMaker
+from dynarag_jax.training.checkpoints import latest_step
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.loop import Figures, Stopped
 from dynarag_jax.training.run import ExampleSource, Start, begin, train
@@ -33,7 +34,12 @@ def inputs(context: Context, stage: Train) -> dict[str, Path]:
 
 
 def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
-    """What a training stage begins with, from the places that its configuration names."""
+    """What a training stage begins with, from the places that its configuration names.
+
+    Weights that a checkpoint of the stage holds, too, stay on disk.
+    """
+    checkpoints = context.stage_directory / "checkpoints"
+    weights = weights and latest_step(checkpoints) is None
     init, tokenizer, adapters = (
         context.optional_model(path) for path in (stage.init, stage.tokenizer, stage.adapters)
     )

@@ -71,7 +71,7 @@ def with_answers(
             distinct.setdefault(tuple(answer_tokens(tokenizer, t.answer, limit)), t)
         groups.append(distinct)
     logps = reference.answer_logps(questions, contexts, [list(g) for g in groups], branches)
-    found = []
+    scored = []
     for question, rollout, context, group, each in zip(
         questions, rollouts, contexts, groups, logps, strict=True
     ):
@@ -84,8 +84,8 @@ def with_answers(
             reference_logps=tuple(each),
             missing=tuple(i for i, t in enumerate(group.values()) if not _judged(t, reward)),
         )
-        found.append(replace(rollout, answers=answers))
-    return found
+        scored.append(replace(rollout, answers=answers))
+    return scored
 
 
 def _judged(trajectory: Trajectory, reward: RewardWeights) -> bool:
@@ -107,23 +107,23 @@ def gold_likelihood(sampler: PolicySampler) -> Likelihood:
     """
     limit, tokenizer = sampler.prompts.answer_tokens, sampler.policy.tokenizer
 
-    def likelihood(asked: Sequence[tuple[Question, tuple[int, ...]]]) -> list[float | None]:
+    def likelihood(pairs: Sequence[tuple[Question, tuple[int, ...]]]) -> list[float | None]:
         golds = []
-        for question, _ in asked:
+        for question, _ in pairs:
             spelled = [
                 answer_tokens(tokenizer, a, limit + 1) for a in question.answers if a.strip()
             ]
             golds.append([g for g in spelled if len(g) <= limit][:GOLD_ANSWERS])
         some = [i for i, gold in enumerate(golds) if gold]
         logps = sampler.answer_logps(
-            [asked[i][0] for i in some],
-            [asked[i][1] for i in some],
+            [pairs[i][0] for i in some],
+            [pairs[i][1] for i in some],
             [golds[i] for i in some],
             GOLD_ANSWERS,
         )
-        found: list[float | None] = [None] * len(asked)
+        likelihoods: list[float | None] = [None] * len(pairs)
         for i, each in zip(some, logps, strict=True):
-            found[i] = max(math.exp(math.fsum(one) / len(one)) for one in each)
-        return found
+            likelihoods[i] = max(math.exp(math.fsum(one) / len(one)) for one in each)
+        return likelihoods
 
     return likelihood

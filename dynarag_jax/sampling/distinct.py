@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.sampling.requests import Request, request_key
-from dynarag_jax.sampling.search import Found
+from dynarag_jax.sampling.search import SearchResult
 from dynarag_jax.sharding import named, require_divisible
 
 
@@ -92,7 +92,7 @@ def batches(
 
 
 def find(
-    search: Callable[..., Found],
+    search: Callable[..., SearchResult],
     params: Any,
     mesh: Mesh,
     requests: Sequence[Request],
@@ -122,13 +122,13 @@ def find(
             seeds[row] = request_key(seed, request.id)
         keys = jax.vmap(jax.random.key)(jax.device_put(seeds, rows))
         out = search(params, *jax.device_put((trunk, sizes), rows), keys, shown)
-        found = {name: np.asarray(x) for name, x in out._asdict().items()}
+        arrays = {name: np.asarray(x) for name, x in out._asdict().items()}
         for row, index in enumerate(indices):
-            kept = found["valid"][row]
-            tokens, counts = found["tokens"][row][kept], found["lengths"][row][kept]
+            kept = arrays["valid"][row]
+            tokens, counts = arrays["tokens"][row][kept], arrays["lengths"][row][kept]
             logps, drawn, scores = (
-                tuple(found[name][row][kept].tolist()) for name in ("logps", "drawn", "scores")
+                tuple(arrays[name][row][kept].tolist()) for name in ("logps", "drawn", "scores")
             )
             branches = (tuple(t[:n].tolist()) for t, n in zip(tokens, counts, strict=True))
-            threshold = float(found["threshold"][row])
+            threshold = float(arrays["threshold"][row])
             yield index, Distinct(tuple(branches), logps, drawn, scores, threshold)

@@ -32,6 +32,7 @@ from dynarag_jax.sampling.requests import (
     EngineCounts,
     Request,
     Sampled,
+    common_prefix,
     request_key,
 )
 from dynarag_jax.sampling.sampler import Mode
@@ -291,7 +292,7 @@ class Engine:
         while waiting and any(free) and len(later) < 4 * rows * own:
             request = waiting.popleft()
             # A prompt that begins as one about to enter waits until that one's cache is there.
-            alike = [_common(request.prompt, r.prompt) for r, _ in chosen] if sharing else []
+            alike = [common_prefix(request.prompt, r.prompt) for r, _ in chosen] if sharing else []
             known = self._begins(request, size) if sharing else [(0, 0)] * own
             if alike and max(alike) >= max(self.config.share, 1 + max(n for n, _ in known)):
                 later.append(request)
@@ -323,13 +324,14 @@ class Engine:
     # ------------------------------------------------------------------ branches leave
 
     def _decode(self) -> list[Sampled]:
-        pool = self._require_pool()
+        pool, arrays = self._require_pool(), self._arrays
+        assert arrays is not None
         slots = pool.shape.slots
         waiting, guests = self.team.sum(
             [len(self._waiting[self._length]), sum(g is not None for g in self._guests)]
         )
         want = slots - guests + max(1, math.ceil(slots * self.config.refill)) if waiting else slots
-        pool.decode(self.params, self._arrays, self._mode(), min(want, slots), self.config.turn)
+        pool.decode(self.params, arrays, self._mode(), min(want, slots), self.config.turn)
         done = np.all(pool.read("done")[0], axis=-1)
         finished = [s for s, g in enumerate(self._guests) if g is not None and done[s]]
         if not finished:
@@ -368,13 +370,6 @@ class Engine:
         if self._pool is None:
             raise RuntimeError("an engine works without a pool")
         return self._pool
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    n = min(len(a), len(b))
-    differs = np.asarray(a[:n]) != np.asarray(b[:n])
-    return int(differs.argmax()) if differs.any() else n
 
 
 def _fill_row(

@@ -134,8 +134,8 @@ class SearchedLists:
             except InputError as error:
                 results.append(Reject(question.id, str(error)))
         policy = self._sampler.policy.fingerprint
-        found = self._sampler.lists(good, self._sampling, self._samples)
-        for question, one in zip(good, found, strict=True):
+        searched = self._sampler.lists(good, self._sampling, self._samples)
+        for question, one in zip(good, searched, strict=True):
             results.append(Draft(question, one.shown, one.lists, (), policy, weights=one.weights))
         return results
 

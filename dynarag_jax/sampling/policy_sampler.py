@@ -25,7 +25,7 @@ from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import free_bytes, local_part
 from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.search import Found, make_search
+from dynarag_jax.sampling.search import SearchResult, make_search
 from dynarag_jax.sharding import batch_shards, local_size
 
 Chosen = tuple[int, ...]
@@ -82,7 +82,7 @@ class PolicySampler:
         )
         self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
         self._list_engines: dict[int, Engine] = {}
-        self._searches: dict[tuple[int, Sampling], Callable[..., Found]] = {}
+        self._searches: dict[tuple[int, Sampling], Callable[..., SearchResult]] = {}
 
     # ------------------------------------------------------------------ lists
 
@@ -152,19 +152,21 @@ class PolicySampler:
         """
         requests = [self.list_request(q, sampling) for q in questions]
         if sampling.method != "independent":
-            return self._found(requests, sampling, samples)
+            return self._searched_lists(requests, sampling, samples)
         # The same id may ask about several prompts: a name apart, and the same random numbers.
         named = {f"{place}/{r.id}": r for place, r in enumerate(requests)}
-        asked = [replace(r, id=name, key=r.id) for name, r in named.items()]
-        found: dict[str, Lists] = {}
-        for sampled in self.list_engine(samples).run(asked):
+        renamed = [replace(r, id=name, key=r.id) for name, r in named.items()]
+        lists: dict[str, Lists] = {}
+        for sampled in self.list_engine(samples).run(renamed):
             request = named[sampled.id]
             if sampled.refused:
                 raise InputError(f"question '{request.id}': {sampled.refused}")
-            found[sampled.id] = self.read(request.shown or 0, sampled)
-        return [found[name] for name in named]
+            lists[sampled.id] = self.read(request.shown or 0, sampled)
+        return [lists[name] for name in named]
 
-    def _found(self, requests: Sequence[Request], sampling: Sampling, samples: int) -> list[Lists]:
+    def _searched_lists(
+        self, requests: Sequence[Request], sampling: Sampling, samples: int
+    ) -> list[Lists]:
         """Different lists of every request."""
         spelling, prompts = self.policy.spelling, self.prompts
         key = (samples, sampling)
@@ -178,7 +180,7 @@ class PolicySampler:
                 sampling=sampling,
                 grammar=self.policy.grammar,
             )
-        found = find(
+        searched = find(
             self._searches[key],
             self.policy.params,
             self.policy.mesh,
@@ -194,7 +196,7 @@ class PolicySampler:
                 one.logps,
                 weights=one.weights() if sampling.method == "distinct" else (),
             )
-            for index, one in found
+            for index, one in searched
         }
         return [results[index] for index in range(len(requests))]
 
@@ -213,7 +215,7 @@ class PolicySampler:
         lengths = buckets(self.prompts.answer_prompt_tokens)
         return self._engine(1, longest, lengths, grammar)
 
-    def answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str]:
+    def answers(self, pairs: Sequence[tuple[Question, Chosen]]) -> list[str]:
         """Answer each question greedily from its chosen passages; equal requests run once.
 
         Label questions are answered with one of the configured labels, where there are any.
@@ -221,16 +223,16 @@ class PolicySampler:
         Raises:
           InputError: a question cannot be served; it is named.
         """
-        found = self.try_answers(asked)
-        for (question, _), answer in zip(asked, found, strict=True):
+        answers = self.try_answers(pairs)
+        for (question, _), answer in zip(pairs, answers, strict=True):
             if isinstance(answer, InputError):
                 raise InputError(f"question '{question.id}': {answer}")
-        return [str(answer) for answer in found]
+        return [str(answer) for answer in answers]
 
-    def try_answers(self, asked: Sequence[tuple[Question, Chosen]]) -> list[str | InputError]:
+    def try_answers(self, pairs: Sequence[tuple[Question, Chosen]]) -> list[str | InputError]:
         """As ``answers``; in place of an answer that cannot be given, the reason."""
-        keys = [(q.id, chosen) for q, chosen in asked]
-        distinct = {key: question for key, (question, _) in zip(keys, asked, strict=True)}
+        keys = [(q.id, chosen) for q, chosen in pairs]
+        distinct = {key: question for key, (question, _) in zip(keys, pairs, strict=True)}
         answers: dict[tuple[str, Chosen], str | InputError] = {}
         free: list[Request] = []
         labels: list[Request] = []

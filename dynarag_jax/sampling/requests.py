@@ -119,3 +119,10 @@ class EngineCounts:
 def request_key(seed: int, request_id: str) -> int:
     """A 32-bit number for a request's random key, from the seed and the id alone."""
     return zlib.crc32(f"{seed}/{request_id}".encode())
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
+    return int(differs.argmax()) if differs.any() else n

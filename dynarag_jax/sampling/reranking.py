@@ -41,17 +41,17 @@ def rerank(
     many = [i for i, q in enumerate(questions) if len(q.passages) > sampler.prompts.ids]
     few = sorted(set(range(len(questions))).difference(many))
     whole = sampler.lists([questions[i] for i in few], sampling) if few else []
-    for i, found in zip(few, whole, strict=True):
-        results[i] = Reranked(found.lists[0], 1, found.shown)
+    for i, one in zip(few, whole, strict=True):
+        results[i] = Reranked(one.lists[0], 1, one.shown)
     calls = [0] * len(many)
 
     def read(views: list[tuple[int, Positions]]) -> list[Seen]:
-        asked = []
+        parts = []
         for which, view in views:
             calls[which] += 1
-            asked.append(_part(questions[many[which]], view, calls[which]))
-        lists = sampler.lists(asked, sampling)
-        return [Seen(found.lists[0], found.shown) for found in lists]
+            parts.append(_part(questions[many[which]], view, calls[which]))
+        lists = sampler.lists(parts, sampling)
+        return [Seen(one.lists[0], one.shown) for one in lists]
 
     if many:
         windows = windows.within(sampler.prompts.ids, sampler.prompts.max_list)

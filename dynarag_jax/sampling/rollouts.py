@@ -72,8 +72,8 @@ def _complete(
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
-    asked = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
-    given = iter(sampler.try_answers(asked))
+    pairs = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
+    given = iter(sampler.try_answers(pairs))
     kept: list[Draft] = []
     answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
@@ -161,9 +161,9 @@ def sample_rollouts(
       InputError: a question cannot be served; it is named.
     """
     source = policy_lists(sampler, questions, sampling, samples)
-    found: dict[str, Rollout] = {}
+    by_id: dict[str, Rollout] = {}
     for result in roll_out(sampler, reference, source, samples, reward, answers):
         if isinstance(result, Reject):
             raise InputError(result.reason)
-        found[result.id] = result
-    return [found[q.id] for q in questions]
+        by_id[result.id] = result
+    return [by_id[q.id] for q in questions]

@@ -31,7 +31,7 @@ from dynarag_jax.sampling.choice import Sampling, shape_scores
 from dynarag_jax.sharding import named
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """Different branches of every prompt, best score first.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Loop(NamedTuple):
     branch_cache: BranchCache
     at: GrammarState
     finished: jax.Array
-    out: Found
+    out: SearchResult
 
 
 def _log1mexp(x: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def search(
     end: int,
     sampling: Sampling,
     grammar: Grammar,
-) -> Found:
+) -> SearchResult:
     """Find ``branches`` different continuations of every trunk, by the sampling's method.
 
     ``distinct`` draws them without replacement from the policy at the sampling's temperature and
@@ -166,7 +166,7 @@ def search(
 
         was, at, out_of = _of(parent, (loop.finished, loop.at, out._replace(threshold=None)))
         token = jnp.where(was, 0, chosen(choices))
-        out = Found(
+        out = SearchResult(
             jax.lax.dynamic_update_slice_in_dim(
                 out_of.tokens, token[..., None], loop.place, axis=2
             ),
@@ -196,7 +196,7 @@ def search(
         decoder.empty_branch_cache(cfg, b, width, max_tokens),
         grammars.start(grammar, (b, width)),
         zeros > 0,
-        Found(
+        SearchResult(
             jnp.zeros((b, width, max_tokens), jnp.int32),
             jnp.zeros((b, width), jnp.int32),
             alone == 0,
@@ -214,7 +214,7 @@ def search(
 
     loop = jax.lax.while_loop(going, step, loop)
     out, rest = loop.out, loop.out.scores[:, branches:]
-    kept: Found = jax.tree.map(lambda x: x[:, :branches] if x.ndim > 1 else x, out)
+    kept: SearchResult = jax.tree.map(lambda x: x[:, :branches] if x.ndim > 1 else x, out)
     valid = kept.valid & loop.finished[:, :branches]
     return kept._replace(
         valid=valid,
@@ -233,15 +233,15 @@ def make_search(
     end: int,
     sampling: Sampling,
     grammar: Grammar,
-) -> Callable[..., Found]:
-    """A jitted ``search(params, trunk, lengths, keys, n_passages) -> Found`` on ``mesh``.
+) -> Callable[..., SearchResult]:
+    """A jitted ``search(params, trunk, lengths, keys, n_passages) -> SearchResult`` on ``mesh``.
 
     It runs with the trainer's own sharded parameters, the questions spread over the batch axes.
     """
 
     def run(
         params: Params, grammar: Grammar, trunk: Any, lengths: Any, keys: Any, n_passages: Any
-    ) -> Found:
+    ) -> SearchResult:
         return search(
             cfg, params, trunk, lengths, keys, n_passages,
             branches=branches, max_tokens=max_tokens, end=end, sampling=sampling, grammar=grammar,
@@ -250,8 +250,10 @@ def make_search(
     rows = named(mesh, ("batch",))
     jitted = jax.jit(run, in_shardings=(None, None, rows, rows, rows, rows), out_shardings=rows)
 
-    def found(params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any) -> Found:
+    def run_search(
+        params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any
+    ) -> SearchResult:
         with jax.set_mesh(mesh):
             return jitted(params, grammar, trunk, lengths, keys, n_passages)
 
-    return found
+    return run_search

@@ -143,11 +143,11 @@ def _round(
 
 def _without_repeats(runs: Sequence[Positions]) -> list[Positions]:
     """Overlapping windows may both keep a passage: it stays where it was kept first."""
-    found: set[int] = set()
+    taken: set[int] = set()
     kept = []
     for run in runs:
-        kept.append(tuple(p for p in run if p not in found))
-        found.update(run)
+        kept.append(tuple(p for p in run if p not in taken))
+        taken.update(run)
     return [run for run in kept if run]
 
 

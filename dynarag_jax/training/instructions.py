@@ -43,9 +43,11 @@ def instruction_from_json(value: dict[str, Any], where: str, id: str) -> Instruc
             f"{', '.join(map(repr, value)) or 'an empty object'}"
         )
     if fields.has("instruction"):
-        asked = [fields.string("instruction")]
-        asked += [part for part in [fields.string("input", default="", blank=True)] if part.strip()]
-        messages = [{"role": "user", "content": "\n\n".join(asked)}]
+        request = [fields.string("instruction")]
+        request += [
+            part for part in [fields.string("input", default="", blank=True)] if part.strip()
+        ]
+        messages = [{"role": "user", "content": "\n\n".join(request)}]
         system = fields.string("system", default="", blank=True)
         if system.strip():
             messages = [{"role": "system", "content": system}, *messages]
@@ -68,13 +70,13 @@ def instruction_from_json(value: dict[str, Any], where: str, id: str) -> Instruc
 
 def read_instructions(path: PathLike) -> list[Instruction]:
     """Read an instruction file; InputError on the first line that is neither form."""
-    found, last = [], 0
+    instructions, last = [], 0
     for number, value in read_rows(path):
         if isinstance(value, InputError):
             raise value
         last = max(number, last + 1)  # records of a JSON array may share a line
-        found.append(instruction_from_json(value, f"{path}:{number}", f"line {last}"))
-    return found
+        instructions.append(instruction_from_json(value, f"{path}:{number}", f"line {last}"))
+    return instructions
 
 
 def instruction_examples(

@@ -26,17 +26,17 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
       ``dropped_passages`` that did not fit their prompts, ``dropped_ids`` of experts' lists and
       ``dropped_tokens`` of answers longer than an answer may be.
     """
-    found = {}
+    figures = {}
     for name, batch in batches.items():
         real = batch.trunk_lengths.sum() + batch.branch_lengths.sum()
-        found |= {
+        figures |= {
             f"{name}/tokens": real.astype(jnp.float32),
             f"{name}/positions": jnp.float32(batch.trunk.size + batch.branches.size),
             f"{name}/dropped_passages": batch.dropped.sum().astype(jnp.float32),
             f"{name}/dropped_ids": batch.dropped_ids.sum().astype(jnp.float32),
             f"{name}/dropped_tokens": batch.dropped_tokens.sum().astype(jnp.float32),
         }
-    return found
+    return figures
 
 
 def reference_kl(scores: LossInputs) -> tuple[jax.Array, jax.Array]:
@@ -110,5 +110,5 @@ def memory() -> Figures:
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host = peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-    found = {"host_memory_gib": host / 2**30}
-    return ({"device_memory_gib": max(peaks) / 2**30} if peaks else {}) | found
+    of_host = {"host_memory_gib": host / 2**30}
+    return ({"device_memory_gib": max(peaks) / 2**30} if peaks else {}) | of_host

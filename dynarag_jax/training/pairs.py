@@ -73,16 +73,16 @@ def ranked_pairs(
         candidates = [(order[0], order[-1])]
     else:
         candidates = [(a, b) for at, a in enumerate(order) for b in order[at + 1 :]]
-    found = []
+    pairs = []
     for better, worse in candidates:
         if rewards[better] - rewards[worse] <= max(min_gap, 1e-9):
             counts.ties += 1
         elif texts[better].strip() == texts[worse].strip():
             counts.same += 1
         else:
-            found.append((better, worse))
-    counts.pairs += len(found)
-    return found
+            pairs.append((better, worse))
+    counts.pairs += len(pairs)
+    return pairs
 
 
 def pairs_of(
@@ -147,15 +147,15 @@ def all_pairs(
     Raises:
       InputError: a question is absent, or as for ``pairs_of``.
     """
-    counts, found = PairCounts(), []
+    counts, pairs = PairCounts(), []
     for rollout in rollouts:
         if rollout.id not in questions:
             raise InputError(
                 f"question '{rollout.id}' of the rollouts is not among the questions; give the "
                 f"file that was sampled from"
             )
-        found += pairs_of(questions[rollout.id], rollout, kind, counts, **options)
-    return found, counts
+        pairs += pairs_of(questions[rollout.id], rollout, kind, counts, **options)
+    return pairs, counts
 
 
 # ---------------------------------------------------------------------------- forms

@@ -85,8 +85,8 @@ def comparable(rollout: Rollout, answers: bool = False) -> list[int]:
     """Places of the lists, or answers, whose rewards lack no term."""
     if not answers:
         return [i for i, t in enumerate(rollout.trajectories) if not t.missing]
-    found = rollout.answers
-    return [i for i in range(len(found.texts)) if i not in found.missing] if found else []
+    given = rollout.answers
+    return [i for i in range(len(given.texts)) if i not in given.missing] if given else []
 
 
 # ---------------------------------------------------------------------------- what can be trusted

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +54,79 @@ class PlanOptions:
             raise InputError(f"plan.mfu = {self.mfu} must lie in (0, 1]")
 
 
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a stage runs on, or is planned for.
+
+    Attributes:
+      name: their kind, as asked for or as JAX says it.
+      count: how many.
+      memory: bytes of one; 0 where nobody has stated them.
+      peak: operations a second of one; 0 where nobody has stated them.
+    """
+
+    name: str
+    count: int
+    memory: int
+    peak: float
+    platform: Platform
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's plan, and what it was made for."""
+
+    plan: Plan
+    model: DecoderConfig
+    sizes: tuple[int, int, int]
+    streams: dict[str, Rows]
+    notes: list[str]
+
+
+class NotFetched(InputError):
+    """The hub has a model's config.json, perhaps; here it is not, and it was not to be fetched."""
+
+
 def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanOptions) -> None:
     """Print what one stage needs.
 
     Raises:
       InputError: the mesh does not fit the model or the devices, or the model is not found.
     """
-    device, memory, peak, count, platform = _devices(options)
-    sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, count)
-    cfg, directory = _model(run, stages, stage)
-    streams, notes = _streams(stages, stage, directory)
+    devices = devices_of(options.device, options.devices)
+    made = plan_stage(run, stages, stage, devices)
+    shape = " x ".join(map(str, made.sizes))
+    print(f"{devices.count} x {devices.name}, mesh data x fsdp x tensor = {shape}")
+    for name, rows in made.streams.items():
+        print(
+            f"{name}: {rows.batch} rows a step in {stage.accumulate} microbatch(es), prompts of "
+            f"{rows.prompt}, {rows.branches} branch(es) of {rows.branch} tokens"
+        )
+    print("\n".join(made.notes))
+    print("\n".join(_lines(made.plan, made.model, devices.memory, devices.peak, options.mfu)))
+
+
+def plan_stage(
+    run: Run,
+    stages: Mapping[str, Any],
+    stage: Train,
+    devices: Devices,
+    fetch: bool = True,
+    tokenizer: bool = True,
+) -> StagePlan:
+    """Plan one training stage of a run.
+
+    Args:
+      fetch: a hub model's config.json, where the hub's cache lacks it.
+      tokenizer: read it, where there is one, to count a list's tokens.
+
+    Raises:
+      InputError: the mesh does not fit the model or the devices, or the model is not found.
+      NotFetched: the model is the hub's, and ``fetch`` is off.
+    """
+    sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, devices.count)
+    cfg, directory = model_shape(run, stages, stage, fetch)
+    streams, notes = _streams(stages, stage, directory if tokenizer else None)
     shards = sizes[0] * sizes[1]
     for name, rows in streams.items():
         step = shards * stage.accumulate
@@ -73,7 +137,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
                 f"{name}.batch = {rows.batch} does not divide over {shards} batch shards "
                 f"(data x fsdp) in {stage.accumulate} microbatches; the nearest sizes are {nearest}"
             )
-    choice = kernels.choose(cfg, platform)
+    choice = kernels.choose(cfg, devices.platform)
     result = plan(
         cfg,
         list(streams.values()),
@@ -83,15 +147,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
         stage.lora,
         choice.kernel != "plain",
     )
-    shape = " x ".join(map(str, sizes))
-    print(f"{count} x {device}, mesh data x fsdp x tensor = {shape}")
-    for name, rows in streams.items():
-        print(
-            f"{name}: {rows.batch} rows a step in {stage.accumulate} microbatch(es), prompts of "
-            f"{rows.prompt}, {rows.branches} branch(es) of {rows.branch} tokens"
-        )
-    print("\n".join([*notes, choice.reason]))
-    print("\n".join(_lines(result, cfg, memory, peak, options.mfu)))
+    return StagePlan(result, cfg, sizes, streams, [*notes, choice.reason])
 
 
 def _lines(p: MemoryPlan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) -> list[str]:
@@ -131,27 +187,43 @@ def _lines(p: MemoryPlan, cfg: DecoderConfig, memory: int, peak: float, mfu: flo
     return lines
 
 
-def _devices(options: PlanOptions) -> tuple[str, int, float, int, Platform]:
-    """Name, memory, peak, number and platform of the devices that are planned for."""
+def devices_of(kind: str = "", count: int = 0) -> Devices:
+    """Devices of a kind (``h100``); those at hand where it is empty.
+
+    Args:
+      count: 0 takes those at hand, or one of another kind.
+
+    Raises:
+      InputError: there is no such kind.
+    """
     known: Accelerator | None = None
-    if options.device:
-        known, name = accelerator(options.device), options.device
-        count = options.devices or 1
+    if kind:
+        known, name, count = accelerator(kind), kind, count or 1
         tpu = known.kinds[0].startswith("TPU")
         platform = Platform("tpu") if tpu else Platform("cuda", not name.startswith("a100"))
     else:
         # JAX may look at the devices, but must not take their memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         here = jax.devices()
-        name, count = here[0].device_kind, options.devices or len(here)
+        name, count = here[0].device_kind, count or len(here)
         known, platform = of_kind(name), Platform.here()
     if known is None:
-        return name, 0, 0.0, count, platform
-    return name, known.memory, known.peak, count, platform
+        return Devices(name, count, 0, 0.0, platform)
+    return Devices(name, count, known.memory, known.peak, platform)
 
 
-def _model(run: Run, stages: Mapping[str, Any], stage: Train) -> tuple[DecoderConfig, Path | None]:
-    """The model's shape with this stage's numerics, and where a tokenizer may lie."""
+def model_shape(
+    run: Run, stages: Mapping[str, Any], stage: Train, fetch: bool = True
+) -> tuple[DecoderConfig, Path | None]:
+    """The model's shape with this stage's numerics, and where a tokenizer may lie.
+
+    Args:
+      fetch: a hub model's config.json, where the hub's cache lacks it.
+
+    Raises:
+      InputError: there is no such model, or its config.json is wrong.
+      NotFetched: the model is the hub's, and ``fetch`` is off.
+    """
     numerics = {
         name: getattr(stage.model, name)
         for name in ("dtype", "param_dtype", "remat", "attention", "unroll")
@@ -170,10 +242,11 @@ def _model(run: Run, stages: Mapping[str, Any], stage: Train) -> tuple[DecoderCo
             raise InputError(f"{path}: no config.json; a plan needs it, and nothing else")
     elif maker := _maker(stage.init, stages):
         # What an earlier stage of this run will write has the shape that it begins with.
-        cfg, directory = _model(run, stages, maker)
+        cfg, directory = model_shape(run, stages, maker, fetch)
         return dataclasses.replace(cfg, **numerics), directory
     else:
-        config, directory = _hub_config(text), None
+        config = hub_config(text, fetch)
+        directory = config.parent
     cfg = config_from_hf(read_json(config), str(config))
     return dataclasses.replace(cfg, **numerics), directory
 
@@ -184,12 +257,26 @@ def _maker(init: str, stages: Mapping[str, Any]) -> Train | None:
     return maker if isinstance(maker, Train) else None
 
 
-def _hub_config(name: str) -> Path:
-    """The config.json of a hub id, and nothing else of it."""
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise InputError(f"{name}: no such model directory")
-    from huggingface_hub import hf_hub_download
+def is_hub_id(name: str) -> bool:
+    """Whether this may name a model of the hub: ``owner/name``."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name))
 
+
+def hub_config(name: str, fetch: bool = True) -> Path:
+    """The config.json of a hub id, and nothing else of it.
+
+    Raises:
+      InputError: this is no hub id, or the hub does not give it.
+      NotFetched: the hub's cache lacks it, and ``fetch`` is off.
+    """
+    if not is_hub_id(name):
+        raise InputError(f"{name}: no such model directory")
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        return Path(cached)
+    if not fetch:
+        raise NotFetched(f"{name}: the hub's config.json is not here yet")
     try:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:  # noqa: BLE001 - the hub's client raises errors of many classes

@@ -1,4 +1,4 @@
-"""Commands over runs and config files, beside the stages: status, restore."""
+"""Commands over runs and config files, beside the stages: status, restore, check, new."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch import check as checking
 from dynarag_jax.launch import previous
+from dynarag_jax.launch.options import load_run
 from dynarag_jax.launch.pipeline import run_config
+from dynarag_jax.launch.plan import devices_of
 from dynarag_jax.launch.progress import say
+from dynarag_jax.launch.start import start_jax
 from dynarag_jax.launch.status import run_status, table
 
 
@@ -33,3 +37,21 @@ def restore(arguments: Sequence[str]) -> None:
     if not root.is_dir():
         raise InputError(f"{root}: no such run directory")
     previous.restore(root, stage, int(arguments[2]) if arguments[2:] else 0, say)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Look a configuration over: ``check CONFIG.py [--devices KIND:N] [--STAGE.field value ...]``.
+
+    Raises:
+      InputError: it has problems; each is printed on a line before.
+    """
+    named, rest = checking.take_option(arguments, "--devices")
+    if not rest or rest[0].startswith("-"):
+        raise InputError("the config file comes first: dynarag check CONFIG.py [--devices KIND:N]")
+    request = load_run(rest[0], rest[1:], "dynarag check")
+    start_jax(request.run)
+    devices = checking.parse_devices(named) if named else devices_of()
+    found = checking.check_config(request.run, request.stages, devices)
+    print(checking.report(found))
+    if problems := sum(one.level == "problem" for one in found):
+        raise InputError(f"{rest[0]}: {problems} problem{'s' * (problems > 1)}, see above")

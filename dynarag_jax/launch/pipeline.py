@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
+from dynarag_jax.launch import check
 from dynarag_jax.launch.console import consent
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.exit_codes import guard
@@ -39,6 +40,7 @@ def run_config(arguments: Sequence[str], prog: str) -> None:
         raise InputError(f"the config file comes first: {prog} CONFIG.py [--field value ...]")
     request = load_run(arguments[0], arguments[1:], prog)
     start_jax(request.run)
+    check.require(request.run, request.stages)
     run_all(request.run, request.stages, request.yes)
 
 

@@ -76,10 +76,10 @@ class Devices:
 class StagePlan:
     """A stage's plan, and what it was made for."""
 
-    plan: Plan
+    plan: MemoryPlan
     model: DecoderConfig
     sizes: tuple[int, int, int]
-    streams: dict[str, Rows]
+    streams: dict[str, PaddedShape]
     notes: list[str]
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from dynarag_jax.launch import signals
+from dynarag_jax.launch import check, signals
 from dynarag_jax.launch.console import Console, consent
 from dynarag_jax.launch.context import Context, StageDone
 from dynarag_jax.launch.exit_codes import guard
@@ -87,6 +87,7 @@ def run_program(one: Program, arguments: Sequence[str], prog: str, stage: str = 
         print_plan(request.run, request.stages, request.stages[request.stage], request.plan)
         return
     start_jax(request.run)
+    check.require(request.run, request.stages, [request.stage], alone=True)
     context = Context(request.run, request.stages, request.stage, consent(request.yes))
     run_stage(context, one.run)
 

@@ -19,6 +19,7 @@ from dynarag_jax.launch.table import ALIASES, summaries
 COMMANDS = {
     "run": "Run every stage of a config file in order.",
     "check": "Look a config file over, in seconds: paths, packages, lengths, memory, disk.",
+    "new": "Write a config file of your own, sized to this machine and your data.",
     "status": "Say what stands in a run, and what would be made anew and why.",
     "restore": "Bring back what a stage of a run made before.",
 }

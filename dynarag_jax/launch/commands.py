@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch import check as checking
 from dynarag_jax.launch import previous
-from dynarag_jax.launch.options import load_run
+from dynarag_jax.launch.config_file import read_config
+from dynarag_jax.launch.new import NewConfig, new_config
+from dynarag_jax.launch.options import load_run, parse
 from dynarag_jax.launch.pipeline import run_config
 from dynarag_jax.launch.plan import devices_of
 from dynarag_jax.launch.progress import say
@@ -55,3 +58,24 @@ def check(arguments: Sequence[str]) -> None:
     print(checking.report(found))
     if problems := sum(one.level == "problem" for one in found):
         raise InputError(f"{rest[0]}: {problems} problem{'s' * (problems > 1)}, see above")
+
+
+def new(arguments: Sequence[str]) -> None:
+    """Write a config file of one's own: ``new CONFIG.py --model M --questions Q --corpus C``.
+
+    Raises:
+      InputError: the file stands already, an input is wrong, or nothing fits the devices.
+    """
+    first = arguments[0] if arguments else "--help"
+    about = (NewConfig.__doc__ or "").strip()
+    if first.startswith("-"):
+        parse(NewConfig(), ["--help"], prog="dynarag new CONFIG.py", description=about)
+    options = parse(NewConfig(), arguments[1:], prog=f"dynarag new {first}", description=about)
+    start_jax(Run(directory="."))
+    devices = checking.parse_devices(options.devices) if options.devices else devices_of()
+    for line in new_config(Path(first), options, devices):
+        say(line)
+    run, stages = read_config(first)
+    filled = {name: inherit(run, stage) for name, stage in stages.items()}
+    print(checking.report(checking.check_config(run, filled, devices)))
+    say(f"{first}: written; dynarag run {first} runs it")

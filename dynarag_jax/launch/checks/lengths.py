@@ -16,7 +16,7 @@ from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.prompts import PromptConfig, render, rerank_messages
 from dynarag_jax.records import Question
 
-INSTRUCTION = 120
+INSTRUCTION = {"instruct": 120, "compact": 12}
 """Tokens of a reranker's prompt without its passages, where no tokenizer counts them."""
 
 
@@ -74,7 +74,8 @@ def shape_of(subject: Subject, stage: Any, text: str) -> tuple[DecoderConfig, An
 def _compare(
     name: str, p: PromptConfig, stage: Any, cfg: DecoderConfig, directory: Any, exact: bool
 ) -> list[Finding]:
-    listed, overhead, tokens = ID_TOKENS * min(p.max_list, p.ids) + 2, INSTRUCTION, "about "
+    listed, overhead = ID_TOKENS * min(p.max_list, p.ids) + 2, INSTRUCTION[p.style]
+    tokens = "about "
     if exact and directory is not None:
         try:
             listed, overhead = _counted(str(directory), p)
@@ -110,7 +111,7 @@ def _compare(
                 )
             )
     each = (rerank - overhead) // p.ids
-    if each < 1:
+    if each < 1 and not tokens:
         text = f"{rerank} tokens show no {p.ids} passages (prompts.ids); raise rerank_tokens"
         found.append(Finding("problem", name, text, sure=False))
     elif not found:

@@ -44,16 +44,20 @@ def _planned(subject: Subject, stage: Train) -> StagePlan | None:
     """The stage's plan; None where its model is missing, which the check of paths says."""
     if subject.devices is None:
         return None
-    if stage.init:
-        path, maker = subject.place(stage.init), subject.stages.get(subject.maker(stage.init))
-        if path.exists():
-            known = (path / "config.json").is_file()
-        else:
-            known = isinstance(maker, Train) or is_hub_id(stage.init)
-        if not known:
-            return None
+    if not _known(subject, stage):
+        return None
     devices, tokenizers = subject.devices, subject.tokenizers
     return plan_stage(subject.run, subject.stages, stage, devices, False, tokenizers)
+
+
+def _known(subject: Subject, stage: Train) -> bool:
+    """Whether the shape of a stage's model can be read."""
+    path, maker = subject.place(stage.init), subject.stages.get(subject.maker(stage.init))
+    if not stage.init or path.exists():
+        return not stage.init or (path / "config.json").is_file()
+    if isinstance(maker, Train):
+        return maker is not stage and _known(subject, maker)
+    return is_hub_id(stage.init)
 
 
 def _fits(subject: Subject, name: str, made: StagePlan) -> Finding:
@@ -109,7 +113,7 @@ def check_disk(subject: Subject) -> list[Finding]:
     if needed <= free:
         return [Finding("ok", "", text)]
     mend = "fewer checkpoints ('keep'), or another run.directory"
-    return [Finding("problem", "", f"{text}; {mend}", sure=largest > free)]
+    return [Finding("problem", "", f"{text} at {place}; {mend}", sure=largest > free)]
 
 
 def _bytes(subject: Subject, stage: Train) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def needs(stage: Any) -> list[Need]:
         # ``model`` of a training stage is a shape.
         found += [Need("model", name, t) for t in _texts(getattr(stage, name, "")) if t]
     found += [Need("tokenizer", "tokenizer", t) for t in _texts(getattr(stage, "tokenizer", ""))]
-    return [need for need in [*found, *_special(stage)] if need.text]
+    return [need for need in [*found, *_special(stage)] if need.text or need.field == "source"]
 
 
 def _texts(value: Any) -> list[str]:

@@ -35,12 +35,14 @@ def _look(subject: Subject, name: str, need: Need) -> Iterator[Finding]:
     def fine(text: str) -> Finding:
         return Finding("ok", name, f"{need.field} {text}")
 
-    if need.kind == "corpus" and not maker:
+    if not need.text:
+        yield problem("is empty; name the file to read")
+    elif need.kind == "corpus" and not maker:
         try:
             files = corpus_files([str(path)])
             yield fine(f"in {len(files)} file(s)" if len(files) > 1 else need.text)
         except InputError as error:
-            yield problem(f"no corpus here: {error}{_sibling(path)}")
+            yield problem(f"{str(error).removeprefix(f'{path}: ')}{_sibling(path)}")
     elif path.exists():
         wrong = _incomplete(path, need, getattr(subject.stages[name], "tokenizer", None))
         # A stage that has not finished may be about to write what is missing.
@@ -127,6 +129,7 @@ _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vo
 def _sibling(path: Path) -> str:
     """The nearest name in the directory where something is missing."""
     try:
-        return nearest(path.name, os.listdir(path.parent))
+        there = [name for name in os.listdir(path.parent) if Path(name).suffix == path.suffix]
+        return nearest(path.name, there)
     except OSError:
         return ""

@@ -105,6 +105,11 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str, list[str]]:
     return "", rest
 
 
-def check_config(run: Run, stages: Mapping[str, Any], devices: Devices) -> list[Finding]:
-    """Check a whole configuration, tokenizers read."""
-    return check(Subject(run, stages, (), devices, tokenizers=True))
+def check_config(run: Run, stages: Mapping[str, Any], devices: str = "") -> list[Finding]:
+    """Check a whole configuration, tokenizers read.
+
+    Args:
+      devices: those of another machine, as ``parse_devices`` reads them; empty for those here.
+    """
+    found = parse_devices(devices) if devices else devices_of()
+    return check(Subject(run, stages, (), found, here=not devices, tokenizers=True))

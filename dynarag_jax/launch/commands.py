@@ -53,8 +53,7 @@ def check(arguments: Sequence[str]) -> None:
         raise InputError("the config file comes first: dynarag check CONFIG.py [--devices KIND:N]")
     request = load_run(rest[0], rest[1:], "dynarag check")
     start_jax(request.run)
-    devices = checking.parse_devices(named) if named else devices_of()
-    found = checking.check_config(request.run, request.stages, devices)
+    found = checking.check_config(request.run, request.stages, named)
     print(checking.report(found))
     if problems := sum(one.level == "problem" for one in found):
         raise InputError(f"{rest[0]}: {problems} problem{'s' * (problems > 1)}, see above")
@@ -77,5 +76,5 @@ def new(arguments: Sequence[str]) -> None:
         say(line)
     run, stages = read_config(first)
     filled = {name: inherit(run, stage) for name, stage in stages.items()}
-    print(checking.report(checking.check_config(run, filled, devices)))
+    print(checking.report(checking.check_config(run, filled, options.devices)))
     say(f"{first}: written; dynarag run {first} runs it")

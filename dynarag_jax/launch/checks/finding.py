@@ -36,6 +36,7 @@ class Subject:
       stages: all of the run, in order, what they leave to the run filled in.
       names: the stages that findings are wanted of.
       devices: where it will run; None where that is not known.
+      here: whether it will run on this machine, so that its disk is the one to ask.
       tokenizers: whether there is time to read some.
       alone: the stage runs without the ones before it: inputs that these make are its own affair.
     """
@@ -44,6 +45,7 @@ class Subject:
     stages: Mapping[str, Any]
     names: Collection[str] = field(default=())
     devices: Devices | None = None
+    here: bool = True
     tokenizers: bool = False
     alone: bool = False
 

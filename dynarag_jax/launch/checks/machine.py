@@ -103,17 +103,18 @@ def check_disk(subject: Subject) -> list[Finding]:
         largest = max(largest, one[0] - standing)
     if not needed:
         return []
+    text = f"checkpoints and models take {needed / _GIB:.3g} GiB of disk"
+    if not subject.here:
+        return [Finding("ok", "", text)]
     place = subject.place("{run}").absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    text = (
-        f"checkpoints and models take {needed / _GIB:.3g} GiB, {place} has {free / _GIB:.3g} free"
-    )
+    text += f", and {place} has {free / _GIB:.3g} free"
     if needed <= free:
         return [Finding("ok", "", text)]
     mend = "fewer checkpoints ('keep'), or another run.directory"
-    return [Finding("problem", "", f"{text} at {place}; {mend}", sure=largest > free)]
+    return [Finding("problem", "", f"{text}; {mend}", sure=largest > free)]
 
 
 def _bytes(subject: Subject, stage: Train) -> tuple[int, int]:

@@ -105,12 +105,12 @@ def makes(stage: Any) -> set[str] | None:
             "checkpoints",
             *(["adapters"] if stage.lora.rank or stage.adapters else []),
         }
-    if kind & {"Label", "Rerank", "Retrieve", "Answer"}:
+    if kind & {"Label", "Rerank", "Answer"}:
         names = {Path(text).name for text in stage.questions}
-        stems = {Path(name).stem for name in names}
-        return names | {n.removesuffix(".gz") for n in names} | {
-            f"{stem}{ending}" for stem in stems for ending in (".jsonl", ".trec")
-        }  # fmt: skip
+        return names | {name.removesuffix(".gz") for name in names}
+    if "Retrieve" in kind:
+        stems = [Path(text).stem for text in stage.questions]
+        return {f"{stem}{ending}" for stem in stems for ending in (".jsonl", ".trec")}
     fixed = {
         "Facts": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer"},
         "Gather": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl"},

@@ -21,11 +21,12 @@ from dynarag_jax.config import inherit
 from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
+from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.launch.config_file import read_config
 from dynarag_jax.launch.new_config import Data, Layout, Lengths, config_text
-from dynarag_jax.launch.plan import ID_TOKENS, Devices, hub_config, plan_stage
+from dynarag_jax.launch.plan import ID_TOKENS, Devices, hub_config, is_packed, plan_stage
 from dynarag_jax.prompts import answer_messages, format_passage, render, rerank_messages
 from dynarag_jax.records import Passage, Question, write_questions
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
@@ -44,7 +45,7 @@ class NewConfig:
     """Write a commented config file of your own, sized to this machine and your data."""
 
     model: str = ""
-    """checkpoint to begin with: a directory or hub id"""
+    """checkpoint to begin with: a directory, hub id, GGUF file, or package:NAME"""
     questions: tuple[str, ...] = ()
     """question files for training and for evaluation; one file is divided, into files beside the
     config"""
@@ -62,7 +63,7 @@ def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
     Raises:
       InputError: the file stands already, an input is missing or wrong, or nothing fits.
     """
-    if path.suffix != ".py" or not path.stem.isidentifier():
+    if path.suffix != ".py":
         raise InputError(f"{path}: the config is a Python file; call it as in mine.py")
     if path.exists():
         raise InputError(f"{path}: stands already; choose another name, or remove it first")
@@ -71,6 +72,8 @@ def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
     if len(options.questions) > 2:
         raise InputError("--questions takes one file, or two: for training and for evaluation")
     directory = Path(options.model)
+    if is_packed(options.model):
+        directory = model_directory(options.model)
     if not (directory / "config.json").is_file():
         if directory.exists():
             raise InputError(f"{directory}: no config.json in it; a model's directory has one")

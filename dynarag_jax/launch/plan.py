@@ -22,6 +22,7 @@ import jax
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
+from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.hardware import Accelerator, accelerator, of_kind
@@ -218,7 +219,7 @@ def model_shape(
     """The model's shape with this stage's numerics, and where a tokenizer may lie.
 
     Args:
-      fetch: a hub model's config.json, where the hub's cache lacks it.
+      fetch: a hub model's config.json, where the hub's cache lacks it; unpack a GGUF file.
 
     Raises:
       InputError: there is no such model, or its config.json is wrong.
@@ -235,6 +236,10 @@ def model_shape(
             return stage.model, None
         vocab = -(-len(load_tokenizer(str(directory))) // 64) * 64
         return dataclasses.replace(stage.model, vocab=vocab), directory
+    if is_packed(text):
+        if not fetch:
+            raise NotFetched(f"{text}: is not unpacked yet")
+        text = str(model_directory(text))
     path = Path(text)
     if path.exists():
         config, directory = path / "config.json", path
@@ -255,6 +260,14 @@ def _maker(init: str, stages: Mapping[str, Any]) -> Train | None:
     parts = init.split("/")
     maker = stages.get(parts[1]) if parts[0] == "{run}" and len(parts) > 1 else None
     return maker if isinstance(maker, Train) else None
+
+
+def is_packed(text: str) -> bool:
+    """Whether a model lies in an installed package or a GGUF file, and is unpacked to be read."""
+    path = Path(text)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return len(list(path.glob("*.gguf"))) == 1
+    return text.startswith("package:") or (path.is_file() and path.suffix == ".gguf")
 
 
 def is_hub_id(name: str) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.checks.finding import Finding, Subject
-from dynarag_jax.launch.plan import NotFetched, StagePlan, is_hub_id, plan_stage
+from dynarag_jax.launch.plan import NotFetched, StagePlan, is_hub_id, is_packed, plan_stage
 from dynarag_jax.retrieval.index.memory import machine_memory
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.plan import USABLE, plan
@@ -52,6 +52,8 @@ def _planned(subject: Subject, stage: Train) -> StagePlan | None:
 
 def _known(subject: Subject, stage: Train) -> bool:
     """Whether the shape of a stage's model can be read."""
+    if is_packed(str(subject.place(stage.init))):
+        return True
     path, maker = subject.place(stage.init), subject.stages.get(subject.maker(stage.init))
     if not stage.init or path.exists():
         return not stage.init or (path / "config.json").is_file()

@@ -68,3 +68,5 @@ def _wanted(stage: Any) -> Iterator[Wanted]:
                 yield Wanted("pyarrow", "pyarrow", "data", "reading Parquet")
             if need.text.endswith(".zst"):
                 yield Wanted("zstandard", "zstandard", "data", "reading .zst files")
+        elif need.text.endswith(".gguf"):
+            yield Wanted("gguf", "gguf", "gguf", "reading GGUF files")

@@ -10,7 +10,7 @@ from pathlib import Path
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.launch.checks.finding import Finding, Subject
 from dynarag_jax.launch.checks.needs import Need, makes, needs
-from dynarag_jax.launch.plan import is_hub_id
+from dynarag_jax.launch.plan import is_hub_id, is_packed
 from dynarag_jax.retrieval.corpora import corpus_files
 
 
@@ -68,7 +68,7 @@ def _look(subject: Subject, name: str, need: Need) -> Iterator[Finding]:
         stages = [s for s in subject.stages if s != name]
         part = need.text.split("/")[1] if "/" in need.text else ""
         yield problem(f"is not there, and no stage makes it{nearest(part, stages)}")
-    elif need.kind == "encoder" and need.text.startswith("package:"):
+    elif need.kind in ("model", "encoder") and need.text.startswith("package:"):
         package = need.text.removeprefix("package:")
         if package.isidentifier() and importlib.util.find_spec(package):
             yield fine(need.text)
@@ -104,7 +104,7 @@ def _incomplete(path: Path, need: Need, tokenizer: str | None) -> str:
     Args:
       tokenizer: of a training stage: another directory of its tokenizer, or empty.
     """
-    if need.kind not in ("model", "encoder"):
+    if need.kind not in ("model", "encoder") or is_packed(str(path)):
         return ""
     if not path.is_dir():
         return "is a file, and a model is a directory"

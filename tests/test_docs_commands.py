@@ -27,6 +27,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.launch import options
 from dynarag_jax.launch.cli import COMMANDS, summaries
 from dynarag_jax.launch.config_file import read_config
+from dynarag_jax.launch.new import NewConfig
 from dynarag_jax.launch.table import ALIASES, Program, program, program_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,6 +228,8 @@ def check_dynarag(rest: list[str]) -> None:
         return
     if rest[0] == "--completion":
         assert rest[1] in options.SHELLS or "|" in rest[1]
+    elif rest[0] == "new" and len(rest) > 1:
+        options.parse(NewConfig(), rest[2:], prog="dynarag new")
     elif rest[0] in COMMANDS:
         assert all(not w.startswith("configs/") or (ROOT / w).is_file() for w in rest)
     elif rest[0] in summaries() or rest[0] in ALIASES:

@@ -129,7 +129,7 @@ def _compare(
 @functools.cache
 def _counted(directory: str, p: PromptConfig) -> tuple[int, int]:
     """Tokens of the longest list, and of a reranker's prompt without question and passages."""
-    tokenizer = load_tokenizer(directory)
+    tokenizer: Any = load_tokenizer(directory)
     bare = render(tokenizer, rerank_messages(Question("", "?"), (), p.style))
     return list_grammar(tokenizer, p)[0].longest(p.max_list), len(bare)
 

@@ -65,9 +65,11 @@ def _known(subject: Subject, stage: Train) -> bool:
 def _fits(subject: Subject, name: str, made: StagePlan) -> Finding:
     devices, p = subject.devices, made.plan
     assert devices is not None
-    held = p.weights + p.gradients + p.moments
+    # What is computed may be estimated too high, and a machine's memory may be freed; arrays that
+    # stay, on a device whose memory is known, are certain.
+    certain = bool(devices.memory) and p.weights + p.moments > devices.memory
     if devices.memory:
-        memory, where = devices.memory, f"{devices.count} x {devices.name}"
+        memory, where = devices.memory, f"one of {devices.count} x {devices.name}"
         usable = int(USABLE * memory)
     elif devices.platform.name == "cpu":
         # Devices that are simulated share the machine's memory.
@@ -86,7 +88,7 @@ def _fits(subject: Subject, name: str, made: StagePlan) -> Finding:
         "more devices on run.mesh.fsdp, model.remat = 'full', more 'accumulate', "
         "optimizer.offload, or lora.rank = 16"
     )
-    return Finding("problem", name, f"does not fit: {text}; take {mend}", sure=held > memory)
+    return Finding("problem", name, f"does not fit: {text}; take {mend}", sure=certain)
 
 
 def check_disk(subject: Subject) -> list[Finding]:

@@ -243,8 +243,10 @@ def _lengths(
     most = min(15, ids)
     room = positions - _list_tokens(ids)
     rerank = min(_up(head + together(ids), 64), room)
-    if rerank < head:
-        raise InputError(f"the model has {positions} positions, too few for a prompt of {head}")
+    if rerank < head + int(np.median(each)):
+        raise InputError(
+            f"the model has {positions} positions, too few for a question and a passage"
+        )
     reading = min(_up(answer_head + together(most), 64), positions - answer)
     return Lengths(ids, most, rerank, max(reading, 64), answer)
 
@@ -270,17 +272,27 @@ def _sized(name: str, options: NewConfig, data: Data, lengths: Lengths, devices:
     where = f"{devices.count} x {devices.name}"
     if not accelerated:
         where = f"{devices.count} device(s) of a CPU"
-    memory = USABLE * devices.memory or (machine_memory() or 2**40) / devices.count
-    fewest = float("inf")
+    memory = USABLE * devices.memory
+    if not accelerated:
+        memory = (machine_memory() or 0) / devices.count
+    if not memory:
+        raise InputError(f"memory of {where} is not known; --devices KIND:N sizes it for a kind")
+    fewest, wrong = float("inf"), None
 
     def written(layout: Layout) -> str:
         return config_text(name, options.model, data, lengths, layout, options.small)
 
     for layout in _layouts(where, devices, data, accelerated, options.small):
-        needed = _needed(written(layout), devices)
+        try:
+            needed = _needed(written(layout), devices)
+        except InputError as error:  # a mesh that does not divide the model's arrays
+            wrong = error
+            continue
         if needed <= memory:
             return written(layout)
         fewest = min(fewest, needed)
+    if wrong is not None and fewest == float("inf"):
+        raise wrong
     raise InputError(
         f"{options.model}: training takes {fewest / 2**30:.3g} GiB a device at the least, and "
         f"{where} have {memory / 2**30:.3g} each; take more or larger ones (--devices says which)"
@@ -304,7 +316,7 @@ def _layouts(
         for mesh, remat, accumulate in itertools.product(meshes, remats, steps):
             if n > 1 and mesh == "Mesh()" and not accelerated and remat != "none":
                 continue
-            yield Layout(where, lora, batch, accumulate, remat, mesh, accelerated)
+            yield Layout(where, lora, batch, accumulate, remat, mesh, accelerated, n > 8)
 
 
 def _needed(text: str, devices: Devices) -> float:

@@ -56,7 +56,7 @@ class Layout:
     remat: str = "none"
     mesh: str = "Mesh()"
     accelerated: bool = True
-    offload: bool = False
+    several_hosts: bool = False
 
 
 SCORER = "castorini/monot5-base-msmarco-10k"
@@ -110,6 +110,11 @@ def _head(name: str, model: str, data: Data, layout: Layout, small: bool) -> str
         *data.notes,
         f"Sized for {layout.where}.",
     ]
+    if layout.several_hosts:
+        lines += [
+            "On several hosts each runs the stages; label, evaluate and rerank run on one alone",
+            "(docs/running-on-pods.md).",
+        ]
     if small:
         lines.append("A first run in small: few questions, steps and samples.")
     return "\n".join(lines) + '\n"""'
@@ -197,7 +202,7 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
         f"        reranker=Stream(batch={batch}),\n",
         f"        generator={generator.replace(')', '),', 1)}\n",
         *shared,
-        f"        optimizer={_optimizer(first, layout)},\n",
+        f"        optimizer={_optimizer(first)},\n",
         "        steps=20,\n" if small else
         f"        epochs=1.0,  # {-(-data.count // batch)} steps\n",
         "    ),\n",
@@ -224,7 +229,7 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
             "        ),\n",
             f"        generator=Stream(batch={batch}),\n",
             *shared,
-            f"        optimizer={_optimizer(second, layout)},\n",
+            f"        optimizer={_optimizer(second)},\n",
             "        steps=10,\n" if small else "        epochs=1.0,\n",
             "    ),\n",
             '    "evaluate": Evaluate(\n',
@@ -256,9 +261,8 @@ _LABELS = {
 }
 
 
-def _optimizer(rate: float, layout: Layout) -> str:
-    offload = ", offload=True" if layout.offload else ""
-    return f"OptimizerConfig(learning_rate={rate:g}{offload})"
+def _optimizer(rate: float) -> str:
+    return f"OptimizerConfig(learning_rate={rate:g})"
 
 
 def _base(path: str) -> str:

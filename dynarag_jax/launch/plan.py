@@ -62,7 +62,7 @@ class Devices:
     Attributes:
       name: their kind, as asked for or as JAX says it.
       count: how many.
-      memory: bytes of one; 0 where nobody has stated them.
+      memory: bytes of one, as its maker or else the runtime states them; 0 where neither does.
       peak: operations a second of one; 0 where nobody has stated them.
     """
 
@@ -209,7 +209,9 @@ def devices_of(kind: str = "", count: int = 0) -> Devices:
         name, count = here[0].device_kind, count or len(here)
         known, platform = of_kind(name), Platform.here()
     if known is None:
-        return Devices(name, count, 0, 0.0, platform)
+        # Where no maker's figure is known here, the runtime's own limit is.
+        stats = {} if kind else here[0].memory_stats() or {}
+        return Devices(name, count, stats.get("bytes_limit", 0), 0.0, platform)
     return Devices(name, count, known.memory, known.peak, platform)
 
 

@@ -4,7 +4,7 @@
     dynarag convert_data SOURCE TARGET --format dpr --to contexts
     dynarag convert_data queries.jsonl TARGET --qrels test.tsv --run bm25.trec --corpus C
     dynarag convert_data DATASET TARGET --split validation  # of the stage prepare
-    dynarag convert_data ANY.json TARGET --format fields --fields.question q --dry_run
+    dynarag convert_data ANY.json TARGET --format fields --fields.question q --dry-run
 
 SOURCE and TARGET may be packed (.gz, .zst). docs/data.md lists the formats.
 """

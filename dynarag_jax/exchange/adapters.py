@@ -17,7 +17,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.known import Fields, Idle
+from dynarag_jax.exchange.known import Idle, TrackedFields
 from dynarag_jax.exchange.names import module_names
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
@@ -162,7 +162,7 @@ def load_adapters(
             f"too; save the adapters with PEFT's path_initial_model_for_weight_conversion"
         )
     used = ("r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules")
-    Fields(config).refuse_rest({**_KNOWN, **dict.fromkeys(used)}, str(where))
+    TrackedFields(config).refuse_rest({**_KNOWN, **dict.fromkeys(used)}, str(where))
     tensors = Tensors(directory, _STEM).renamed(_plain_name)
     adapted = {n for n in MATRICES if any(t in tensors.names() for t in _names(cfg, n, "a"))}
     if not adapted:

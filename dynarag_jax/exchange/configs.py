@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.known import CONFIG, Fields, Idle, short
+from dynarag_jax.exchange.known import CONFIG, Idle, TrackedFields, short
 from dynarag_jax.models.config import DecoderConfig, Family, RopeScaling
 
 ARCHITECTURES: Mapping[str, Family] = {
@@ -100,13 +100,13 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
     """
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
-    fields = Fields(hf)
+    fields = TrackedFields(hf)
     cfg = _decoder(fields, where)
     fields.refuse_rest({**CONFIG, **_IDLE.get(cfg.family, {})}, where)
     return cfg
 
 
-def _decoder(hf: Fields, where: str) -> DecoderConfig:
+def _decoder(hf: TrackedFields, where: str) -> DecoderConfig:
     found = (hf.get("architectures") or [None])[0]
     if not isinstance(found, str) or found not in ARCHITECTURES:
         raise InputError(
@@ -253,8 +253,8 @@ def _rope(
     window_base = None
     default = 10_000.0
     if family == "gemma3":
-        kinds = Fields(rope)
-        local = Fields(kinds.get("sliding_attention") or {})
+        kinds = TrackedFields(rope)
+        local = TrackedFields(kinds.get("sliding_attention") or {})
         rope = kinds.get("full_attention") or {}
         kinds.refuse_rest({}, f"{where}: rope_parameters")
         if local.get("rope_type", "default") != "default":
@@ -264,11 +264,11 @@ def _rope(
         default = 1_000_000.0
     elif family == "smollm3":
         default = 2_000_000.0
-    fields = Fields(rope)
+    fields = TrackedFields(rope)
     base = float(fields.get("rope_theta") or hf.get("rope_theta") or default)
     # Older releases' object; transformers 5 takes it for rope_parameters.
     given = hf.get("rope_scaling")
-    scaled = Fields(given) if given else fields
+    scaled = TrackedFields(given) if given else fields
     base = float(scaled.get("rope_theta") or base)
     kind = scaled.get("rope_type", scaled.get("type", "default"))
     if scaled.get("type", kind) != kind:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.known import CONFIG, Fields, Idle
+from dynarag_jax.exchange.known import CONFIG, Idle, TrackedFields
 from dynarag_jax.models.encoder_parts import EncoderConfig
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "modernbert")
@@ -40,14 +40,14 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
       InputError: not a BERT, RoBERTa or ModernBERT encoder, a feature is not supported, or a
         field is missing.
     """
-    fields = Fields(hf)
+    fields = TrackedFields(hf)
     modern = fields.get("model_type") == "modernbert"
     cfg = (_modern if modern else _config)(fields, where)
     fields.refuse_rest(_MODERN_IDLE if modern else IDLE, where)
     return cfg
 
 
-def _config(hf: Fields, where: str) -> EncoderConfig:
+def _config(hf: TrackedFields, where: str) -> EncoderConfig:
     kind = hf.get("model_type")
     if kind not in MODEL_TYPES:
         raise InputError(
@@ -73,7 +73,7 @@ def _config(hf: Fields, where: str) -> EncoderConfig:
         raise InputError(f"{where}: {error}") from None
 
 
-def _modern(hf: Fields, where: str) -> EncoderConfig:
+def _modern(hf: TrackedFields, where: str) -> EncoderConfig:
     """ModernBERT (arXiv 2412.13663), and the encoders of ettin."""
     plain = {"hidden_activation": "gelu", "attention_bias": False, "mlp_bias": False}
     _require(hf, {**plain, "norm_bias": False}, where)
@@ -88,9 +88,9 @@ def _modern(hf: Fields, where: str) -> EncoderConfig:
             f"{layers} layers"
         )
     bases = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
-    ropes = Fields(hf.get("rope_parameters") or {})
+    ropes = TrackedFields(hf.get("rope_parameters") or {})
     for kind, field in zip(bases, ("global_rope_theta", "local_rope_theta"), strict=True):
-        rope = Fields(ropes.get(kind) or {})
+        rope = TrackedFields(ropes.get(kind) or {})
         bases[kind] = float(rope.get("rope_theta") or hf.get(field) or bases[kind])
         rope.refuse_rest({"rope_type": ("default",)}, f"{where}: rope_parameters of {kind}")
     ropes.refuse_rest({}, f"{where}: rope_parameters")
@@ -120,7 +120,7 @@ _SIZES = {
 }
 
 
-def _require(hf: Fields, plain: Mapping[str, Any], where: str) -> None:
+def _require(hf: TrackedFields, plain: Mapping[str, Any], where: str) -> None:
     """Raise InputError where a field has another value than the one that is built."""
     for field, only in plain.items():
         found = hf.get(field, only)
@@ -128,7 +128,7 @@ def _require(hf: Fields, plain: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")
 
 
-def _sizes(hf: Fields, names: Mapping[str, str], where: str) -> dict[str, int]:
+def _sizes(hf: TrackedFields, names: Mapping[str, str], where: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for ours, field in names.items():
         value = hf.get(field)

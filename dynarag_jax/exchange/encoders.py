@@ -22,7 +22,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoder_configs import config_from_hf
 from dynarag_jax.exchange.encoder_weights import WEIGHTS, read_params, weight_hashes
 from dynarag_jax.exchange.hub import package_file
-from dynarag_jax.exchange.known import Fields, Idle
+from dynarag_jax.exchange.known import Idle, TrackedFields
 from dynarag_jax.files import PathLike, read_json, sha256_file
 from dynarag_jax.models.encoder_parts import MODERN_FIELDS, EncoderConfig, Params
 
@@ -139,7 +139,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _pooling(path: Path) -> Pooling:
     """Read sentence-transformers' pooling module: booleans, or one name in newer releases."""
-    config = Fields(_optional(path))
+    config = TrackedFields(_optional(path))
     named = config.get("pooling_mode")
     modes: list[str] = [named] if isinstance(named, str) else list(named or ())
     short = {"cls_token": "cls", "mean_tokens": "mean"}
@@ -192,11 +192,11 @@ def _recipe(directory: Path) -> _Recipe:
                     f"Pooling and Normalize"
                 )
     place = model / "sentence_bert_config.json"
-    limits = Fields(_optional(place))
+    limits = TrackedFields(_optional(place))
     length, lower_case = limits.get("max_seq_length"), bool(limits.get("do_lower_case"))
     limits.refuse_rest(_LIMITS_IDLE, str(place))
     place = directory / "config_sentence_transformers.json"
-    saved = Fields(_optional(place))
+    saved = TrackedFields(_optional(place))
     # An inner product compares vectors of length 1 by their cosine.
     normalize = normalize or saved.get("similarity_fn_name") == "cosine"
     prompts = saved.get("prompts") or {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.known import GENERATION, Fields
+from dynarag_jax.exchange.known import GENERATION, TrackedFields
 from dynarag_jax.files import PathLike, read_json
 from dynarag_jax.templates import turn_end
 
@@ -35,7 +35,7 @@ def generation_settings(source: PathLike) -> dict[str, Any]:
     value = read_json(where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    fields = Fields(value)
+    fields = TrackedFields(value)
     fields.get("eos_token_id")
     fields.get("stop_strings")
     fields.refuse_rest(_IDLE, str(where))

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.gguf_names import FAMILIES, SPLITS, TOP, halved, layer_tensor
-from dynarag_jax.exchange.known import Fields
+from dynarag_jax.exchange.known import TrackedFields
 from dynarag_jax.exchange.names import TOP as THEIRS
 from dynarag_jax.exchange.names import expected_tensors, layer_names
 from dynarag_jax.exchange.safetensors import header_bytes
@@ -68,7 +68,7 @@ def _write(path: Path, place: Path) -> None:
     except Exception as error:  # noqa: BLE001 - the reader raises whatever it stumbles on
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: no GGUF file that can be read ({reason[:200]})") from None
-    fields = Fields(values)
+    fields = TrackedFields(values)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     family = FAMILIES.get(str(fields.get("general.architecture")))
     if family is None:
@@ -95,7 +95,7 @@ def _write(path: Path, place: Path) -> None:
         (place / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def _refuse_rest(fields: Fields, where: str) -> None:
+def _refuse_rest(fields: TrackedFields, where: str) -> None:
     """Every field is used, says nothing about what is computed, or is refused."""
     names = [name for name in fields if name.startswith(_IDLE_PREFIXES)]
     fields.refuse_rest(dict.fromkeys(names), where)
@@ -104,7 +104,7 @@ def _refuse_rest(fields: Fields, where: str) -> None:
 # ---------------------------------------------------------------------------- configuration
 
 
-def _config(fields: Fields, tensors: dict[str, Any], where: str) -> dict[str, Any]:
+def _config(fields: TrackedFields, tensors: dict[str, Any], where: str) -> dict[str, Any]:
     """The config.json that a file's fields say."""
     kind = str(fields["general.architecture"])
     family = FAMILIES[kind]
@@ -245,7 +245,7 @@ def _write_weights(path: Path, place: Path, cfg: DecoderConfig, tensors: dict[st
 # ---------------------------------------------------------------------------- tokenizer
 
 
-def _ends(fields: Fields, where: str) -> list[int]:
+def _ends(fields: TrackedFields, where: str) -> list[int]:
     named = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = [fields.get(f"tokenizer.ggml.{name}") for name in named]
     ends = list(dict.fromkeys(int(i) for i in found if i is not None))
@@ -285,7 +285,7 @@ def byte_level_bpe(
     return tokenizer
 
 
-def _tokenizer(fields: Fields, where: str) -> tuple[Tokenizer, dict[str, Any]]:
+def _tokenizer(fields: TrackedFields, where: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer that a file's fields describe, and its tokenizer_config.json."""
 
     def get(name: str, default: Any = None) -> Any:

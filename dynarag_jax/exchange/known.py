@@ -1,8 +1,8 @@
 """Fields of Hugging Face's JSON files: each used, known to change nothing, or refused by name.
 
-A reader takes what it needs from ``Fields``, which remembers what it was asked for. ``refuse_rest``
-then looks at what nobody asked for: a field that is not in the tables below may mean another
-computation, and is refused.
+A reader takes what it needs from ``TrackedFields``, which remembers what it was asked for.
+``refuse_rest`` then looks at what nobody asked for: a field that is not in the tables below may
+mean another computation, and is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Idle = Mapping[str, tuple[Any, ...] | Callable[[Any], bool] | None]
 _SHOWN = 5
 
 
-class Fields(Mapping[str, Any]):
+class TrackedFields(Mapping[str, Any]):
     """The fields of a JSON object, which remembers those that were read."""
 
     def __init__(self, fields: Mapping[str, Any]):

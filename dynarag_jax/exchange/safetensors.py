@@ -100,7 +100,8 @@ def header_bytes(
         end = offset + math.prod(shape) * FLOATS[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header).encode()
+    # Without metadata, as the safetensors package writes it: no spaces.
+    text = json.dumps(header, separators=None if metadata is not None else (",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

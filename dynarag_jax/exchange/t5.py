@@ -9,7 +9,7 @@ import jax
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.known import CONFIG, Fields
+from dynarag_jax.exchange.known import CONFIG, TrackedFields
 from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
     default_place,
@@ -59,13 +59,13 @@ def config_from_hf(hf: Mapping[str, Any], tied: bool, where: str = "config.json"
     """
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
-    fields = Fields(hf)
+    fields = TrackedFields(hf)
     cfg = _config(fields, tied, where)
     fields.refuse_rest(_IDLE, where)
     return cfg
 
 
-def _config(hf: Fields, tied: bool, where: str) -> T5Config:
+def _config(hf: TrackedFields, tied: bool, where: str) -> T5Config:
     found = (hf.get("architectures") or [None])[0]
     if found not in ARCHITECTURES:
         raise InputError(

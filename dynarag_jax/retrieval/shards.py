@@ -14,7 +14,6 @@ that was never stopped, in however many processes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.safetensors import header_bytes, read_header
 from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike, atomic_write, read_json, sha256_file, write_json
 
@@ -77,13 +77,8 @@ def write_shard(directory: Path, plan: Plan, shard: int, vectors: np.ndarray) ->
     """Write one shard: float [rows, width]."""
     name, dtype = _TYPES[plan.dtype]
     data = np.ascontiguousarray(vectors, dtype)
-    header = {
-        "vectors": {"dtype": name, "shape": list(data.shape), "data_offsets": [0, data.nbytes]}
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with atomic_write(shard_path(directory, shard), "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header_bytes({"vectors": (name, data.shape)}))
         stream.write(data.view(np.uint8).data)
 
 
@@ -96,22 +91,19 @@ def read_shard(path: Path, rows: int, width: int, dtype: str) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: this shard is missing; embed again")
     name, kind = _TYPES[dtype]
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = path.stat().st_size
-        try:
-            entry = json.loads(stream.read(length if length < size else 0))["vectors"]
-            shape, found = tuple(entry["shape"]), entry["dtype"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: not a shard of vectors; remove it and embed again") from None
-    if shape != (rows, width) or found != name:
+    try:
+        entry = read_header(path).get("vectors")
+    except InputError as error:
+        reason = str(error).removesuffix("; fetch it again")
+        raise InputError(f"{reason}; remove it and embed again") from None
+    if entry is None:
+        raise InputError(f"{path}: not a shard of vectors; remove it and embed again")
+    if entry.shape != (rows, width) or entry.dtype != name:
         raise InputError(
-            f"{path}: holds {found} {list(shape)}, expected {name} {[rows, width]}; remove it and "
-            f"embed again"
+            f"{path}: holds {entry.dtype} {list(entry.shape)}, expected {name} {[rows, width]}; "
+            f"remove it and embed again"
         )
-    if 8 + length + rows * width * np.dtype(kind).itemsize != size:
-        raise InputError(f"{path}: cut short ({size} bytes); remove it and embed again")
-    return np.memmap(path, kind, "r", 8 + length, (rows, width))
+    return np.memmap(path, kind, "r", entry.start, (rows, width))
 
 
 def standing(directory: Path, plan: Plan) -> set[int]:

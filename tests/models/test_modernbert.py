@@ -62,7 +62,8 @@ def test_hidden_states_several_windows_long(kind, tmp_path):
     ours = np.asarray(run(params, jnp.asarray(tokens), jnp.asarray(lengths)))
     np.testing.assert_allclose(ours[mask], expected[mask], atol=2e-5, rtol=0)
     assert np.isfinite(ours).all()
-    wider = np.asarray(encoder.encode(dataclasses.replace(cfg, window=5), params, tokens, lengths))
+    wide = dataclasses.replace(cfg, window=5)
+    wider = np.asarray(encoder.encode(wide, params, jnp.asarray(tokens), jnp.asarray(lengths)))
     assert np.abs(wider[mask] - expected[mask]).max() > 1e-3  # the window matters here
 
 

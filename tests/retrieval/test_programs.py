@@ -225,7 +225,7 @@ def test_vectors_of_another_encoder_or_corpus_are_refused(place, bert_directory)
         ))  # fmt: skip
     shard = Path("run/embed/vectors/00000.safetensors")
     shard.write_bytes(shard.read_bytes()[:-4])
-    with pytest.raises(InputError, match=r"00000.safetensors: cut short"):
+    with pytest.raises(InputError, match=r"00000.safetensors: damaged safetensors file"):
         go("c", retrieve=Retrieve(encoder=str(bert_directory), passages=3, **fields))
 
 

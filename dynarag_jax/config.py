@@ -16,6 +16,9 @@ INHERITED: Any = None
 
 T = TypeVar("T")
 
+MorePassages = Literal["windows", "show_first", "set_aside"]
+"""What becomes of a question with more candidates than a prompt shows, ``prompts.ids``."""
+
 SAME_RESULT = "changes nothing of the result"
 SameResult = Annotated[T, SAME_RESULT]
 """Type of a field on which a stage's result does not depend: changed, the stage still stands."""
@@ -57,6 +60,10 @@ class Run:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type in which stages that sample and score compute, unless they set their own; training
     takes ``model.dtype``"""
+    more_passages: MorePassages = "windows"
+    """questions with more passages than ``prompts.ids``: windows over all of them where lists are
+    written, their first ones where lists are learned or sampled (counted, and said); or their first
+    ones everywhere; or set aside everywhere"""
     cpu_devices: int = 0
     """devices simulated where JAX runs on the CPU; 0 takes one per core, two at most"""
     compilation_cache: str = ""
@@ -90,6 +97,6 @@ class Run:
 def inherit(run: Run, stage: T) -> T:
     """The stage's configuration with what it leaves to the run filled in."""
     names = {field.name for field in fields(stage)}  # type: ignore[arg-type]
-    given = {"prompts": run.prompts, "dtype": run.dtype}
+    given = {"prompts": run.prompts, "dtype": run.dtype, "more_passages": run.more_passages}
     left = {n: v for n, v in given.items() if n in names and getattr(stage, n) is INHERITED}
     return replace(stage, **left) if left else stage  # type: ignore[type-var]

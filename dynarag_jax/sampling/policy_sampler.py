@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,6 +78,8 @@ class PolicySampler:
         shards = batch_shards(policy.mesh)
         self.batch = -(-batch // shards) * shards
         self.team = ProcessTeam(policy.mesh)
+        self.heard: Callable[[], None] = lambda: None
+        """called for every list or answer as it is written"""
         self.maker = ExampleMaker(
             policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions
         )
@@ -158,6 +161,7 @@ class PolicySampler:
         renamed = [replace(r, id=name, key=r.id) for name, r in named.items()]
         lists: dict[str, Lists] = {}
         for sampled in self.list_engine(samples).run(renamed):
+            self.heard()
             request = named[sampled.id]
             if sampled.refused:
                 raise InputError(f"question '{request.id}': {sampled.refused}")
@@ -189,15 +193,15 @@ class PolicySampler:
             lengths=buckets(prompts.rerank_tokens),
             seed=self.seed,
         )
-        results = {
-            index: Lists(
+        results = {}
+        for index, one in searched:
+            self.heard()
+            results[index] = Lists(
                 requests[index].shown or 0,
                 tuple(read_list(spelling, tokens) for tokens in one.branches),
                 one.logps,
                 weights=one.weights() if sampling.method == "distinct" else (),
             )
-            for index, one in searched
-        }
         return [results[index] for index in range(len(requests))]
 
     # ------------------------------------------------------------------ answers
@@ -255,10 +259,11 @@ class PolicySampler:
                     stops=(self.policy.spelling.end,) if closed else self.policy.ends,
                 )
             )
-        results = list(self.answer_engine.run(free))
+        results = self.answer_engine.run(free)
         if self.prompts.labels:
-            results += self.label_engine.run(labels)
+            results = itertools.chain(results, self.label_engine.run(labels))
         for sampled in results:
+            self.heard()
             answers[names[sampled.id]] = (
                 InputError(f"its answer: {sampled.refused}")
                 if sampled.refused

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.windows import Positions, Seen, Windows, run_plans
+from dynarag_jax.sampling.windows import Positions, Seen, Windows, expected_calls, run_plans
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,43 @@ def try_rerank(
     """As ``rerank``; in place of a question that cannot be reranked, the reason."""
     if not questions:
         return []
+    if unread := {i: error for i, q in enumerate(questions) if (error := _unread(sampler, q))}:
+        good = [q for i, q in enumerate(questions) if i not in unread]
+        found = iter(try_rerank(sampler, good, sampling, windows))
+        return [unread.get(i) or next(found) for i in range(len(questions))]
     try:
         return [*rerank(sampler, questions, sampling, windows)]
     except InputError as error:
         if len(questions) == 1:
             return [error]
     return [f for q in questions for f in try_rerank(sampler, [q], sampling, windows)]
+
+
+def _unread(sampler: PolicySampler, question: Question) -> InputError | None:
+    """Why a question's first prompt cannot be made; None where it can."""
+    try:
+        sampler.maker.rerank_prompt(question)
+    except InputError as error:
+        return error
+    return None
+
+
+def expected_prompts(
+    questions: Sequence[Question], prompts: PromptConfig, windows: Windows
+) -> tuple[int, int]:
+    """About how many prompts reranking reads: at least, and at most.
+
+    Raises:
+      InputError: a question has more candidates than a prompt, and windows do not fit prompts.
+    """
+    counts = Counter(len(q.passages) for q in questions if q.passages)
+    low = high = 0
+    for n, times in counts.items():
+        least = most = 1
+        if n > prompts.ids:
+            least, most = expected_calls(n, windows.within(prompts.ids, prompts.max_list))
+        low, high = low + times * least, high + times * most
+    return low, high
 
 
 def _part(question: Question, view: Positions, call: int) -> Question:

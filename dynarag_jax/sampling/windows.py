@@ -214,6 +214,25 @@ def _together(plans: Sequence[Plan]) -> Generator[list[Positions], list[Seen], l
     return results
 
 
+def expected_calls(n: int, windows: Windows) -> tuple[int, int]:
+    """Prompts that ``n`` candidates take where windows keep one passage each, and all they may.
+
+    Prompts that do not hold a whole window add to both.
+    """
+    return _calls(n, windows, 1), _calls(n, windows, windows.budget)
+
+
+def _calls(n: int, windows: Windows, kept: int) -> int:
+    going, answers, calls = plan(n, windows), None, 0
+    try:
+        while True:
+            views = next(going) if answers is None else going.send(answers)
+            calls += len(views)
+            answers = [Seen(range(1, min(kept, len(v)) + 1), len(v)) for v in views]
+    except StopIteration:
+        return calls
+
+
 Reranker = Callable[[list[tuple[int, Positions]]], Sequence[Seen]]
 """``reranker(views)``: what it chose of each (question's index, positions shown)."""
 

@@ -13,20 +13,19 @@ differs between its set-up and this one), and all that eval.score writes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.evaluation import lists
-from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.outputs import write_scores, write_trec
-from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json, read_predictions
+from dynarag_jax.evaluation.predictions import read_predictions
 from dynarag_jax.evaluation.protocols import ScoringProtocol, answerer, check_protocol, note
 from dynarag_jax.evaluation.reported import SOURCE, Kind, Setup, beside_the_paper, setup_table
 from dynarag_jax.evaluation.runs import score_predictions
@@ -44,11 +43,13 @@ from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.reranking import try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.predicting import PromptCount, Reranking, add_aside, predict, without
 from dynarag_jax.stages.common.scores import score_once
 
 Baseline = Literal["none", "top-k", "static", "oracle"]
@@ -83,7 +84,8 @@ class Bench:
     """dataset -> longest answer, in place of ``prompts.answer_tokens``"""
     sampling: Sampling = Sampling(temperature=0.2)
     """how lists are written; the default is the paper's. Answers are greedy"""
-    windows: Windows = Windows(window=0, budget=0)
+    more_passages: MorePassages = INHERITED
+    windows: Windows = OPEN
     """for questions with more candidates than ``prompts.ids``"""
     protocol: ScoringProtocol = "benchmark"
     """as of eval.score"""
@@ -101,6 +103,7 @@ class Bench:
         return {n: path for n, path in self.datasets.items() if not self.only or n in self.only}
 
     def __post_init__(self) -> None:
+        check_windows(self.windows, self.prompts, self.more_passages)
         for name in self.datasets:
             check_dataset(name)
         for name in self.only:
@@ -122,9 +125,10 @@ Data = dict[str, list[Question]]
 Lists = Mapping[str, Sequence[Chosen]]
 
 
-def read(context: Context, stage: Bench) -> Data:
-    """The questions of every dataset, each saying which it is."""
+def read(context: Context, stage: Bench) -> tuple[Data, dict[str, list[Reject]]]:
+    """The questions of every dataset, each saying which it is, and those set aside."""
     data: Data = {}
+    aside: dict[str, list[Reject]] = {}
     for name, path in stage.chosen().items():
         questions = read_questions(context.path(path), context.log)
         if stage.limit:
@@ -132,8 +136,13 @@ def read(context: Context, stage: Bench) -> Data:
         if not questions:
             raise InputError(f"{path}: no questions")
         with_candidates(questions, path, context.log)
+        kept, aside[name] = to_rerank(
+            questions, stage.prompts.ids, stage.more_passages, name, context.log
+        )
+        shown = {q.id: q for q in kept}
+        questions = [shown.get(q.id, q) for q in questions]
         data[name] = [replace(q, extra=q.extra | {"dataset": name}) for q in questions]
-    return data
+    return data, aside
 
 
 def baselines(
@@ -175,52 +184,6 @@ def with_scores(
     return questions, [*retriever_scores(questions, longest)]
 
 
-def rerank_and_answer(
-    sampler: PolicySampler, stage: Bench, system: str, questions: Sequence[Question]
-) -> Iterable[dict[str, Any]]:
-    """A model's lists and its answers from them; a question without a list fails."""
-    # For a question without candidates there is one list.
-    asked: list[Question] = [question for question in questions if not question.passages]
-    chosen: list[Chosen] = [()] * len(asked)
-    questions = [question for question in questions if question.passages]
-    found = try_rerank(sampler, questions, stage.sampling, stage.windows)
-    for question, result in zip(questions, found, strict=True):
-        if isinstance(result, InputError):
-            none = Prediction(question.id, answer="", failed=str(result))
-            yield prediction_to_json(none, question, system)
-        else:
-            asked.append(question)
-            chosen.append(result.list)
-    for question, one in answer(sampler, asked, chosen):
-        yield prediction_to_json(one, question, system)
-
-
-def predict(
-    stage: Bench,
-    sampler: PolicySampler,
-    rows: JsonlAppender,
-    system: str,
-    questions: Sequence[Question],
-    chosen: Sequence[Chosen] | None,
-    bar: Any,
-) -> None:
-    """Append a system's predictions of one dataset: from its own lists, or from ``chosen``."""
-    left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
-    # Some batches at once, so that the windows of many questions meet.
-    group = 4 * sampler.batch
-    for first in range(0, len(left), group):
-        places = left[first : first + group]
-        part = [questions[i] for i in places]
-        if chosen is None:
-            lines = rerank_and_answer(sampler, stage, system, part)
-        else:
-            found = answer(sampler, part, [chosen[i] for i in places])
-            lines = (prediction_to_json(one, question, system) for question, one in found)
-        for line in lines:
-            rows.append(line)
-        bar.update(len(part))
-
-
 def samplers(context: Context, stage: Bench, policy: Policy) -> dict[int, PolicySampler]:
     """A sampler for each longest answer of the datasets."""
     lengths = {answer_tokens(stage, name) for name in stage.chosen()}
@@ -243,7 +206,7 @@ def answer_tokens(stage: Bench, dataset: str) -> int:
 
 def setup(stage: Bench, data: Data, sizes: Mapping[str, int]) -> Setup:
     """This run's words beside the paper's."""
-    counts = [min(len(q.passages), stage.prompts.ids) for qs in data.values() for q in qs]
+    counts = [len(q.passages) for qs in data.values() for q in qs]
     low, high = min(counts), max(counts)
     lengths = {name: answer_tokens(stage, name) for name in data}
     usual = stage.prompts.answer_tokens
@@ -277,8 +240,15 @@ def run(context: Context, stage: Bench) -> None:
     tuning = tuning_files(context, stage)
     extra |= {f"rules of {name}": path for name, path in tuning.items()}
     context.manifest(inputs=files | {f"model {n}": p for n, p in models.items()} | extra)
-    data = read(context, stage)
+    everyone, aside = read(context, stage)
+    data = {name: without(questions, aside[name]) for name, questions in everyone.items()}
+    if empty := [name for name, questions in data.items() if not questions]:
+        raise InputError(f"{empty[0]}: every question is set aside; {aside[empty[0]][0].reason}")
     tuned_on = {name: read_tuning(path, stage.rules) for name, path in tuning.items()}
+    for name, questions in tuned_on.items():
+        tuned_on[name], _ = to_rerank(
+            questions, stage.prompts.ids, stage.more_passages, str(tuning[name]), context.log
+        )
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in data}
     tuning_scores: dict[str, dict[str, list[float]]] = {name: {} for name in tuned_on}
     if scorer:
@@ -303,12 +273,12 @@ def run(context: Context, stage: Bench) -> None:
         kinds |= own
     if clash := [name for name in models if name in lists_of(fixed)]:
         raise InputError(f"bench: '{clash[0]}' is a baseline's name; call the model otherwise")
-    total = sum(len(q) * (len(models) + len(fixed[name][0])) for name, q in data.items())
     place = context.stage_directory
     # Parameters of each model, so that one whose work is done need not be loaded to say so.
     counted = place / "parameters.json"
     sizes: dict[str, int] = read_json(counted) if counted.exists() else {}
-    with context.progress(total, context.stage) as bar, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(context.progress(None, f"{context.stage}: lists and answers"))
         outputs = {
             name: stack.enter_context(
                 JsonlAppender(
@@ -317,7 +287,13 @@ def run(context: Context, stage: Bench) -> None:
             )
             for name in data
         }
-        bar.update(sum(len(rows.done) for rows in outputs.values()))
+        count = PromptCount(stage.prompts, stage.windows)
+        for name, questions in data.items():
+            add_aside(outputs[name], everyone[name], aside[name], [*models, *fixed[name][0]])
+            for systems in (models, fixed[name][0]):
+                count.add_systems(questions, systems, outputs[name].done, lists=systems is models)
+        bar.start_at(0, count.most)
+        context.log(f"{sum(map(len, data.values()))} questions, {count}")
         for number, (model, path) in enumerate(models.items()):
             last = number == len(models) - 1
             work: dict[str, dict[str, Sequence[Chosen] | None]] = {
@@ -338,9 +314,10 @@ def run(context: Context, stage: Bench) -> None:
             for name, questions in data.items():
                 sampler = by_length[answer_tokens(stage, name)]
                 for system, chosen in work[name].items():
-                    predict(stage, sampler, outputs[name], system, questions, chosen, bar)
+                    own = Reranking(stage.sampling, stage.windows) if chosen is None else chosen
+                    predict(sampler, own, outputs[name], system, questions, bar)
             del policy, by_length
-    finish(context, stage, data, kinds, sizes)
+    finish(context, stage, everyone, kinds, sizes)
 
 
 def lists_of(fixed: Mapping[str, tuple[Lists, Any]]) -> set[str]:

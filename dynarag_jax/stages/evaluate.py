@@ -13,14 +13,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
-from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
-from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
-from dynarag_jax.evaluation.scoring import by_benchmark, row_of_line, scored_line
+from dynarag_jax.evaluation.lists import SHUFFLED, Chosen, fixed_systems
+from dynarag_jax.evaluation.predictions import Prediction
+from dynarag_jax.evaluation.scoring import Answerer, by_benchmark, row_of_line, scored_line
 from dynarag_jax.evaluation.summary import scores_by_system, summarize
 from dynarag_jax.evaluation.tables import side_by_side
 from dynarag_jax.evaluation.tuning import (
@@ -34,12 +35,17 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, rollout_to_json
+from dynarag_jax.records import Question, Rollout, rollout_to_json
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.list_sources import policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.rollouts import sample_rollouts
+from dynarag_jax.sampling.reranking import try_rerank
+from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.predicting import PromptCount, counted
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class Evaluate:
     prompts: PromptConfig = INHERITED
     sampling: Sampling = Sampling(temperature=0.0)
     """how lists are written; answers are greedy"""
+    more_passages: MorePassages = INHERITED
+    windows: Windows = OPEN
+    """for questions with more candidates than ``prompts.ids``"""
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
     rules: RulesConfig = RulesConfig()
@@ -73,19 +82,30 @@ class Evaluate:
     """prompts sampled at once"""
     engine: SameResult[EngineConfig] = EngineConfig()
 
+    def __post_init__(self) -> None:
+        check_windows(self.windows, self.prompts, self.more_passages)
+
 
 def choose(
     sampler: PolicySampler, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
-) -> list[tuple[int, ...]]:
-    """A model's list for each question, in the positions of the question as it came."""
-    if not system.endswith(SHUFFLED):
-        return [found.lists[0] for found in sampler.lists(questions, stage.sampling)]
-    rng = lambda question: random.Random(f"shuffle {seed} {question.id}")  # noqa: E731
-    mixed = [question.shuffled(stage.prompts.ids, rng(question)) for question in questions]
-    found = sampler.lists([question for question, _ in mixed], stage.sampling)
+) -> list[Chosen | InputError]:
+    """A model's list for each question, in the positions of the question as it came.
+
+    In place of a list that cannot be written, the reason.
+    """
+    orders = [tuple(range(1, len(question.passages) + 1)) for question in questions]
+    if system.endswith(SHUFFLED):
+        mixed = [
+            question.shuffled(
+                len(question.passages), random.Random(f"shuffle {seed} {question.id}")
+            )
+            for question in questions
+        ]
+        questions, orders = [q for q, _ in mixed], [order for _, order in mixed]
+    found = try_rerank(sampler, questions, stage.sampling, stage.windows)
     return [
-        tuple(order[i - 1] for i in one.lists[0])
-        for one, (_, order) in zip(found, mixed, strict=True)
+        one if isinstance(one, InputError) else tuple(order[i - 1] for i in one.list)
+        for one, order in zip(found, orders, strict=True)
     ]
 
 
@@ -103,10 +123,22 @@ def run(context: Context, stage: Evaluate) -> None:
         raise InputError(f"{questions_path}: no questions")
     with_candidates(questions, questions_path, context.log)
     scored = by_benchmark(metrics=stage.metrics)
-    fixed = fixed_systems(questions, stage.top_k, stage.prompts.ids)
+    everyone, rule, ids = questions, stage.more_passages, stage.prompts.ids
+    questions, aside = to_rerank(questions, ids, rule, questions_path.name, context.log)
+    if not questions:
+        raise InputError(f"{questions_path}: every question is set aside; {aside[0].reason}")
+    # No baseline sees more candidates than a model: all that are left, by windows or in a prompt.
+    seen_at_most = max(len(q.passages) for q in questions)
+    fixed = fixed_systems(questions, stage.top_k, seen_at_most)
     if stage.rules.names:
-        both = (read_tuning(tuning["rules"], stage.rules), questions)
-        asked = [(some, retriever_scores(some, stage.prompts.ids)) for some in both]
+        tuned_on, _ = to_rerank(
+            read_tuning(tuning["rules"], stage.rules), ids, rule, tuning["rules"].name, context.log
+        )
+        both = (tuned_on, questions)
+        asked = [
+            (some, retriever_scores(some, max((len(q.passages) for q in some), default=0)))
+            for some in both
+        ]
         lists, tuned = rule_systems(stage.rules, *asked)
         write_json(context.stage_directory / "rules.json", tuned)
         fixed |= lists
@@ -115,9 +147,21 @@ def run(context: Context, stage: Evaluate) -> None:
     systems = [name + how for name in models for how in seen] + [*fixed]
     with (
         JsonlAppender(output, key=lambda row: f"{row['system']}/{row['id']}") as rows,
-        context.progress(len(systems) * len(questions), context.stage) as bar,
+        context.progress(None, f"{context.stage}: lists and answers") as bar,
     ):
-        bar.update(len(rows.done))
+        count = PromptCount(stage.prompts, stage.windows)
+        for system in systems:
+            count.add_systems(questions, [system], rows.done, lists=system not in fixed)
+        bar.start_at(0, count.most)
+        context.log(
+            f"{len(questions)} questions, {len(systems)} systems, {count}"
+            + (f"; {len(rows.done)} predictions stand" if rows.done else "")
+        )
+        reasons = {reject.id: reject.reason for reject in aside}
+        for question in (q for q in everyone if q.id in reasons):
+            for system in systems:
+                if f"{system}/{question.id}" not in rows.done:
+                    rows.append(unlisted(question, reasons[question.id], system, scored))
         for place, (name, path) in enumerate(models.items()):
             last = place == len(models) - 1
             own = [name + how for how in seen]
@@ -134,15 +178,24 @@ def run(context: Context, stage: Evaluate) -> None:
                 if not todo:
                     continue
                 asked = [questions[i] for i in todo]
-                if system in own:
-                    some = [question for question in asked if question.passages]
-                    made = iter(choose(sampler, system, stage, some, context.run.seed))
-                    lists = [next(made) if question.passages else () for question in asked]
-                else:
-                    lists = [fixed[system][i] for i in todo]
-                for question, found in answer(sampler, asked, lists):
-                    rows.append(scored_line(found, question, system, scored))
-                    bar.update(1)
+                count = PromptCount(stage.prompts, stage.windows)
+                count.add(asked, lists=system in own, answers=True)
+                with counted(sampler, bar, count.most):
+                    if system in own:
+                        some = [question for question in asked if question.passages]
+                        made = iter(choose(sampler, system, stage, some, context.run.seed))
+                        chosen = [next(made) if question.passages else () for question in asked]
+                    else:
+                        chosen = [fixed[system][i] for i in todo]
+                    listed, lists = [], []
+                    for question, one in zip(asked, chosen, strict=True):
+                        if isinstance(one, InputError):
+                            rows.append(unlisted(question, str(one), system, scored))
+                        else:
+                            listed.append(question)
+                            lists.append(one)
+                    for question, found in answer(sampler, listed, lists):
+                        rows.append(scored_line(found, question, system, scored))
             if place == 0 and stage.examples:
                 write_examples(context, stage, sampler, [q for q in questions if q.passages])
     scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
@@ -152,6 +205,13 @@ def run(context: Context, stage: Evaluate) -> None:
     context.log(side_by_side(summaries))
     if foot := stage.metrics.note():
         context.log(foot)
+
+
+def unlisted(question: Question, reason: str, system: str, scored: Answerer) -> dict[str, Any]:
+    """The line of a question that no list was written for: it counts 0, also its list."""
+    prediction = Prediction(question.id, answer="", list=(), tokens=0, failed=reason)
+    line = scored_line(prediction, question, system, scored)
+    return line | {"set_f1": None if line["set_f1"] is None else 0.0}
 
 
 def examples(questions: Sequence[Question], count: int) -> list[Question]:
@@ -167,12 +227,14 @@ def write_examples(
     context: Context, stage: Evaluate, sampler: PolicySampler, questions: Sequence[Question]
 ) -> None:
     """Sample lists for the questions that the report shows: examples.jsonl."""
-    rollouts = sample_rollouts(
-        sampler,
-        sampler,
-        examples(questions, stage.examples),
-        stage.examples_sampling,
-        stage.samples,
-        stage.reward,
-    )
-    write_jsonl(context.stage_directory / "examples.jsonl", [rollout_to_json(r) for r in rollouts])
+    shown = examples(questions, stage.examples)
+    source = policy_lists(sampler, shown, stage.examples_sampling, stage.samples)
+    found = {
+        one.id: one
+        for one in roll_out(sampler, sampler, source, stage.samples, stage.reward)
+        if isinstance(one, Rollout)
+    }
+    if lost := [question.id for question in shown if question.id not in found]:
+        context.log(f"{len(lost)} of the examples cannot be sampled and are left out: '{lost[0]}'")
+    rows = [rollout_to_json(found[question.id]) for question in shown if question.id in found]
+    write_jsonl(context.stage_directory / "examples.jsonl", rows)

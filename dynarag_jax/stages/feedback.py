@@ -22,6 +22,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.records import read_rollouts
+from dynarag_jax.stages.common.candidates import divide, to_learn
 from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
@@ -99,7 +100,11 @@ def run(context: Context, stage: Feedback) -> None:
     questions = read_questions(context.path(stage.questions), context.log)
     rollouts = read_rollouts(rollouts_path)
     given = asked(rollouts, questions, str(rollouts_path), stage.questions)
+    ids, rule = stage.prompts.ids, stage.more_passages
+    given = to_learn(given, ids, rule, rollouts_path.name, context.log)
     by_id = {question.id: question for question in given}
+    rollouts = [rollout for rollout in rollouts if rollout.id in by_id]
+    questions, _ = divide(questions, ids, rule)
     streams = {"list": stage.reranker, "answer": stage.answers}
     if any(s.batch and s.objectives.reads("reference") for s in streams.values()):
         source = paths.get("reference") or paths.get("init")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, read_jsonl
@@ -27,9 +27,11 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.reranking import Reranked, try_rerank
+from dynarag_jax.sampling.reranking import Reranked, expected_prompts, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.predicting import PromptCount, counted
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Rerank:
     prompts: PromptConfig = INHERITED
     sampling: Sampling = Sampling(temperature=0.0)
     """how lists are written; method 'beam' takes the most probable list it finds"""
-    windows: Windows = Windows(window=0, budget=0)
+    more_passages: MorePassages = INHERITED
+    windows: Windows = OPEN
     """for questions with more candidates than ``prompts.ids``"""
     dtype: Literal["float32", "bfloat16"] = INHERITED
     batch: SameResult[int] = 64
@@ -50,20 +53,7 @@ class Rerank:
     engine: SameResult[EngineConfig] = EngineConfig()
 
     def __post_init__(self) -> None:
-        if self.prompts is INHERITED:
-            return
-        if self.windows.window > self.prompts.ids:
-            raise InputError(
-                f"windows: window = {self.windows.window} shows more passages than a prompt's "
-                f"ids = {self.prompts.ids}"
-            )
-        if self.windows.budget > self.prompts.max_list:
-            raise InputError(
-                f"windows: budget = {self.windows.budget} is more than a list holds, max_list = "
-                f"{self.prompts.max_list}"
-            )
-        if self.prompts.ids > 1:
-            self.windows.within(self.prompts.ids, self.prompts.max_list)
+        check_windows(self.windows, self.prompts, self.more_passages)
 
 
 def record(question: Question, found: Reranked) -> dict[str, Any]:
@@ -90,26 +80,39 @@ def run(context: Context, stage: Rerank) -> None:
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for path in paths:
         questions = read_questions(path, context.log)
+        kept, aside = to_rerank(
+            questions, stage.prompts.ids, stage.more_passages, path.name, context.log
+        )
+        given = {question.id: question for question in questions}
         output = context.stage_directory / path.name
         with (
             JsonlAppender(output) as rows,
             JsonlAppender(context.stage_directory / f"rejects-{path.name}") as rejects,
-            context.progress(len(questions), path.name) as bar,
+            context.progress(None, f"{path.name}: prompts") as bar,
         ):
             done = rows.done | rejects.done
-            todo = [q for q in questions if q.id not in done]
-            bar.update(len(questions) - len(todo))
+            for reject in aside:
+                if reject.id not in done:
+                    rejects.append({"id": reject.id, "reason": reject.reason})
+            todo = [q for q in kept if q.id not in done]
+            count = PromptCount(stage.prompts, stage.windows).add(todo, lists=True, answers=False)
+            bar.start_at(0, count.most)
+            context.log(
+                f"{path.name}: {len(todo)} questions to rerank, {count}"
+                + (f"; {len(done)} stand" if done else "")
+            )
             # Some batches at once, so that the windows of many questions meet.
             group = 4 * sampler.batch
             for first in range(0, len(todo), group):
                 part = todo[first : first + group]
-                found = try_rerank(sampler, part, stage.sampling, stage.windows)
+                expected = expected_prompts(part, stage.prompts, stage.windows)[1]
+                with counted(sampler, bar, expected):
+                    found = try_rerank(sampler, part, stage.sampling, stage.windows)
                 for question, one in zip(part, found, strict=True):
                     if isinstance(one, InputError):
                         rejects.append({"id": question.id, "reason": str(one)})
                     else:
-                        rows.append(record(question, one))
-                bar.update(len(part))
+                        rows.append(record(given[question.id], one))
         lines = [line for _, line in read_jsonl(output)]
         rejected = len(questions) - len(lines)
         if questions and not lines:

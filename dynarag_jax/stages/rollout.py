@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender
@@ -40,6 +40,7 @@ from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
+from dynarag_jax.stages.common.candidates import to_learn, too_many
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class SampleRollouts:
     """questions to take, chosen by the seed; 0 takes all"""
     samples: int = 8
     """lists a question"""
-    more_passages: Literal["set_aside", "show_first"] = "set_aside"
-    """what becomes of a question with more passages than ``prompts.ids``: into rejects.jsonl, or
-    sampled from its first ``prompts.ids``"""
+    more_passages: MorePassages = INHERITED
     answers: bool = False
     """also score the distinct answers, all from the best list's passages: what preference training
     of the generator needs"""
@@ -87,6 +86,8 @@ def run(context: Context, stage: SampleRollouts) -> None:
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
+    ids, rule = stage.prompts.ids, stage.more_passages
+    to_learn(questions, ids, rule, paths["questions"].name, context.log)
     seed, directory, team = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
     sampler = reference = PolicySampler(policy, stage.prompts, stage.batch, seed, stage.engine)
@@ -175,10 +176,7 @@ def questions_of(
         elif not question.answers:
             reason = "has no answers, and the reward needs one"
         elif len(question.passages) > ids and stage.more_passages == "set_aside":
-            reason = (
-                f"has {len(question.passages)} passages, and the grammar has prompts.ids = {ids}; "
-                f"raise prompts.ids, or take the first {ids} with more_passages = show_first"
-            )
+            reason = too_many(question, ids)
         else:
             usable.append(question)
             continue

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
+from dynarag_jax.stages.common.candidates import to_learn
 from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.training.config import Stream, StreamShape, Train
@@ -75,7 +76,9 @@ def run(context: Context, stage: Sft) -> None:
     maker = example_maker(stage, start, context.token_cache)
 
     def asked(path: str) -> list[ExampleSource]:
-        questions = read_questions(context.path(path), context.log)
+        read = read_questions(context.path(path), context.log)
+        ids, rule = stage.prompts.ids, stage.more_passages
+        questions = to_learn(read, ids, rule, context.path(path).name, context.log)
         if missing := sum(q.expert is None for q in questions):
             context.log(f"{path}: {missing} of {len(questions)} questions have no list to imitate")
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dynarag_jax.config import INHERITED, SameResult
+from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
@@ -62,6 +62,7 @@ class Train:
     questions: str = "{run}/label/train.jsonl"
     """questions with passages, answers and expert lists"""
     prompts: PromptConfig = INHERITED
+    more_passages: MorePassages = INHERITED
     model: DecoderConfig = DecoderConfig()
     """shape of a new model; with ``init``, only types, remat, attention and unroll count"""
     lora: LoraConfig = LoraConfig(rank=0)

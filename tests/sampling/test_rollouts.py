@@ -93,7 +93,7 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
     }
     bad["thick"]["ctxs"][0]["text"] = "river " * 400
     questions = write(tmp_path / "q.jsonl", [*bad.values(), *rows[4:], *rows[:3]])
-    rolled(tmp_path / "run", tiny_model, questions, tiny_policy[1])
+    rolled(tmp_path / "run", tiny_model, questions, tiny_policy[1], more_passages="set_aside")
     directory = tmp_path / "run" / "rollout"
     made = read_rollouts(directory / "rollouts.jsonl")
     # The order is the questions', not that in which they finished.
@@ -120,20 +120,21 @@ def test_bad_records_are_set_aside_and_the_rest_goes_on(
     assert figures["prompts_per_second"] > 0 and figures["tokens_per_second"] > 0
 
 
-def test_the_first_passages_of_a_question_with_more_are_shown_on_request(
-    tmp_path, tiny_model, tiny_policy, question, capsys
+@pytest.mark.parametrize("more", [{}, {"more_passages": "show_first"}])
+def test_the_first_passages_of_a_question_with_more_are_shown_and_said(
+    tmp_path, tiny_model, tiny_policy, question, capsys, more
 ):
     rows = [question_to_json(question(f"q{i}", passages=3 + i)) for i in range(3)]
     questions = write(tmp_path / "q.jsonl", rows)
-    context = rolled(
-        tmp_path / "run", tiny_model, questions, tiny_policy[1], more_passages="show_first"
-    )
+    context = rolled(tmp_path / "run", tiny_model, questions, tiny_policy[1], **more)
     made = read_rollouts(context.stage_directory / "rollouts.jsonl")
     assert [r.shown for r in made] == [3, 4, 4]
     assert not (context.stage_directory / "rejects.jsonl").exists()
     metrics = [row for _, row in read_jsonl(context.stage_directory / "metrics.jsonl")]
     assert sum(row["dropped_passages"] for row in metrics) == 1
-    assert "1 passages not shown" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 passages not shown" in said
+    assert "1 of 3 questions have more passages than prompts.ids = 4, 'q2' the first" in said
 
 
 def test_a_kill_loses_and_repeats_nothing(tmp_path, tiny_model, tiny_policy, question, monkeypatch):

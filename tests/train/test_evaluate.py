@@ -21,11 +21,14 @@ def test_lists_over_shuffled_candidates_are_reported_in_the_order_that_was_given
         for q in questions:
             found = [n for n, p in enumerate(q.passages, 1) if p.text in ("text 2", "text 5")]
             yield SimpleNamespace(
-                lists=[tuple(sorted(found, key=lambda n: q.passages[n - 1].text))]
+                lists=[tuple(sorted(found, key=lambda n: q.passages[n - 1].text))],
+                shown=len(q.passages),
             )
 
-    writer = SimpleNamespace(lists=lists)
-    stage = Evaluate(prompts=PromptConfig(ids=6))
+    prompts = PromptConfig(ids=6)
+    maker = SimpleNamespace(rerank_prompt=lambda question: None)
+    writer = SimpleNamespace(lists=lambda *how: list(lists(*how)), prompts=prompts, maker=maker)
+    stage = Evaluate(prompts=prompts)
     asked = [question(number) for number in range(20)]
     for system in ("model", "model" + SHUFFLED):
         assert choose(writer, system, stage, asked, seed=0) == [(2, 5)] * 20

@@ -40,6 +40,9 @@ ACCELERATORS: Mapping[str, Accelerator] = {
 }
 """By short name; a v5e's kind also begins as a v5p's does, and stands before it."""
 
+ALIASES: Mapping[str, str] = {"a100": "a100-80"}
+"""Other names of accelerators; of several sizes the usual one."""
+
 
 def accelerator(name: str) -> Accelerator:
     """The accelerator of a short name (``h100``, ``v5p``).
@@ -47,6 +50,7 @@ def accelerator(name: str) -> Accelerator:
     Raises:
       InputError: it is not in the table.
     """
+    name = ALIASES.get(name, name)
     if name not in ACCELERATORS:
         known = ", ".join(ACCELERATORS)
         raise InputError(f"accelerator '{name}' is not known{nearest(name, ACCELERATORS)}: {known}")

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.known import Idle, TrackedFields
 from dynarag_jax.exchange.names import module_names
@@ -98,14 +99,14 @@ def save_adapters(
     *,
     base: str | None = None,
     dtype: str = "float32",
-    card: str | None = None,
+    card: ModelCard | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write adapters as PEFT does, for ``PeftModel.from_pretrained``.
 
     Args:
       base: the model they belong to, a directory or hub id.
-      card: text of README.md.
+      card: README.md and manifest.json.
 
     Raises:
       InputError: the directory exists or cannot be written.
@@ -133,7 +134,7 @@ def save_adapters(
         if is_primary():
             write_json(temporary / "adapter_config.json", config)
             if card:
-                (temporary / "README.md").write_text(card, encoding="utf-8")
+                card.write(temporary)
 
 
 def load_adapters(

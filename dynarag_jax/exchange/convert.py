@@ -17,7 +17,7 @@ from dynarag_jax.config import Mesh as MeshSizes
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange import peers
 from dynarag_jax.exchange.adapters import load_adapters
-from dynarag_jax.exchange.cards import model_card
+from dynarag_jax.exchange.cards import ModelCard, model_card
 from dynarag_jax.exchange.decoders import (
     decoder_tensors,
     expected_tensors,
@@ -83,12 +83,14 @@ def convert(
     title: str = "",
     about: str = "",
     manifest: Mapping[str, Any] | None = None,
+    style: str = "",
 ) -> Differences | None:
     """Import, export and check as ``stage`` says.
 
     Args:
       title, about: the model card's; by default they say what was converted.
       manifest: what made the model, for the card.
+      style: of a reranker, the style of its prompts.
 
     Returns:
       The differences where they were asked for, of the target from the source (with adapters, the
@@ -136,6 +138,7 @@ def convert(
         dtype,
         made if manifest is None else {**manifest, **made},
         stage.source,
+        style,
     )
     save_decoder(
         stage.target, cfg, merged, tokenizer, dtype=dtype, shard_bytes=stage.shard_bytes,
@@ -188,7 +191,7 @@ def export_live(
     *,
     dtype: str,
     shard_bytes: int,
-    card: str,
+    card: ModelCard,
     source: PathLike | None = None,
     check: bool = True,
 ) -> Differences | None:

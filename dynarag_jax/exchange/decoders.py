@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.generation import generation_settings
 from dynarag_jax.exchange.hub import model_directory
@@ -148,7 +149,7 @@ def save_decoder(
     *,
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
-    card: str | None = None,
+    card: ModelCard | None = None,
     source: PathLike | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -161,7 +162,7 @@ def save_decoder(
       tokenizer: ``transformers`` tokenizer; its files and chat template are written beside.
       dtype: of the stored weights, float32, bfloat16 or float16.
       shard_bytes: start a new file beyond this size.
-      card: text of README.md, the model card.
+      card: README.md and manifest.json.
       source: the directory or hub id the model came from; what its generation_config.json and
         config.json say of ends, beginnings and sampling is kept.
       overwrite: replace an existing directory; otherwise it is an InputError.
@@ -181,7 +182,7 @@ def save_decoder(
             write_json(temporary / "generation_config.json", generation)
             save_tokenizer(tokenizer, temporary)
             if card:
-                (temporary / "README.md").write_text(card, encoding="utf-8")
+                card.write(temporary)
 
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -28,6 +28,8 @@ def guard(work: Callable[[], object]) -> int:
     def terminate(*_: object) -> None:
         raise Terminated
 
+    # transformers reads tokenizers here, and its advice to install PyTorch helps nobody.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
     try:

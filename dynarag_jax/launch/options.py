@@ -2,8 +2,9 @@
 
 ``--run.FIELD`` changes the run. A program changes its own stage's fields by their bare names
 (``--optimizer.learning_rate 2e-5``), the pipeline any stage's by the stage's name
-(``--sft.optimizer.learning_rate 2e-5``). A switch is ``--evaluate`` or ``--no-evaluate``.
-A wrong option ends the program with exit code 2 and tyro's explanation.
+(``--sft.optimizer.learning_rate 2e-5``); ``--lr`` is short for the learning rate. A switch is
+``--evaluate`` or ``--no-evaluate``. A wrong option ends the program with exit code 2 and tyro's
+explanation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -41,6 +43,8 @@ YES = (
     dataclasses.field(default=False),
 )
 
+_SHORT = re.compile(r"^(--(?:[A-Za-z_]\w*\.)?)lr(=.*)?$", re.DOTALL)
+
 T = TypeVar("T")
 
 
@@ -63,6 +67,11 @@ class StageRequest:
     yes: bool = False
 
 
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--lr`` and ``--STAGE.lr`` as the option that they are short for."""
+    return [_SHORT.sub(r"\1optimizer.learning_rate\2", argument) for argument in arguments]
+
+
 def parse(options: T, arguments: Sequence[str], *, prog: str, description: str = "") -> T:
     """A dataclass with its fields changed by the command line.
 
@@ -76,7 +85,9 @@ def _cli(options: Any, arguments: Sequence[str], **how: Any) -> Any:
     with warnings.catch_warnings():
         # What a stage leaves to the run has no value yet where no config file is read.
         warnings.filterwarnings("ignore", message="The field .* is annotated with type")
-        return tyro.cli(options, args=list(arguments), use_underscores=True, config=MARKERS, **how)
+        return tyro.cli(
+            options, args=spelled_out(arguments), use_underscores=True, config=MARKERS, **how
+        )
 
 
 def print_completion(programs: Sequence[Program], summaries: Sequence[str], shell: str) -> None:
@@ -152,7 +163,7 @@ def load_stage(
             f"{prog} runs {kind.__name__} stages"
         )
     run, stages = _inherited(run, stages, rest)
-    description = f"{_first_paragraph(kind)} --stage NAME runs another stage of this kind."
+    description = f"{_about(kind)} --stage NAME runs another stage of this kind."
     request = _stage_options(program, stages[stage], run, rest, f"{prog} {path}", description)
     return StageRequest(
         request.run, stages | {stage: request.stage}, stage, request.plan, request.yes
@@ -162,7 +173,7 @@ def load_stage(
 def load_without_config(program: Program, arguments: Sequence[str], prog: str) -> StageRequest:
     """A stage that needs no config file, in ``runs/NAME`` unless the options name a directory."""
     run = Run(directory=f"runs/{program.name}")
-    description = f"{_first_paragraph(program.config)} A config file may come first."
+    description = f"{_about(program.config)} A config file may come first."
     stage = inherit(run, program.config())
     request = _stage_options(program, stage, run, arguments, prog, description)
     return StageRequest(request.run, {program.name: request.stage}, program.name, None, request.yes)
@@ -171,7 +182,7 @@ def load_without_config(program: Program, arguments: Sequence[str], prog: str) -
 def print_help(program: Program, prog: str) -> None:
     """Print a stage's options without a config file; their defaults are the classes' own."""
     prog = prog if program.config_optional else f"{prog} CONFIG.py"
-    description = f"{_first_paragraph(program.config)} A config file's values are the defaults."
+    description = f"{_about(program.config)} A config file's values are the defaults."
     with contextlib.suppress(SystemExit):
         _cli(option_class(program), ["--help"], prog=prog, description=description)
 
@@ -233,5 +244,7 @@ def _take_stage(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return known.stage, rest
 
 
-def _first_paragraph(config: type) -> str:
-    return (config.__doc__ or "").strip().split("\n\n")[0]
+def _about(config: type) -> str:
+    """The first paragraph of what a stage's configuration says of itself, with its short names."""
+    said = (config.__doc__ or "").strip().split("\n\n")[0]
+    return f"{said} --lr is --optimizer.learning_rate." if issubclass(config, Train) else said

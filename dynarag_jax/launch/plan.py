@@ -25,7 +25,8 @@ from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
-from dynarag_jax.hardware import Accelerator, accelerator, of_kind
+from dynarag_jax.hardware import ALIASES, Accelerator, accelerator, of_kind
+from dynarag_jax.launch.start import start_jax
 from dynarag_jax.models import kernels
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform
@@ -94,8 +95,13 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     Raises:
       InputError: the mesh does not fit the model or the devices, or the model is not found.
     """
+    if not options.device:
+        # Planning takes no memory, and training's number of devices.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        start_jax(run)
     devices = devices_of(options.device, options.devices)
     made = plan_stage(run, stages, stage, devices)
+    _require_positions(made.model, made.streams)
     shape = " x ".join(map(str, made.sizes))
     print(f"{devices.count} x {devices.name}, mesh data x fsdp x tensor = {shape}")
     for name, rows in made.streams.items():
@@ -151,6 +157,18 @@ def plan_stage(
     return StagePlan(result, cfg, sizes, streams, [*notes, choice.reason])
 
 
+def _require_positions(cfg: DecoderConfig, streams: Mapping[str, PaddedShape]) -> None:
+    """Refuse to plan for prompts that the model has no positions for, as training refuses them."""
+    limits = {"reranker": "prompts.rerank_tokens", "generator": "prompts.answer_prompt_tokens"}
+    for name, rows in streams.items():
+        if 0 < cfg.positions < rows.prompt:
+            raise InputError(
+                f"{name}: prompts of {rows.prompt} tokens are more than the model's "
+                f"{cfg.positions} positions (max_position_embeddings), and training refuses them; "
+                f"lower {limits.get(name, f'{name}.length')}"
+            )
+
+
 def _lines(p: MemoryPlan, cfg: DecoderConfig, memory: int, peak: float, mfu: float) -> list[str]:
     def row(name: str, size: int, note: str = "") -> str:
         return f"  {name:<22}{size / 2**30:10.2f} GiB  {note}".rstrip()
@@ -199,7 +217,7 @@ def devices_of(kind: str = "", count: int = 0) -> Devices:
     """
     known: Accelerator | None = None
     if kind:
-        known, name, count = accelerator(kind), kind, count or 1
+        known, name, count = accelerator(kind), ALIASES.get(kind, kind), count or 1
         tpu = known.kinds[0].startswith("TPU")
         platform = Platform("tpu") if tpu else Platform("cuda", not name.startswith("a100"))
     else:

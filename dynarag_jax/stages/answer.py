@@ -29,6 +29,7 @@ from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
+from dynarag_jax.stages.common.predicting import counted
 from dynarag_jax.stages.common.scores import score_once
 
 
@@ -133,13 +134,13 @@ def run(context: Context, stage: Answer) -> None:
         ):
             pairs = zip(questions, chosen[name], strict=True)
             todo = [pair for pair in pairs if pair[0].id not in rows.done]
-            bar.update(len(questions) - len(todo))
+            bar.start_at(len(questions) - len(todo), len(questions))
             group = 4 * sampler.batch
             for first in range(0, len(todo), group):
                 part, own = zip(*todo[first : first + group], strict=True)
-                for question, found in answer(sampler, part, own):
-                    rows.append(prediction_to_json(found, question, system))
-                bar.update(len(part))
+                with counted(sampler, bar, len(part)):
+                    for question, found in answer(sampler, part, own):
+                        rows.append(prediction_to_json(found, question, system))
         failed = [line for _, line in read_jsonl(output) if "failed" in line]
         if questions and len(failed) == len(questions):
             raise InputError(f"{paths[name]}: no question can be answered ({failed[0]['failed']})")

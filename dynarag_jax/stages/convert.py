@@ -33,6 +33,11 @@ def run(console: Console, options: ConvertCheckpoint) -> None:
     first = jax.process_index() == 0
     differences = convert(options, console.print if first else lambda _: None)
     if differences is not None and first:
+        console.print(
+            f"checked: {options.target}, read back, against {options.source}: the largest "
+            f"difference of each of {len(differences.tensors)} tensors, and of the logits for a "
+            f"fixed random text, in float32"
+        )
         width = max(map(len, differences.tensors))
         for name, difference in differences.tensors.items():
             console.print(f"{name:<{width}}  {difference:.3e}")

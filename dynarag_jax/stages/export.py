@@ -50,14 +50,14 @@ def run(context: Context, stage: Export) -> None:
     target = context.stage_directory / "model"
     found = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
     if found is None:
-        context.log(f"{target}: {stage.dtype}, not checked")
+        context.log(f"{target}: {stage.dtype}; not checked, since check is off")
         return
     if context.primary:
         write_json(context.stage_directory / "differences.json", asdict(found))
     context.log(
-        f"{target}: {stage.dtype}; read back, tensors within "
-        f"{max(found.tensors.values()):.2e} of the trained model's, logits within "
-        f"{found.logits:.2e}"
+        f"{target}: {stage.dtype}; checked: read back, its {len(found.tensors)} tensors are within "
+        f"{max(found.tensors.values()):.2e} of the trained model's, and its logits for a fixed "
+        f"random text, in float32, within {found.logits:.2e}"
     )
 
 
@@ -78,6 +78,7 @@ def _model(context: Context, stage: Export) -> Differences | None:
         title=TITLE,
         about=ABOUT,
         manifest={"seed": context.run.seed, "stages": context.made_by()},
+        style=context.run.prompts.style,
     )
 
 
@@ -97,12 +98,13 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     start = start_stage(context, training, weights=False)
     step, trained = restore_trained(start, context.mesh, place, step)
     context.log(f"stage '{name}' at step {step}")
+    style = training.prompts.style
     manifest = {"step": step, "seed": context.run.seed, "stages": context.made_by()}
     if start.lora:
         save_adapters(
             context.stage_directory / "adapters", start.cfg, start.lora, trained,
             base=start.init, overwrite=True,
-            card=model_card(TITLE, ABOUT, "float32", manifest, start.init),
+            card=model_card(TITLE, ABOUT, "float32", manifest, start.init, style),
         )  # fmt: skip
     return export_live(
         context.stage_directory / "model",
@@ -112,7 +114,7 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
         context.mesh,
         dtype=stage.dtype,
         shard_bytes=stage.shard_bytes,
-        card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init),
+        card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init, style),
         source=start.init or None,
         check=stage.check,
     )

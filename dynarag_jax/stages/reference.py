@@ -101,7 +101,7 @@ def run(context: Context, stage: Reference) -> None:
     with JsonlAppender(output) as rows, context.progress(len(rollouts), context.stage) as bar:
         if rows.repaired:
             context.log(f"{output}: removed an unfinished last line of {rows.repaired} bytes")
-        bar.update(len(rows.done))
+        bar.start_at(len(rows.done), len(rollouts))
         todo = [(q, r) for q, r in zip(questions, rollouts, strict=True) if r.id not in rows.done]
         group = 4 * reference.batch
         for first in range(0, len(todo), group):

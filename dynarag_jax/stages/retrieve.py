@@ -78,6 +78,33 @@ class Retrieve(SearchConfig):
                     raise InputError(f"source 'run' needs a run for '{file}': set it in runs")
 
 
+READ_BY = {
+    "encoder": ("dense", "hybrid"), "dtype": ("dense", "hybrid"), "index": ("dense", "hybrid"),
+    "bm25": ("bm25", "hybrid"), "fusion": ("hybrid",), "runs": ("run",),
+}  # fmt: skip
+"""Options that only some sources read."""
+
+
+def without_effect(stage: Retrieve) -> list[str]:
+    """Options that are set and change nothing, a line each."""
+    usual = Retrieve()
+    idle = {
+        name: f"source '{stage.source}' does not read it; {' and '.join(sources)} "
+        f"{'do' if len(sources) > 1 else 'does'}"
+        for name, sources in READ_BY.items()
+        if stage.source not in sources
+    }
+    if not stage.evaluate:
+        idle["judgments"] = "they are read where 'evaluate' is set"
+    lines = []
+    for name, why in idle.items():
+        value = getattr(stage, name)
+        if value != getattr(usual, name):
+            shown = f"{name} = '{value}'" if isinstance(value, str) else name
+            lines.append(f"{shown} has no effect: {why}")
+    return lines
+
+
 def run(context: Context, stage: Retrieve) -> None:
     """Embed, index, search; write each question file, its run, and recall.json."""
     files = {name: context.path(name) for name in stage.questions}
@@ -95,6 +122,8 @@ def run(context: Context, stage: Retrieve) -> None:
     for kind, places in (("run", stage.runs), ("judgments", stage.judgments)):
         inputs |= {f"{kind} of {name}": context.path(place) for name, place in places.items()}
     context.manifest(inputs=inputs)
+    for line in without_effect(stage):
+        context.log(line)
     # Of passages that come with the questions only their order is of use, and only to be compared.
     sets = {
         name: [

@@ -41,6 +41,10 @@ class Stream:
     objectives: Objectives = Objectives()
 
 
+LIMITS = {"reranker": "rerank_tokens", "generator": "answer_prompt_tokens"}
+"""Streams by the limit of their prompts, which a stream's ``length`` takes the place of."""
+
+
 @dataclass(frozen=True)
 class StreamShape:
     """The largest padded batch of a stream: a prompt's and a branch's tokens, and its branches."""
@@ -112,6 +116,27 @@ class Train:
         first, last = self.profile
         if (first, last) != (0, 0) and not 1 <= first <= last:
             raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")
+        streams = [value for value in vars(self).values() if isinstance(value, Stream)]
+        if not any(stream.batch and stream.objectives.active() for stream in streams):
+            raise InputError("nothing to train on: every stream has batch 0 or no objective")
+        if self.prompts is not INHERITED:
+            for name, limit in LIMITS.items():
+                length, most = getattr(self, name).length, getattr(self.prompts, limit)
+                if length > most:
+                    raise InputError(
+                        f"{name}.length = {length} is more than prompts.{limit} = {most}, which "
+                        f"the other stages show; raise that, or leave the length at 0"
+                    )
+
+    def overruled(self) -> list[str]:
+        """What the streams' lengths say against the prompts' limits, a line each."""
+        return [
+            f"{name}.length = {stream.length} cuts this stage's prompts below prompts.{limit} = "
+            f"{getattr(self.prompts, limit)}, which the other stages show"
+            for name, limit in LIMITS.items()
+            if (stream := getattr(self, name)).batch
+            and 0 < stream.length < getattr(self.prompts, limit)
+        ]
 
     def shapes(self, list_tokens: int, samples: int) -> dict[str, StreamShape]:
         """The shapes of the stage's streams by name.

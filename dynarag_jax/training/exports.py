@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynarag_jax.exchange.adapters import save_adapters
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params, is_parameter
 from dynarag_jax.models.layout import param_shardings, trained_table
@@ -47,14 +48,16 @@ def merged(start: Start, trained: Params) -> Params:
     return merge_layers(start.lora, start.params, trained)
 
 
-def save_trained(directory: Path, start: Start, trained: Params, card: str | None = None) -> None:
+def save_trained(
+    directory: Path, start: Start, trained: Params, card: ModelCard | None = None
+) -> None:
     """Write ``directory/model``, and ``directory/adapters`` where adapters were trained.
 
     Works on parameters of a mesh of one process or of several: each writes its part.
 
     Args:
       trained: the parameters of a state or a checkpoint: the model's, or its adapters'.
-      card: README.md of both.
+      card: README.md and manifest.json of both.
 
     Raises:
       InputError: a directory cannot be written.

@@ -63,6 +63,7 @@ def fit(
     log: Callable[[str], None] = lambda text: None,
     on_figures: Callable[[int, Figures], None] = lambda step, figures: None,
     on_step: Callable[[], None] = lambda: None,
+    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
 ) -> State:
     """Train from ``state.step`` to ``steps``.
 
@@ -74,6 +75,8 @@ def fit(
       log_every: steps between calls of ``on_figures(step, means since the last call)``, which also
         get ``seconds`` per step, ``waiting``, the share of it spent waiting for input, and what
         ``meter`` adds.
+      on_ready: called before ``on_step`` with the number of steps made and a function that gives
+        the figures of a late step, and waits for them: of the first step made, of that one.
       trace: steps that the profiler records.
       stop: asked after every step, with the number of steps made; True saves and stops. Of several
         processes, all must get the same answer.
@@ -103,6 +106,8 @@ def fit(
             jax.block_until_ready(pending[-1 - AHEAD : -AHEAD])
             ids.append(names)
             tracer.after(done, state)
+            ready = pending[max(len(pending) - 1 - AHEAD, 0)]
+            on_ready(done, lambda ready=ready: {k: float(v) for k, v in ready.items()})
             on_step()
             stopping = done < steps and stop(done)
             scheduled = every > 0 and done % every == 0

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import load_adapters
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
 from dynarag_jax.models import kernels
@@ -266,9 +267,10 @@ def train(
     on_figures: Callable[[int, Figures], None],
     on_begin: Callable[[int, int], None] = lambda first, steps: None,
     on_step: Callable[[], None] = lambda: None,
+    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
     stop: Callable[[int], bool] = lambda step: False,
     peak: float | None = None,
-    card: str | None = None,
+    card: ModelCard | None = None,
 ) -> None:
     """Train, with checkpoints under ``directory``, and write the model to ``directory/model``.
 
@@ -277,7 +279,7 @@ def train(
 
     Args:
       start: what it holds of what is trained is given away, and gone afterwards.
-      card: the model's README.md.
+      card: the model's README.md and manifest.json.
       stop: asked after every step, with the number of steps made; True saves and stops.
       peak: operations a second of all devices together, for the utilization.
 
@@ -363,6 +365,7 @@ def train(
             log=log,
             on_figures=figures,
             on_step=on_step,
+            on_ready=on_ready,
         )
     finally:
         data.buckets.close()

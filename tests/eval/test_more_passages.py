@@ -118,6 +118,7 @@ def test_what_is_learned_shows_the_first_passages_or_leaves_the_question_out(
             f"{name}: 2 of 5 questions have more passages than prompts.ids = 6, 'q1' the first of "
             f"them with 20: {done} (more_passages = {rule})"
         ) in said
+    assert "[sft] step 1 of 1: loss " in said  # at once, not at the end of log_every steps
     kept = 3 if rule == "set_aside" else 5
     assert f"{kept} pairs of lists from {kept} questions" in said
 

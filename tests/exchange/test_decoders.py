@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.decoders import (
     config_from_hf,
     config_to_hf,
@@ -80,7 +81,7 @@ def our_logits(cfg, params, tokens):
 @CONFIGS
 def test_transformers_loads_the_export_with_equal_logits(tmp_path, tokenizer, cfg):
     params = weights(cfg)
-    save_decoder(tmp_path / "model", cfg, params, tokenizer, card="# A model\n")
+    save_decoder(tmp_path / "model", cfg, params, tokenizer, card=ModelCard("# A model\n"))
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True
     )

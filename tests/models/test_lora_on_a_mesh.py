@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.decoders import load_decoder, save_decoder
 from dynarag_jax.exchange.tokenizers import train_word_level
 from dynarag_jax.models import decoder
@@ -111,7 +112,7 @@ def test_the_live_state_and_its_checkpoint_export_the_same_model(base, on_a_mesh
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     _, start, state, _ = on_a_mesh
-    save_trained(tmp_path / "live", start, state.params, card="# A card\n")
+    save_trained(tmp_path / "live", start, state.params, card=ModelCard("# A card\n"))
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state)
     checkpoints.close()
@@ -120,7 +121,7 @@ def test_the_live_state_and_its_checkpoint_export_the_same_model(base, on_a_mesh
     cfg, params = load_decoder(directory, shardings=lambda cfg: places(cfg, other))
     again = Start(cfg, params, start.tokenizer, SPELLING, GRAMMAR, str(directory), LORA)
     _, adapters = restore_trained(again, other, tmp_path / "checkpoints")
-    save_trained(tmp_path / "later", again, adapters, card="# A card\n")
+    save_trained(tmp_path / "later", again, adapters, card=ModelCard("# A card\n"))
     live = sorted(p.relative_to(tmp_path / "live") for p in (tmp_path / "live").rglob("*.*"))
     assert {"model.safetensors", "adapter_model.safetensors"} <= {p.name for p in live}
     for name in live:

@@ -10,7 +10,7 @@ import pytest
 
 from dynarag_jax.config import Mesh, Run
 from dynarag_jax.launch.exit_codes import guard
-from dynarag_jax.launch.options import load_config
+from dynarag_jax.launch.options import load_config, spelled_out
 from dynarag_jax.launch.pipeline import main as main_pipeline
 from dynarag_jax.launch.program import main
 
@@ -217,3 +217,15 @@ def test_one_config_file_begins_with_another(place):
     )
     run, stages = load_config("second.py")
     assert (run.directory, stages["count"].steps, stages["again"].steps) == ("runs/b", 9, 2)
+
+
+def test_lr_is_short_for_the_learning_rate():
+    given = ["--lr", "2e-5", "--sft.lr=0.1", "--lr=1", "--lrs", "lr", "--reranker.length", "--lr"]
+    rate = "optimizer.learning_rate"
+    assert spelled_out(given) == [
+        f"--{rate}", "2e-5", f"--sft.{rate}=0.1", f"--{rate}=1", "--lrs", "lr",
+        "--reranker.length", f"--{rate}",
+    ]  # fmt: skip
+    name = "configs/quickstart.py"
+    _, stages = load_config(name, ["--sft.lr", "0.125"])
+    assert stages["sft"].optimizer.learning_rate == 0.125

@@ -103,6 +103,10 @@ def test_an_8b_model_is_planned_from_its_config_alone(tmp_path, capsys):
             "the mesh does not divide these arrays",
         ),
         (["--plan", "--plan.devices", "16", "--accumulate", "4"], "nearest sizes are 64"),
+        (
+            "--plan --plan.devices 8 --prompts.rerank_tokens 9000".split(),
+            "reranker: prompts of 9000 tokens are more than the model's 8192 positions",
+        ),
         (["--init", "nowhere/", "--plan"], "nowhere/: no such model directory"),
     ],
 )  # fmt: skip

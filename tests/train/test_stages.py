@@ -215,8 +215,8 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
     found = read_json(place / "export" / "differences.json")
     assert found["logits"] == 0 and not any(found["tensors"].values())
     for directory in (place / "export" / "model", place / "export" / "adapters"):
-        card = (directory / "README.md").read_text()
-        manifest = json.loads(card.split("```json")[1].split("```")[0])
+        assert "stage by stage (" in (directory / "README.md").read_text()
+        manifest = read_json(directory / "manifest.json")
         assert manifest["step"] == 2
         assert manifest["stages"]["feedback"]["config"]["lora"]["rank"] == 2
         assert set(manifest["stages"]["feedback"]["inputs"]) >= {"init", "rollouts"}

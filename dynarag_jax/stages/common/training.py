@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynarag_jax.exchange.cards import model_card
@@ -20,6 +22,10 @@ TITLE = "A dynamic reranker and generator"
 ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered
 passages it writes the ids of the passages to read, `[3], [1]` or `None`; given a question and
 passages it writes the answer. Use the prompts of `dynarag_jax.prompts` unchanged."""
+
+
+SILENCE = 10.0
+"""seconds after which a loss on the console is an old one"""
 
 
 def models(context: Context, stage: Train) -> dict[str, Path]:
@@ -46,6 +52,16 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
     return begin(stage, init, tokenizer, context.mesh, adapters, weights)
 
 
+def without_effect(stage: Train, platform: str) -> list[str]:
+    """Options of the stage that change nothing, or that others overrule; a line each."""
+    lines = stage.overruled()
+    if stage.optimizer.offload and platform == "cpu":
+        lines.append(
+            "optimizer.offload has no effect here: on a CPU the devices' memory is the host's"
+        )
+    return lines
+
+
 def train_stage(
     context: Context,
     stage: Train,
@@ -55,20 +71,36 @@ def train_stage(
 ) -> None:
     """Run ``training.run.train`` with a progress bar, metrics, and an ear for signals."""
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
+    for line in without_effect(stage, context.mesh.devices.flat[0].platform):
+        context.log(line)
     shown: dict[str, str] = {}
     cut: Counter[str] = Counter()
-    reported = 0
+    reported = begun = 0
+    told = time.monotonic()
 
     with context.progress(None, context.stage) as bar, Stopping() as stopping:
 
         def on_begin(first: int, steps: int) -> None:
-            nonlocal reported
+            nonlocal reported, begun
             context.truncate_metrics(first)
             bar.start_at(first, steps)
-            reported = first
+            reported = begun = first
+
+        def on_ready(step: int, latest: Callable[[], Figures]) -> None:
+            # The first loss at once, and others where metrics are too far apart to wait for.
+            nonlocal told
+            if not context.primary or (step > begun + 1 and time.monotonic() - told < SILENCE):
+                return
+            told, loss = time.monotonic(), latest().get("loss", math.nan)
+            if math.isfinite(loss):
+                shown.update(loss=f"{loss:.3f}")
+                bar.set_postfix(shown)
+                if step == begun + 1:
+                    context.log(f"step {step} of {bar.total}: loss {loss:.3f}")
 
         def on_figures(step: int, figures: Figures) -> None:
-            nonlocal reported
+            nonlocal reported, told
+            told = time.monotonic()
             context.metrics(step, **figures)
             if "loss" in figures:
                 shown.update(loss=f"{figures['loss']:.3f}")
@@ -92,6 +124,7 @@ def train_stage(
                 on_figures=on_figures,
                 on_begin=on_begin,
                 on_step=lambda: bar.update(1),
+                on_ready=on_ready,
                 stop=stopping,
                 peak=context.peak_flops,
                 card=model_card(
@@ -100,6 +133,7 @@ def train_stage(
                     start.cfg.param_dtype,
                     {"seed": context.run.seed, "stages": context.made_by()},
                     stage.init,
+                    stage.prompts.style,
                 ),
             )
         except Stopped as stopped:

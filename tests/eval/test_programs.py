@@ -228,7 +228,7 @@ def test_comparing_plain_files(files, capsys):
         (["--questions", "q.jsonl", "--predictions", "no.jsonl"], "no.jsonl: no such file"),
         (
             ["--questions", "right.jsonl", "--predictions", "q.jsonl"],
-            "right.jsonl:1: field 'questi",
+            "right.jsonl:1: of no known format",
         ),
         (["--questions", "q.jsonl", "--prediction", "x"], "Perhaps you meant: --predictions"),
         (["--questions", "q.jsonl", "--predictions", "x", "--dataset", "NQ"], "for dataset 'NQ'"),

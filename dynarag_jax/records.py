@@ -89,89 +89,6 @@ class Question:
         return replace(self, passages=passages, expert=expert), order
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """One list written by the policy, and what came of it.
-
-    Attributes:
-      list: 1-based passage positions in the order written; ``()`` is ``None``.
-      count: how many of the samples were this list.
-      answer: what the generator answered from it.
-      terms: the reward's terms, each in [0, 1] before weighting.
-      reward: their weighted sum.
-      logp: log-probability under the weights that sampled it (constrained policy, temperature 1).
-      reference_logp: log-probability under the reference weights.
-      logps: ``logp`` by token; empty where the rollout comes from elsewhere.
-      reference_logps: ``reference_logp`` by token.
-      weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
-        under the policy: the sum of weight times f over the lists; None of other lists.
-      missing: terms of the reward that could not be had (a judge's, say) and are in ``reward``
-        with nothing, or ``reward`` itself; such a reward is to be compared with none.
-    """
-
-    list: tuple[int, ...]
-    count: int = 1
-    answer: str = ""
-    terms: dict[str, float] = field(default_factory=dict)
-    reward: float = 0.0
-    logp: float = 0.0
-    reference_logp: float = 0.0
-    logps: tuple[float, ...] = ()
-    reference_logps: tuple[float, ...] = ()
-    weight: float | None = None
-    missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The distinct answers to one question, judged as answers from the same passages.
-
-    Attributes:
-      list: the passages that are shown: those of the list that was rewarded best.
-      prompt: fingerprint of the generator's prompt over them.
-      texts: distinct answers, from whatever lists they were given.
-      rewards: of each answer, without what the reward says about lists.
-      reference_logps: log-probability of each answer's tokens under the reference weights.
-      missing: places of the answers whose reward lacks a term, and is to be compared with none.
-    """
-
-    list: tuple[int, ...]
-    prompt: str
-    texts: tuple[str, ...]
-    rewards: tuple[float, ...]
-    reference_logps: tuple[tuple[float, ...], ...]
-    missing: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """All distinct lists sampled for one question.
-
-    Attributes:
-      id: the question's id.
-      shown: how many of its passages the reranker saw.
-      trajectories: distinct lists, in the order first sampled.
-      policy: fingerprint of the weights that sampled.
-      reference: fingerprint of the weights behind ``reference_logp``.
-      tokenizer: fingerprint of the tokenizer they were computed with.
-      prompt: fingerprint of the reranker's prompt they were computed for.
-      max_list: the longest list of the grammar they were computed under; 0 is not on record.
-      dtype: the type of the activations they were computed in; empty is not on record.
-      answers: what preference training of the generator needs, where it was asked for.
-    """
-
-    id: str
-    shown: int
-    trajectories: tuple[Trajectory, ...]
-    policy: str
-    reference: str
-    tokenizer: str = ""
-    prompt: str = ""
-    answers: Answers | None = None
-    max_list: int = 0
-    dtype: str = ""
-
-
 # ---------------------------------------------------------------------------- reading
 
 
@@ -263,123 +180,8 @@ def question_to_json(question: Question) -> dict[str, Any]:
     return value | question.extra
 
 
-def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Trajectory:
-    fields = Fields(where, value)
-    ids = fields.integers("list")
-    wrong = valid_list(ids, shown)
-    if wrong:
-        raise InputError(f"{where}: field 'list' {wrong}")
-    terms = Fields(f"{where}: terms", fields.mapping("terms"))
-    missing = fields.strings("missing") if fields.has("missing") else ()
-    # A reward function may say nothing: that is no reward of 0.
-    unsaid = [name for name in terms.values if not terms.has(name)]
-    if not fields.has("reward"):
-        unsaid.append("reward")
-    return Trajectory(
-        list=ids,
-        count=fields.integer("count", 1, least=1),
-        answer=fields.string("answer", default="", blank=True),
-        terms={name: terms.number(name) or 0.0 for name in terms.values if terms.has(name)},
-        reward=fields.number("reward", 0.0) or 0.0,
-        logp=fields.number("logp", 0.0) or 0.0,
-        reference_logp=fields.number("reference_logp", 0.0) or 0.0,
-        logps=fields.numbers("logps"),
-        reference_logps=fields.numbers("reference_logps"),
-        weight=fields.number("weight"),
-        missing=tuple(dict.fromkeys([*missing, *unsaid])),
-    )
-
-
-def _answers_from_json(value: dict[str, Any], where: str, shown: int) -> Answers:
-    fields = Fields(where, value)
-    ids = fields.integers("list")
-    if wrong := valid_list(ids, shown):
-        raise InputError(f"{where}: field 'list' {wrong}")
-    texts = fields.strings("texts")
-    rewards = fields.numbers("rewards")
-    logps = fields.values.get("reference_logps")
-    if not isinstance(logps, list):
-        raise fields.fail("reference_logps", "must be a list of lists of numbers")
-    each = Fields(f"{where}: reference_logps", {str(i): x for i, x in enumerate(logps)})
-    if not len(texts) == len(rewards) == len(logps):
-        raise InputError(
-            f"{where}: {len(texts)} texts, {len(rewards)} rewards and {len(logps)} "
-            f"reference_logps; there is one of each an answer"
-        )
-    return Answers(
-        list=ids,
-        prompt=fields.string("prompt"),
-        texts=texts,
-        rewards=rewards,
-        reference_logps=tuple(each.numbers(name) for name in each.values),
-        missing=fields.integers("missing") if fields.has("missing") else (),
-    )
-
-
-def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
-    """Read one rollout; raise InputError naming ``where`` and the field."""
-    fields = Fields(where, value)
-    shown = fields.integer("shown", 0, least=0)
-    trajectories = tuple(
-        _trajectory_from_json(item, f"{where}: trajectories[{i}]", shown)
-        for i, item in enumerate(fields.objects("trajectories"))
-    )
-    first: dict[tuple[int, ...], int] = {}
-    for i, t in enumerate(trajectories):
-        if t.list in first:
-            raise InputError(
-                f"{where}: trajectories[{i}] repeats the list {list(t.list)} of "
-                f"trajectories[{first[t.list]}]; give each list once, with its count"
-            )
-        first[t.list] = i
-    return Rollout(
-        id=fields.string("id"),
-        shown=shown,
-        trajectories=trajectories,
-        policy=fields.string("policy"),
-        reference=fields.string("reference"),
-        tokenizer=fields.string("tokenizer", default="", blank=True),
-        prompt=fields.string("prompt", default="", blank=True),
-        answers=_answers_from_json(fields.mapping("answers"), f"{where}: answers", shown)
-        if fields.has("answers")
-        else None,
-        max_list=fields.integer("max_list", 0, least=0),
-        dtype=fields.string("dtype", default="", blank=True),
-    )
-
-
-def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
-    """The JSON object of a rollout."""
-    return {
-        "id": rollout.id,
-        "shown": rollout.shown,
-        "policy": rollout.policy,
-        "reference": rollout.reference,
-        "tokenizer": rollout.tokenizer,
-        "prompt": rollout.prompt,
-        **({"max_list": rollout.max_list} if rollout.max_list else {}),
-        **({"dtype": rollout.dtype} if rollout.dtype else {}),
-        "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
-    } | ({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {})
-
-
-def _answers_to_json(answers: Answers) -> dict[str, Any]:
-    value = dict(vars(answers))
-    if not value["missing"]:
-        del value["missing"]
-    return value
-
-
-def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
-    value = dict(vars(trajectory))
-    if value["weight"] is None:
-        del value["weight"]
-    if not value["missing"]:
-        del value["missing"]
-    return value
-
-
-def _unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:
+def unique(pairs: Iterator[tuple[int, Any]], path: PathLike) -> Iterator[Any]:
+    """The records of (line, record), in their order; InputError where an id stands twice."""
     seen: dict[str, int] = {}
     for number, record in pairs:
         if record.id in seen:
@@ -397,7 +199,7 @@ def stream_questions(path: PathLike) -> Iterator[Question]:
       InputError: on the first line that is no valid question.
     """
     rows = ((n, question_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
-    return _unique(rows, path)
+    return unique(rows, path)
 
 
 def read_questions(path: PathLike) -> list[Question]:
@@ -413,9 +215,3 @@ def write_questions(path: PathLike, questions: Iterable[Question]) -> int:
 def write_passages(path: PathLike, passages: Iterable[Passage]) -> int:
     """Write a corpus file atomically; return the number of passages."""
     return write_jsonl(path, (passage_to_json(p) for p in passages))
-
-
-def read_rollouts(path: PathLike) -> list[Rollout]:
-    """Read a rollout file; InputError on the first line that is not a valid rollout."""
-    rows = ((n, rollout_from_json(v, f"{path}:{n}")) for n, v in read_jsonl(path))
-    return list(_unique(rows, path))

@@ -30,10 +30,11 @@ from dynarag_jax.prompts import (
     parse_list_leniently,
     rerank_messages,
 )
-from dynarag_jax.records import Answers, Passage, Question, Rollout, Trajectory
+from dynarag_jax.records import Passage, Question
 from dynarag_jax.retrieval.relevance import above
 from dynarag_jax.rewards import terms
 from dynarag_jax.rewards.verdicts import parse_verdict
+from dynarag_jax.rollout_records import Answers, Rollout, Trajectory
 from dynarag_jax.sampling.windows import Seen, Windows, plan
 from dynarag_jax.training.pairs import PairCounts, all_pairs, pairs_of
 

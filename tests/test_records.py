@@ -18,19 +18,16 @@ from dynarag_jax.records import (
     TASKS,
     Passage,
     Question,
-    Rollout,
     Task,
-    Trajectory,
     question_from_json,
     question_to_json,
     read_questions,
-    read_rollouts,
-    rollout_to_json,
     valid_list,
     write_passages,
     write_questions,
 )
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
+from dynarag_jax.rollout_records import Rollout, Trajectory, read_rollouts, rollout_to_json
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 WORD = TEXT.filter(str.strip)

@@ -13,7 +13,7 @@ from dynarag_jax.evaluation.tables import shown
 from dynarag_jax.metrics.benchmarks import headline_of
 from dynarag_jax.metrics.intervals import bootstrap
 from dynarag_jax.metrics.ranking import size_matrix, sizes
-from dynarag_jax.records import Question, Rollout
+from dynarag_jax.records import Question
 from dynarag_jax.report.schema import (
     Curve,
     KMatrix,
@@ -27,6 +27,7 @@ from dynarag_jax.report.schema import (
     TypeRow,
     TypeScores,
 )
+from dynarag_jax.rollout_records import Rollout
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]

@@ -9,9 +9,10 @@ from dataclasses import replace
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
 from dynarag_jax.prompts import answer_tokens
-from dynarag_jax.records import Answers, Question, Rollout, Trajectory
+from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import LIST_TERMS, RewardWeights
 from dynarag_jax.rewards.scorer import Likelihood
+from dynarag_jax.rollout_records import Answers, Rollout, Trajectory
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 

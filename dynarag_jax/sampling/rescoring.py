@@ -10,7 +10,8 @@ from typing import Literal
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.files import fingerprint
-from dynarag_jax.records import Question, Rollout, valid_list
+from dynarag_jax.records import Question, valid_list
+from dynarag_jax.rollout_records import Rollout
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.records import Question, Rollout, Trajectory
+from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.scorer import Answered, Scorer
+from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, with_answers
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.list_sources import Draft, ListSource, Reject, policy_lists

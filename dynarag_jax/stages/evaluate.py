@@ -35,8 +35,9 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, Rollout, rollout_to_json
+from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rollout_records import Rollout, rollout_to_json
 from dynarag_jax.sampling.list_sources import policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig

@@ -21,7 +21,7 @@ from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.launch.context import Context
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Example
-from dynarag_jax.records import read_rollouts
+from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.stages.common.candidates import divide, to_learn
 from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage

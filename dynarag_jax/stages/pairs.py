@@ -16,7 +16,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import write_json, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.prompts import Style
-from dynarag_jax.records import read_rollouts
+from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.training.pairs import (
     Kind,
     all_pairs,

@@ -20,8 +20,9 @@ from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.records import Question, Rollout, read_rollouts, rollout_to_json
+from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rollout_records import Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.sampling.answer_scoring import with_answers
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import with_logps

@@ -16,7 +16,6 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.intervals import paired_bootstrap
-from dynarag_jax.records import read_rollouts
 from dynarag_jax.report import (
     Curve,
     RunFacts,
@@ -38,6 +37,7 @@ from dynarag_jax.report.gather import (
     training_curves,
     type_rows,
 )
+from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.stages.evaluate import Evaluate
 from dynarag_jax.stages.rollout import SampleRollouts
 from dynarag_jax.training.config import Train

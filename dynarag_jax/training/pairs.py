@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import Message, Style, answer_messages, format_list, rerank_messages
-from dynarag_jax.records import Question, Rollout, valid_list
+from dynarag_jax.records import Question, valid_list
+from dynarag_jax.rollout_records import Rollout
 from dynarag_jax.training.preferences import comparable
 
 Which = Literal["best_worst", "all"]

@@ -18,7 +18,8 @@ from dynarag_jax.objectives.terms import Objectives
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.prompts import Prompt, answer_tokens
-from dynarag_jax.records import Question, Rollout, valid_list
+from dynarag_jax.records import Question, valid_list
+from dynarag_jax.rollout_records import Rollout
 
 MEND = "compute them with python -m train.reference"
 

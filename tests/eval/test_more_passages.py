@@ -15,7 +15,8 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
 from dynarag_jax.objectives.terms import Objectives, SimPo, TokenNll
-from dynarag_jax.records import Rollout, Trajectory, rollout_to_json, write_questions
+from dynarag_jax.records import write_questions
+from dynarag_jax.rollout_records import Rollout, Trajectory, rollout_to_json
 from dynarag_jax.sampling.windows import Seen, Windows, expected_calls, plan
 from dynarag_jax.stages.bench import Bench
 from dynarag_jax.stages.evaluate import Evaluate

@@ -20,13 +20,7 @@ from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
-from dynarag_jax.records import (
-    Passage,
-    Question,
-    read_questions,
-    write_passages,
-    write_questions,
-)
+from dynarag_jax.records import Passage, Question, read_questions, write_passages, write_questions
 from dynarag_jax.retrieval import materials as wiring
 from dynarag_jax.retrieval import search as searching
 from dynarag_jax.retrieval.bm25 import Bm25Config

@@ -15,8 +15,8 @@ import pytest
 from dynarag_jax.chat import retry_after
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import TEMPLATE_SETTINGS
-from dynarag_jax.records import Rollout
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rollout_records import Rollout
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import roll_out

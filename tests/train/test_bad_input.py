@@ -16,14 +16,8 @@ from dynarag_jax.launch.program import main
 from dynarag_jax.launch.table import program
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.records import (
-    Passage,
-    Question,
-    Rollout,
-    Trajectory,
-    question_to_json,
-    rollout_to_json,
-)
+from dynarag_jax.records import Passage, Question, question_to_json
+from dynarag_jax.rollout_records import Rollout, Trajectory, rollout_to_json
 
 PROGRAMS = (
     "gather tokenizer retrieve label sft rollout reference feedback evaluate rerank answer score "

@@ -16,8 +16,9 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.options import load_config
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
-from dynarag_jax.records import read_questions, read_rollouts, write_questions
+from dynarag_jax.records import read_questions, write_questions
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
+from dynarag_jax.rollout_records import read_rollouts
 
 pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences covers the parts
 

@@ -16,7 +16,8 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.options import load_config
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
-from dynarag_jax.records import read_questions, read_rollouts
+from dynarag_jax.records import read_questions
+from dynarag_jax.rollout_records import read_rollouts
 
 SMALL = """
 --facts.world.train_questions 64 --facts.world.evaluation_questions 20

@@ -15,15 +15,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
-from dynarag_jax.records import (
-    Answers,
-    Passage,
-    Question,
-    Rollout,
-    Trajectory,
-    question_to_json,
-    rollout_to_json,
-)
+from dynarag_jax.records import Passage, Question, question_to_json
+from dynarag_jax.rollout_records import Answers, Rollout, Trajectory, rollout_to_json
 from dynarag_jax.stages import pairs as program
 from dynarag_jax.stages.pairs import Pairs
 from dynarag_jax.training.pairs import (

@@ -15,7 +15,8 @@ from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, PlackettLuce, Si
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import find_spelling, read_list
 from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
-from dynarag_jax.records import Answers, Passage, Question, Rollout, Trajectory
+from dynarag_jax.records import Passage, Question
+from dynarag_jax.rollout_records import Answers, Rollout, Trajectory
 from dynarag_jax.training.preferences import (
     Expected,
     RankedRollout,

@@ -165,7 +165,7 @@ def _decoder(hf: TrackedFields, where: str) -> DecoderConfig:
             logit_cap=hf.get("final_logit_softcapping", 30.0 if family == "gemma2" else None)
             if gemma
             else None,
-            norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            norm_eps=float(hf.get("rms_norm_eps", 1e-5 if family == "olmo2" else 1e-6)),
             tied=bool(hf.get("tie_word_embeddings", gemma or family == "smollm3")),
             positions=int(hf.get("max_position_embeddings", 2048)),
             **FEATURES[family],

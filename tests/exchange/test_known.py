@@ -58,13 +58,20 @@ def refuses(name: str, call, *arguments) -> None:
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+KINDS = {
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM", "olmo2": "Olmo2ForCausalLM", "granite": "GraniteForCausalLM",
+}  # fmt: skip
+
+
+def test_every_architecture_is_here():
+    assert set(KINDS.values()) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_transformers_itself_says_of_a_family_is_known(kind):
-    architecture = {
-        "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-        "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-        "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-    }[kind]  # fmt: skip
+    architecture = KINDS[kind]
     theirs = transformers.CONFIG_MAPPING[kind]().to_dict() | {"architectures": [architecture]}
     cfg = config_from_hf(json.loads(json.dumps(theirs)))
     assert cfg.family == ARCHITECTURES[architecture]

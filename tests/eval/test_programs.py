@@ -308,7 +308,7 @@ def test_bench_from_end_to_end(model, scorer, sampler, tmp_path, monkeypatch, ca
     assert "| DynamicRAG-8B | paper | 48.4 | 24.6 |" in page
     assert "| vanilla RAG | paper | 36.4 | 24.0 |" in page
     assert page.index("| top-2 | this run |") < page.index("| vanilla RAG | paper |")
-    assert "| candidates shown to the reranker | 45 | 1 to 6 | differs |" in page
+    assert "| candidates shown to the reranker | 45 | 1 to 9 | differs |" in page
     assert "| questions of nq | 3,610 | 7 | differs |" in page
     assert "| retriever | Contriever" in page and "| by hand | differs |" in page
     assert (place / "trec/nq/static-reranker-top-2.run").exists()

@@ -12,7 +12,7 @@ class Bar(Protocol):
     def start_at(self, n: int, total: int | None = None) -> None:
         """Begin behind what stood already."""
 
-    def update(self, n: int = 1, /) -> object:
+    def update(self, n: int = 1, /) -> None:
         """Say that ``n`` more are done."""
 
 

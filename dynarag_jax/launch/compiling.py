@@ -37,19 +37,19 @@ class CompileWatch:
         jax.monitoring.register_event_duration_secs_listener(self._end)
         threading.Thread(target=self._watch, name="compile watch", daemon=True).start()
 
-    def _begin(self, event: str, value: float, **about: object) -> None:
+    def _begin(self, event: str, value: float | int, **about: str | int) -> None:
         if event == EVENT:
             with self._changed:
                 self.name = str(about.get("fun_name", "a program")).removeprefix("jit(").rstrip(")")
                 self._began, self._told = time.monotonic(), 0.0
                 self._changed.notify()
 
-    def _end(self, event: str, duration: float, **about: object) -> None:
+    def _end(self, event: str, duration_secs: float, **about: str | int) -> None:
         if event == EVENT:
             with self._changed:
                 name, told, self.name = self.name, self._told, ""
             if told:
-                self._tell(f"compiled {name} in {clock(duration)}")
+                self._tell(f"compiled {name} in {clock(duration_secs)}")
 
     def _watch(self) -> None:
         with self._changed:

@@ -81,8 +81,8 @@ def program_of(name: str, stage: Any) -> Program:
       InputError: nothing there runs it.
     """
     module = sys.modules[type(stage).__module__]
-    body: Any = getattr(module, "run", None)
-    if callable(body):
+    body: Callable[[Any, Any], None] | None = getattr(module, "run", None)
+    if body is not None and not isinstance(body, type):
         one = program_by(body)
         if isinstance(stage, one.config):
             return one

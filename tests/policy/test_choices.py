@@ -117,7 +117,7 @@ def test_no_walk_over_five_hundred_ids_meets_a_dead_end(max_ids, min_ids):
         return at, tokens.T, stuck
 
     sizes = []
-    for seed in range(4):
+    for seed in range(2):
         at, tokens, stuck = walk(jax.random.key(seed))
         assert not np.asarray(stuck).any()
         assert (np.asarray(at.state) == grammars.END).all(), "a list was not at its end in time"

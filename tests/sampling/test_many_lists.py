@@ -22,14 +22,14 @@ SPELLING = Spelling(
     ids=tuple(tuple(1 + int(c) for c in str(i)) for i in range(1, 501)),
     between=(21, 22, 20), closing=(21,), none=(30,), end=31,
 )  # fmt: skip
-LONGEST, BRANCHES = 15, 20
+LONGEST, BRANCHES = 15, 8
 
 
 @pytest.mark.parametrize(
-    "total", [10_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=["10k", "100k"]
+    "total", [4_000, pytest.param(100_000, marks=pytest.mark.slow)], ids=["4k", "100k"]
 )
 def test_every_sampled_list_is_valid(total):
-    """20 lists for each N in 1..500 a round: valid, without repeats, within N, ``None`` reached."""
+    """8 lists for each N in 1..500 a round: valid, without repeats, within N, ``None`` reached."""
     grammar = build_grammar(SPELLING, LONGEST)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     draw = make_sampler(

@@ -164,7 +164,7 @@ def test_ordered_samples_follow_the_enumerated_probabilities(params, k, temperat
 
 def test_inclusion_in_eight_lists_is_as_enumerated_and_estimates_are_unbiased(params):
     """Of 65 lists over four passages, eight: inclusion given the threshold, weights, estimates."""
-    n, k, requests = 4, 8, 8_000
+    n, k, requests = 4, 8, 4_000
     logps = log_probabilities(params, n)
     p = np.exp(logps)
     assert len(p) == 65

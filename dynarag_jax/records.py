@@ -12,6 +12,7 @@ Fields not named here are kept and written back.
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -215,3 +216,11 @@ def write_questions(path: PathLike, questions: Iterable[Question]) -> int:
 def write_passages(path: PathLike, passages: Iterable[Passage]) -> int:
     """Write a corpus file atomically; return the number of passages."""
     return write_jsonl(path, (passage_to_json(p) for p in passages))
+
+
+def __getattr__(name: str) -> Any:
+    # Rollouts' records have a file of their own; who imports them from here still gets them.
+    moved = importlib.import_module("dynarag_jax.rollout_records")
+    if name.startswith("_") or not hasattr(moved, name):
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(moved, name)

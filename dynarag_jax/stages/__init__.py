@@ -3,6 +3,8 @@
 A config file takes the classes from here. Nobody but config files and ``launch`` imports stages.
 """
 
+import warnings
+
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
 from dynarag_jax.stages.compare import Compare
@@ -25,6 +27,9 @@ from dynarag_jax.stages.sft import Sft
 from dynarag_jax.stages.tokenizer import TrainTokenizer
 from dynarag_jax.stages.update import Update
 from dynarag_jax.training.config import Contexts, Stream
+
+EARLIER = {"Dpo": Feedback, "Rollout": SampleRollouts, "Tokenizer": TrainTokenizer}
+"""Classes by the names they had; config files that use them still run."""
 
 __all__ = [
     "Answer",
@@ -51,3 +56,12 @@ __all__ = [
     "TrainTokenizer",
     "Update",
 ]
+
+
+def __getattr__(name: str) -> type:
+    if name in EARLIER:
+        warnings.warn(
+            f"dynarag_jax.stages.{name} is now {EARLIER[name].__name__}", FutureWarning, 2
+        )
+        return EARLIER[name]
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

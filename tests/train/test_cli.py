@@ -98,3 +98,15 @@ def test_completion_is_a_script_that_bash_takes(capsys):
     assert code == 0
     assert "optimizer.learning_rate" in out and "feedback" in out
     subprocess.run(["bash", "-n"], input=out, text=True, check=True, timeout=60)
+
+
+def test_config_files_of_earlier_names_still_run():
+    import dynarag_jax.records
+    import dynarag_jax.rollout_records
+    import dynarag_jax.stages
+
+    with pytest.warns(FutureWarning, match="is now Feedback"):
+        assert dynarag_jax.stages.Dpo is dynarag_jax.stages.Feedback
+    with pytest.raises(AttributeError, match="no attribute 'Dpoo'"):
+        _ = dynarag_jax.stages.Dpoo
+    assert dynarag_jax.records.read_rollouts is dynarag_jax.rollout_records.read_rollouts

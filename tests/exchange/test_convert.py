@@ -437,9 +437,13 @@ def test_the_program(source, tmp_path):
     """Exit code 0 with a line a tensor; 2 with one line on stderr, and nothing written."""
     done = program(str(source()), str(tmp_path / "out"), "--check", "--dtype", "bfloat16")
     assert done.returncode == 0, done.stderr
-    lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines()[2:])
-    assert len(lines) == 2 * 9 + 4
-    lines = {name.strip(): float(value) for name, value in lines.items()}
+    said = done.stdout.splitlines()
+    assert any("logits within" in line and "of transformers" in line for line in said)
+    # What was checked, then a line a tensor and one for the logits.
+    began = next(i for i, line in enumerate(said) if line.startswith("checked: "))
+    pairs = [line.rsplit(maxsplit=1) for line in said[began + 1 :]]
+    assert len(pairs) == 2 * 9 + 4
+    lines = {name.strip(): float(value) for name, value in pairs}
     assert all(value > 0 for value in lines.values())
     assert lines.pop("logits") < 0.5
     assert max(lines.values()) < 2**-8 * 2  # half a unit of bfloat16 below 2

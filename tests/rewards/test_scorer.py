@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import jax
 import numpy as np
 import pytest
@@ -36,10 +40,35 @@ def bertscore() -> BertScorer:
     return BertScorer(loaded, 2)
 
 
+class Vague(BaseHTTPRequestHandler):
+    """Never gives a grade."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": "Not bad."}
+        body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def judge(tmp_path):
-    """A judge that has replied to two answers before; nothing else can be asked here."""
-    config = JudgeConfig("http://127.0.0.1:9/v1", "m", retries=0, timeout=0.2)
+    """A judge that has replied to three answers before; what it is asked anew stays vague."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Vague) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield from _judge(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/v1")
+        server.shutdown()
+
+
+def _judge(tmp_path, url: str):
+    config = JudgeConfig(url, "m", retries=0, timeout=5.0)
     with Judge(config, replies=Replies(tmp_path / "judge.jsonl")) as judge:
         for answer, says in {"lira": "92.5", "orta": "Not bad.", "the port": "Score: 1/10"}.items():
             key = judging._key(judge._body(Asked(QUESTION.text, QUESTION.answers, answer)))

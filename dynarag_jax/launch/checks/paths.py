@@ -117,6 +117,8 @@ def _incomplete(path: Path, need: Need, tokenizer: str | None) -> str:
     if "config.json" not in names:
         return "no config.json in it; a model's directory has one, as Hugging Face writes it"
     if not any(name.endswith(".safetensors") for name in names):
+        if any(name.endswith((".bin", ".pt")) for name in names):
+            return "a pickle checkpoint can run any code when it is read; make it safetensors first"
         return "no weights in it (*.safetensors)"
     if tokenizer == "" and need.field == "init" and not names & _TOKENIZERS:
         return "no tokenizer in it; put its tokenizer.json there, or name a directory: tokenizer"

@@ -228,7 +228,7 @@ def devices_of(kind: str = "", count: int = 0) -> Devices:
         known, platform = of_kind(name), Platform.here()
     if known is None:
         # Where no maker's figure is known here, the runtime's own limit is.
-        stats = {} if kind else here[0].memory_stats() or {}
+        stats = {} if kind else jax.local_devices()[0].memory_stats() or {}
         return Devices(name, count, stats.get("bytes_limit", 0), 0.0, platform)
     return Devices(name, count, known.memory, known.peak, platform)
 

@@ -57,6 +57,7 @@ import time
 from counting import Count
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import main
+from dynarag_jax.processes import wait
 
 
 def run(context: Context, stage: Count) -> None:
@@ -66,6 +67,7 @@ def run(context: Context, stage: Count) -> None:
     words = source.read_text().split()
     with output.open("a") as lines, context.progress(None) as bar:
         first = output.read_text().count("\\n")
+        wait("all have read")
         context.truncate_metrics(first)
         bar.start_at(first, stage.steps)
         for step in range(first, stage.steps):

@@ -222,6 +222,12 @@ def _from_run(path: Path, n: int, row: Callable[[str], int | None]) -> Search:
     return search
 
 
+def output_stem(name: str) -> str:
+    """Under which name a question file's results are written: ``q`` of ``q.jsonl`` or its .gz."""
+    path = Path(name)
+    return Path(path.stem).stem if path.suffix in (".gz", ".zst") else path.stem
+
+
 def fill_questions(
     voice: Voice,
     directory: Path,
@@ -240,7 +246,7 @@ def fill_questions(
       together: all processes search for all questions, and process 0 writes; else each process
         searches for and writes its share.
     """
-    kind = Path(name).stem
+    kind = output_stem(name)
     process, processes = (0, 1) if together else (jax.process_index(), jax.process_count())
     writes = is_primary() or not together
     if is_primary():

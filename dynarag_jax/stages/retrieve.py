@@ -31,7 +31,13 @@ from dynarag_jax.retrieval.materials import (
 )
 from dynarag_jax.retrieval.rankings import check
 from dynarag_jax.retrieval.scores import recalls, retrieval_scores, scores_table
-from dynarag_jax.retrieval.search import SearchConfig, Searched, fill_questions, searches
+from dynarag_jax.retrieval.search import (
+    SearchConfig,
+    Searched,
+    fill_questions,
+    output_stem,
+    searches,
+)
 from dynarag_jax.retrieval.shards import Vectors
 
 
@@ -166,7 +172,7 @@ def conclude(
     found: dict[str, dict[str, float]] = {}
     evaluation = {}
     for name, path in files.items():
-        output = context.stage_directory / f"{path.stem}.jsonl"
+        output = context.stage_directory / f"{output_stem(path.name)}.jsonl"
         found[path.name] = recalls(stream_questions(output))
         if stage.compare_given and (given := recalls(sets[name])):
             found[f"{path.name}, as given"] = given

@@ -12,6 +12,7 @@ from dynarag_jax.records import Passage, Question, question_from_json, question_
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import ScannIndex, ScannSettings, build_index
 from dynarag_jax.retrieval.rankings import check, fill, nearest, rows_by_id, with_gold
+from dynarag_jax.retrieval.search import output_stem
 
 from .conftest import WORDS
 
@@ -165,3 +166,11 @@ def test_passages_of_equal_score_stand_in_corpus_order(tiny):
     index = build_index(vectors, kind="exact")
     (found,) = find(tiny, [Question("q", "cat")], passages, vectors, index, 10)
     assert [p.id for p in found.passages] == [f"p{i}" for i in range(0, 20, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("q.jsonl", "q"), ("q.jsonl.gz", "q"), ("q.v1.jsonl.zst", "q.v1"), ("dev.tsv", "dev")],
+)
+def test_packed_questions_are_written_under_their_own_name(name, stem):
+    assert output_stem(name) == stem

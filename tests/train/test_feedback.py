@@ -186,7 +186,7 @@ def test_reference_gives_what_the_rollout_gave_and_serves_another_reference(
         (("--feedback.init", "{ran}/other"),
          r"of other weights \(.*\) than .*other \(.*\); name their"),
         (("--feedback.tokenizer", "{ran}/tokenizer"), "are of another tokenizer"),
-        (("--feedback.prompts.ids", "5"), "another prompt|outside 1..5"),
+        (("--feedback.prompts.ids", "5"), "another prompt|outside 1..5|at most 6 ids"),
         (("--feedback.answers.batch", "8", "--feedback.answers.objectives.grpo.weight", "1"),
          "'grpo' needs samples of one prompt"),
         (("--feedback.init", "", "--feedback.tokenizer", "{ran}/tokenizer"),

@@ -200,7 +200,7 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
         "--feedback.optimizer.learning_rate", "0.05", "--export.checkpoint", "feedback",
     ]  # fmt: skip
     stages = Stages(tmp_path / "run", *options)
-    with pytest.raises(InputError, match="stage 'dpo' has not run; there is no checkpoint"):
+    with pytest.raises(InputError, match="stage 'feedback' has not run; there is no checkpoint"):
         stages("export")
     assert stages("feedback")
     place = tmp_path / "run"

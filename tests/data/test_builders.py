@@ -60,18 +60,18 @@ def test_tensorflow_is_never_imported_and_tfds_reads_it(prepared):
     subprocess.run([sys.executable, "-c", code, str(prepared)], cwd=ROOT, check=True)
 
 
-def test_the_room_imports_without_tfds():
+def test_the_room_imports_without_tfds(tmp_path):
     code = (
         "import sys\nfrom dynarag_jax.data import builders, conversion, formats, hub\n"
         "heavy = {'tensorflow_datasets', 'array_record', 'pyarrow', 'zstandard', 'jax'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "sys.modules['array_record'] = None\n"
         "from dynarag_jax.errors import MissingExtra\n"
-        "try:\n    builders.prepare('nq', 'nowhere', {})\n"
+        "try:\n    builders.prepare('nq', sys.argv[1], {})\n"
         "except MissingExtra as error:\n    assert 'dynarag_jax[data]' in str(error)\n"
         "else:\n    raise SystemExit('no error')\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
 
 
 def test_mistakes(prepared, tmp_path):

@@ -142,7 +142,7 @@ def _quoted(path: Path, delimiter: str, width: int, usual: bool, header: bool) -
     csv.field_size_limit(LONGEST_LINE)
     try:
         for cells in csv.reader(evidence.lines(path), delimiter=delimiter, strict=True):
-            evidence.see(cells)
+            evidence.see(_restored(cells))
     except csv.Error:
         return False
     if not evidence.first:
@@ -181,7 +181,7 @@ class _Evidence:
             if not self.first and (bare.startswith('"') or f'{self._delimiter}"' in bare):
                 self.first = number
             self._taken += line
-            yield line
+            yield _held(line)
 
     def see(self, cells: Sequence[str]) -> None:
         """Take a record as CSV has it."""
@@ -210,6 +210,20 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
             yield number, raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
+
+
+# Python before 3.13 writes a carriage return in a field without quotes and then refuses to read it.
+# It travels through the CSV reader as a code that Unicode keeps out of texts.
+_RETURN = "\ufdd0"
+
+
+def _held(line: str) -> str:
+    end = "\r\n" if line.endswith("\r\n") else "\n" if line.endswith("\n") else ""
+    return line.removesuffix(end).replace("\r", _RETURN) + end
+
+
+def _restored(cells: Sequence[str]) -> list[str]:
+    return [cell.replace(_RETURN, "\r") for cell in cells]
 
 
 class Cells(dict[str, Any]):
@@ -259,7 +273,7 @@ def _records(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     def lines() -> Iterator[str]:
         for number, line in _decoded(path):
             begun.append(number)
-            yield line
+            yield _held(line)
 
     reader = csv.reader(lines(), delimiter=dialect.delimiter, strict=True)
     while True:
@@ -274,7 +288,7 @@ def _records(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
         if cells is None:
             return
         if cells:
-            yield begun[0], cells
+            yield begun[0], _restored(cells)
 
 
 def listed(text: str) -> list[str] | None:

@@ -14,7 +14,7 @@ from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.logprobs import TokenLogps, token_logps
 
 
-class Reranker(Decoder):
+class RerankerModule(Decoder):
     """The decoder as it chooses passages: log-probabilities of lists."""
 
     def __call__(  # type: ignore[override]

@@ -19,7 +19,7 @@ from dynarag_jax.models.decoder import Decoder, DecoderConfig
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.policy.logprobs import token_logps
-from dynarag_jax.policy.modules import Generator, Reranker
+from dynarag_jax.policy.modules import Generator, RerankerModule
 from dynarag_jax.sharding import make_mesh, spec
 from dynarag_jax.training.step import init_state
 
@@ -118,11 +118,11 @@ def test_reranker_and_generator_are_views_of_the_same_parameters():
     lists = np.array([[spelling.spell([1, 2]), spelling.spell([4, 1])]] * 3, np.int32)
     shown = np.array([6, 6, 5], np.int32)
     params = decoder.init_params(CFG, jax.random.key(1))
-    for view in (Reranker(CFG), Generator(CFG)):
+    for view in (RerankerModule(CFG), Generator(CFG)):
         made = jax.jit(lambda key, view=view: view.init(key, method="parameters"))
         equal(nn.unbox(made(jax.random.key(1)))["params"], params)
     _, hidden = decoder.trunk_and_branches(CFG, params, TRUNK, LENGTHS, lists)
-    under = Reranker(CFG).apply({"params": params}, TRUNK, LENGTHS, lists, shown, grammar)
+    under = RerankerModule(CFG).apply({"params": params}, TRUNK, LENGTHS, lists, shown, grammar)
     equal(under, token_logps(CFG, params, hidden, lists, grammar, shown > 0, shown))
     over = Generator(CFG).apply({"params": params}, TRUNK, LENGTHS, lists)
     equal(over, token_logps(CFG, params, hidden, lists))

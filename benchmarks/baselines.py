@@ -60,13 +60,6 @@ def by_position(question: Question, pool: Sequence[Passage], places: Sequence[in
     return replace(question, passages=tuple(pool[i] for i in places if i >= 0))
 
 
-def bm25_over(questions: Sequence[Question], pool: Sequence[Passage], depth: int) -> list[Question]:
-    """Each question with BM25's best passages of a pool."""
-    index = build_bm25([passage_text(p) for p in pool], Bm25Config())
-    places, _ = index.search([q.text for q in questions], depth)
-    return [by_position(q, pool, row) for q, row in zip(questions, places, strict=True)]
-
-
 def encoded_over(
     questions: Sequence[Question], pool: Sequence[Passage], depth: int, source: str
 ) -> list[Question]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
-from dynarag_jax.exchange.decoders import save_decoder
-from dynarag_jax.exchange.tokenizers import load_tokenizer, train_word_level
-from dynarag_jax.models import decoder
-from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question
+from tests.small_model import save_small_model
 
 IDS = 6
 PROMPTS = PromptConfig(
@@ -42,16 +38,7 @@ def ask(number: int, passages: int = 5, **fields) -> Question:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """A model directory with random weights, larger than at the start of training."""
-    place = tmp_path_factory.mktemp("model")
-    train_word_level([*WORDS, *COMPACT_WORDS], place / "tokenizer", IDS)
-    tokenizer = load_tokenizer(place / "tokenizer")
-    cfg = DecoderConfig(
-        vocab=len(tokenizer), width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24,
-        positions=128,
-    )  # fmt: skip
-    params = jax.tree.map(lambda x: 3 * x, decoder.init_params(cfg, jax.random.key(1)))
-    save_decoder(place / "model", cfg, params, tokenizer)
-    return place / "model"
+    return save_small_model(tmp_path_factory.mktemp("model"), [*WORDS, *COMPACT_WORDS], IDS)
 
 
 @pytest.fixture(scope="session")

@@ -5,26 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.policy.examples import ExampleMaker, Reads
-from dynarag_jax.policy.grammar import find_spelling, read_list
-from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
+from dynarag_jax.policy.examples import Reads
+from dynarag_jax.policy.grammar import read_list
+from dynarag_jax.prompts import answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Passage, Question
-
-WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
+from tests.policy.split_words import example_maker, word_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {w: i for i, w in enumerate([*WORDS, *(f"[{i}]" for i in range(1, 9))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"\[\d+\]|\w+|[^\w\s]"), behavior="removed", invert=True
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>")
+    return word_tokenizer()
 
 
 QUESTION = Question(
@@ -36,11 +28,7 @@ QUESTION = Question(
 
 @pytest.fixture
 def maker(tokenizer):
-    prompts = PromptConfig(
-        style="compact", ids=8, max_list=3, rerank_tokens=200, answer_prompt_tokens=100,
-        answer_tokens=3,
-    )  # fmt: skip
-    return ExampleMaker(tokenizer, find_spelling(tokenizer, 8), prompts)
+    return example_maker(tokenizer)
 
 
 def test_behavior_cloning_imitates_the_experts_very_list(maker, tokenizer):

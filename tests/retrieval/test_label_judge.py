@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -18,36 +15,26 @@ from dynarag_jax.retrieval.labels import RELEVANCE
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.stages import label
 from dynarag_jax.stages.label import Label
+from tests.local_server import JsonHandler, serving
 
 GRADES = {"good": "Score: 9", "best": "10/10", "fair": "Score: 8", "poor": "0", "prose": "Useful!"}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Grades a passage by its first word."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         found = re.search(r"Passage: T (\w+)", body["messages"][-1]["content"])
         assert found is not None
         self.server.asked.append(found[1])  # type: ignore[attr-defined]
-        reply = {"choices": [{"message": {"content": GRADES[found[1]]}}]}
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.say(GRADES[found[1]])
 
 
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Handler, asked=[]) as server:
         yield server
-        server.shutdown()
 
 
 def question(name: str, *grades: str) -> Question:
@@ -63,7 +50,7 @@ def test_grades_make_the_list(tmp_path, server, capsys):
         question("d", "good", "best", "good", "good"),
     ]
     write_questions(tmp_path / "q.jsonl", asked)
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    url = server.url
     judge = JudgeConfig(url, "m", prompt=RELEVANCE, highest=10.0, parallel=4)
 
     def go(run: str, **more) -> list[Question]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
@@ -16,6 +14,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.replies import Reply
 from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Judgment, Replies
 from dynarag_jax.rewards.verdicts import parse_verdict
+from tests.local_server import JsonHandler, serving
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,11 @@ def test_no_verdict_leaves_the_unit_interval(text):
 REPLIES = {"plain": "92.5", "tenths": "Score: 8/10", "prose": "Quite good, I think.", "mute": ""}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Answers as the graded answer's name says."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         found = re.search(r"Answer to grade: (\w+)", body["messages"][-1]["content"])
         name = found[1] if found else ""
         with self.server.lock:  # type: ignore[attr-defined]
@@ -130,31 +129,18 @@ class Handler(BaseHTTPRequestHandler):
         message = {"content": None if name == "tool" else REPLIES.get(name, "Score: 60")}
         choice = {"message": message, "finish_reason": "length" if name == "cut" else "stop"}
         reply = {"choices": [choice], "usage": {"total_tokens": 50}}
-        return self.reply(200, json.dumps(reply).encode())
-
-    def reply(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for key, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        return self.reply(200, reply)
 
 
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.log, server.lock = [], threading.Lock()  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Handler, log=[], lock=threading.Lock()) as server:
         yield server
-        server.shutdown()
 
 
 def settings(server, **more) -> JudgeConfig:
     fields = {"timeout": 0.4, "retries": 2, "backoff": 0.02, "parallel": 8, "model": "m"} | more
-    return JudgeConfig(f"http://127.0.0.1:{server.server_address[1]}/v1", **fields)
+    return JudgeConfig(server.url, **fields)
 
 
 def asked(*names: str) -> list[Asked]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import jax
 import numpy as np
 import pytest
@@ -21,6 +17,7 @@ from dynarag_jax.rewards import judge as judging
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
 from dynarag_jax.rewards.scorer import Answered, BertScoreConfig, Scorer
+from tests.local_server import JsonHandler, serving
 
 PAPER = RewardWeights(em=0.2, bertscore=0.2, rouge_l=0.2, length=0.2, judge=0.2, passages=0)
 QUESTION = Question("q", "Which port?", ("port lira", "lira"))
@@ -40,31 +37,20 @@ def bertscore() -> BertScorer:
     return BertScorer(loaded, 2)
 
 
-class Vague(BaseHTTPRequestHandler):
+class Vague(JsonHandler):
     """Never gives a grade."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         message = {"role": "assistant", "content": "Not bad."}
-        body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.reply(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}})
 
 
 @pytest.fixture
 def judge(tmp_path):
     """A judge that has replied to three answers before; what it is asked anew stays vague."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Vague) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield from _judge(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/v1")
-        server.shutdown()
+    with serving(Vague) as server:
+        yield from _judge(tmp_path, server.url)
 
 
 def _judge(tmp_path, url: str):

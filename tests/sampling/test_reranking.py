@@ -11,13 +11,9 @@ import pytest
 
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.decoders import save_decoder
-from dynarag_jax.exchange.tokenizers import load_tokenizer, train_word_level
 from dynarag_jax.files import read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
-from dynarag_jax.models import decoder
-from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, valid_list, write_questions
@@ -30,6 +26,7 @@ from dynarag_jax.sampling.windows import Seen, Windows, run_plans
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages import rerank as program
 from dynarag_jax.stages.rerank import Rerank
+from tests.small_model import save_small_model
 
 IDS = 6
 LABELS = ("supports", "refutes", "not enough info")
@@ -52,16 +49,9 @@ def question(number: int, passages: int, task: Any = "short") -> Question:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A model directory with random weights, larger than at the start of training."""
-    place = tmp_path_factory.mktemp("model")
-    train_word_level([*WORDS, *COMPACT_WORDS, *LABELS], place / "tokenizer", IDS)
-    tokenizer = load_tokenizer(place / "tokenizer")
-    cfg = DecoderConfig(
-        vocab=len(tokenizer), width=16, layers=1, heads=2, kv_heads=2, head_size=8, mlp=24,
-        positions=128,
-    )  # fmt: skip
-    params = jax.tree.map(lambda x: 3 * x, decoder.init_params(cfg, jax.random.key(1)))
-    save_decoder(place / "model", cfg, params, tokenizer)
-    return place / "model"
+    return save_small_model(
+        tmp_path_factory.mktemp("model"), [*WORDS, *COMPACT_WORDS, *LABELS], IDS
+    )
 
 
 @pytest.fixture(scope="module")

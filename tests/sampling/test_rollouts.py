@@ -9,9 +9,7 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -36,6 +34,7 @@ from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import rollout
 from dynarag_jax.stages.rollout import SampleRollouts
+from tests.local_server import JsonHandler, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -368,25 +367,17 @@ def test_the_judge_and_its_file_take_part_in_a_rollout(tmp_path, tiny_model, tin
     """Grades come from a server; what it said is on disk, and is not asked again."""
     log: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             log.append(body["messages"][0]["content"])
             says = "Fine." if "port q1" in log[-1] else "Score: 8/10"
-            data = json.dumps({"choices": [{"message": {"content": says}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+            self.say(says)
 
     rows = [question_to_json(question(f"q{i}")) for i in range(4)]
     questions = write(tmp_path / "q.jsonl", rows)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        judge = JudgeConfig(f"http://127.0.0.1:{server.server_address[1]}/v1", "m")
+    with serving(Handler) as server:
+        judge = JudgeConfig(server.url, "m")
         reward = RewardWeights(em=0.5, judge=0.5, passages=0)
         asked = []
         for name in ("one", "two"):
@@ -395,7 +386,6 @@ def test_the_judge_and_its_file_take_part_in_a_rollout(tmp_path, tiny_model, tin
                 tmp_path / name, tiny_model, questions, tiny_policy[1], reward=reward, judge=shared
             )
             asked.append(len(log))
-        server.shutdown()
     texts = [(tmp_path / n / "rollout" / "rollouts.jsonl").read_text() for n in ("one", "two")]
     assert texts[0] == texts[1]
     # What could not be read is asked for again, and nothing else.

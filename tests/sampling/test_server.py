@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -22,17 +20,18 @@ from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
+from tests.local_server import JsonHandler, serving
 
 TEXTS = ["[2], [1]", "None", "[1],[3]", "The needed ones are [3], [3] and [9].", "2, 1"]
 
 THOUGHTS = ["<think>[1] or [3]?</think>\n\n[2]", "[3].</think>[2]", "[2]", "<think>[1]", "[1], [3"]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Answers as the question's name says."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         found = re.search(r"port (\w+)\?", body["messages"][-1]["content"])
         name = found.group(1) if found else ""
         log: list = self.server.log  # type: ignore[attr-defined]
@@ -70,32 +69,18 @@ class Handler(BaseHTTPRequestHandler):
         ]
         if name == "cut":
             choices = [choice | {"finish_reason": "length"} for choice in choices]
-        return self.reply(200, json.dumps({"choices": choices}).encode())
-
-    def reply(self, code: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for key, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        return self.reply(200, {"choices": choices})
 
 
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.log = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with serving(Handler, log=[]) as server:
         yield server
-        server.shutdown()
 
 
 def settings(server, **more) -> ServerConfig:
     fields = {"timeout": 0.6, "retries": 2, "backoff": 0.05, "parallel": 4, "model": "m"} | more
-    return ServerConfig(f"http://127.0.0.1:{server.server_address[1]}/v1", **fields)
+    return ServerConfig(server.url, **fields)
 
 
 @pytest.fixture(scope="module")

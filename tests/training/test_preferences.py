@@ -6,15 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
 from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, PlackettLuce, SimPo, TokenNll
-from dynarag_jax.policy.examples import ExampleMaker
-from dynarag_jax.policy.grammar import find_spelling, read_list
-from dynarag_jax.prompts import PromptConfig, answer_prompt, decode_answer, rerank_prompt
+from dynarag_jax.policy.grammar import read_list
+from dynarag_jax.prompts import answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.rollout_records import Answers, Rollout, Trajectory
 from dynarag_jax.training.preferences import (
@@ -25,8 +22,8 @@ from dynarag_jax.training.preferences import (
     judge,
     list_example,
 )
+from tests.policy.split_words import example_maker, word_tokenizer
 
-WORDS = "<eos> <unk> None , : question passages list answer who founded arlo ada lives here".split()
 DPO = Objectives(nll=TokenNll(0.0), dpo=Dpo(1.0))
 GRPO = Objectives(nll=TokenNll(0.0), grpo=Grpo(1.0))
 RANKED = Objectives(nll=TokenNll(0.0), plackett_luce=PlackettLuce(1.0))
@@ -35,12 +32,7 @@ SIMPO = Objectives(nll=TokenNll(0.0), simpo=SimPo(1.0))
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {w: i for i, w in enumerate([*WORDS, *(f"[{i}]" for i in range(1, 9))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"\[\d+\]|\w+|[^\w\s]"), behavior="removed", invert=True
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>")
+    return word_tokenizer()
 
 
 QUESTION = Question(
@@ -51,11 +43,7 @@ QUESTION = Question(
 
 @pytest.fixture
 def maker(tokenizer):
-    prompts = PromptConfig(
-        style="compact", ids=8, max_list=3, rerank_tokens=200, answer_prompt_tokens=100,
-        answer_tokens=3,
-    )  # fmt: skip
-    return ExampleMaker(tokenizer, find_spelling(tokenizer, 8), prompts)
+    return example_maker(tokenizer)
 
 
 def rollout(name, *rewards, **more):

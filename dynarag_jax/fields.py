@@ -84,10 +84,10 @@ class Fields:
         if not isinstance(value, list):
             raise self.fail(name, "must be a list of numbers")
         each = Fields(f"{self.where}: {name}", {str(i): x for i, x in enumerate(value)})
-        found = tuple(each.number(place) for place in each.values)
-        if None in found:
+        numbers = tuple(each.number(place) for place in each.values)
+        if None in numbers:
             raise self.fail(name, "must be a list of numbers")
-        return tuple(x for x in found if x is not None)
+        return tuple(x for x in numbers if x is not None)
 
     def objects(self, name: str) -> list[dict[str, Any]]:
         value = self.values.get(name)

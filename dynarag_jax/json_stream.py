@@ -94,15 +94,15 @@ class Scanner:
 
     def take(self, wanted: str) -> str:
         """Take one character, which must be one of ``wanted``."""
-        found = self.peek()
-        if not found or found not in wanted:
+        character = self.peek()
+        if not character or character not in wanted:
             shown = " or ".join(f"'{c}'" for c in wanted)
             raise InputError(
                 f"{self.where()}: not valid JSON: expected {shown}, found "
-                f"{repr(found) if found else 'the end of the file'}"
+                f"{repr(character) if character else 'the end of the file'}"
             )
         self._move(self._at + 1)
-        return found
+        return character
 
     def value(self) -> Any:
         """Take one value."""
@@ -157,8 +157,8 @@ class Scanner:
                 return
 
     def end(self) -> None:
-        if found := self.peek():
-            raise InputError(f"{self.where()}: {found!r} after the end of the JSON document")
+        if character := self.peek():
+            raise InputError(f"{self.where()}: {character!r} after the end of the JSON document")
 
 
 def read_array(path: Path) -> Iterator[Row]:

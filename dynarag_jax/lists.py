@@ -136,13 +136,13 @@ def _run(text: str, tokens: list[re.Match[str]], final: bool) -> Iterator[_Run]:
         return
     # Python refuses to read numbers of thousands of digits; these are far outside any range.
     ids = tuple(int(t[0][:18]) if "." not in t[0] else 0 for t in numbers)
-    own = len(re.findall(r"\[[^\[\],]*?\d[^\[\],\d]*\]", text[start:stop]))
+    brackets = len(re.findall(r"\[[^\[\],]*?\d[^\[\],\d]*\]", text[start:stop]))
     line_start = text.rfind("\n", 0, start) + 1
     line_end = text.find("\n", stop)
     around = text[line_start:start] + text[stop : len(text) if line_end < 0 else line_end]
     yield _Run(
         ids=ids,
-        own=own,
+        own=brackets,
         marked=opens > 0 or any(t.lastgroup == "noun" for t in tokens),
         named=any(t.lastgroup == "noun" for t in tokens),
         cued=_CUE.search(text[max(0, start - 80) : start]) is not None,

@@ -141,11 +141,11 @@ def _compact(question: Question, passages: Sequence[Passage], cue: str) -> list[
 def _instruct(
     question: Question, passages: Sequence[Passage], instruction: str, cue: str
 ) -> list[Message]:
-    asked = f"{_ASKED[question.task]}: {question.text}"
-    lines = [asked, ""]
+    question_line = f"{_ASKED[question.task]}: {question.text}"
+    lines = [question_line, ""]
     if passages:
         lines += ["Passages:", *(format_passage(i, p) for i, p in enumerate(passages, 1))]
-        lines += ["", asked]
+        lines += ["", question_line]
     return [
         {"role": "system", "content": instruction},
         {"role": "user", "content": "\n".join([*lines, f"{cue}:"])},

@@ -69,8 +69,8 @@ class Question:
         """The needed passages as 1-based positions, without those that are not candidates."""
         if self.gold is None:
             return None
-        place = {passage.id: i for i, passage in enumerate(self.passages, 1)}
-        return tuple(place[g] for g in self.gold if g in place)
+        number = {passage.id: i for i, passage in enumerate(self.passages, 1)}
+        return tuple(number[g] for g in self.gold if g in number)
 
     def shuffled(self, shown: int, rng: random.Random) -> tuple[Question, tuple[int, ...]]:
         """The question with its first ``shown`` passages in random order, the others left out.
@@ -82,11 +82,11 @@ class Question:
         """
         count = min(shown, len(self.passages))
         order = tuple(rng.sample(range(1, count + 1), count))
-        place = {old: new for new, old in enumerate(order, 1)}
+        number = {old: new for new, old in enumerate(order, 1)}
         passages = tuple(self.passages[old - 1] for old in order)
         expert = self.expert
         if expert is not None:
-            expert = tuple(place[old] for old in expert if old in place)
+            expert = tuple(number[old] for old in expert if old in number)
         return replace(self, passages=passages, expert=expert), order
 
 

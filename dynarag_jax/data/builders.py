@@ -110,14 +110,14 @@ def prepare(
     Raises:
       InputError: it stands already, or a question is wrong.
     """
-    place = dataset_directory(name, directory)
-    if place.exists():
-        raise InputError(f"{place}: is prepared already; remove it to prepare it anew")
-    created = [path for path in (place.parent, place.parent.parent) if not path.exists()]
+    target = dataset_directory(name, directory)
+    if target.exists():
+        raise InputError(f"{target}: is prepared already; remove it to prepare it anew")
+    created = [path for path in (target.parent, target.parent.parent) if not path.exists()]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{place.parent}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{target.parent}: cannot be written ({error.strerror})") from None
     made = builder(name, directory, splits, description)
     try:
         # TFDS prints what it does.
@@ -182,18 +182,18 @@ class PreparedQuestions(Sequence[Question]):
         path: the directory of the dataset or of one version.
         split: one of ``splits(path)``.
         """
-        place = _version(Path(path))
-        if place is None:
+        version = _version(Path(path))
+        if version is None:
             raise InputError(f"{path}: no prepared dataset here (dataset_info.json is missing)")
-        made = _open(place)
+        made = _open(version)
         if split not in made.info.splits:
             known = list(made.info.splits)
             raise InputError(
-                f"{place}: no split '{split}'{nearest(split, known)}; it has {', '.join(known)}"
+                f"{version}: no split '{split}'{nearest(split, known)}; it has {', '.join(known)}"
             )
         if "record" not in made.info.features:
-            raise InputError(f"{place}: was not prepared by train.prepare (no field 'record')")
-        self._where = f"{place}[{split}]"
+            raise InputError(f"{version}: was not prepared by train.prepare (no field 'record')")
+        self._where = f"{version}[{split}]"
         try:
             self._source = made.as_data_source(split=split)
         except Exception as error:  # noqa: BLE001 - TFDS raises many kinds for one cause
@@ -216,10 +216,10 @@ class PreparedQuestions(Sequence[Question]):
 
 def splits(path: PathLike) -> dict[str, int]:
     """The splits of a prepared dataset, and how many questions each holds."""
-    place = _version(Path(path))
-    if place is None:
+    version = _version(Path(path))
+    if version is None:
         raise InputError(f"{path}: no prepared dataset here (dataset_info.json is missing)")
-    return {name: split.num_examples for name, split in _open(place).info.splits.items()}
+    return {name: split.num_examples for name, split in _open(version).info.splits.items()}
 
 
 def _open(place: Path) -> Any:

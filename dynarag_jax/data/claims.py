@@ -75,9 +75,9 @@ def read_foolmetwice(value: dict[str, Any], where: str, default: str) -> Iterato
         title = " | ".join(part for part in (page, header) if part)
         return Passage(content_id(title, text), text, title)
 
-    found = Candidates()
+    candidates = Candidates()
     for item in fields.each("retrieved_evidence"):
-        found.add(sentence(item), item.where)
+        candidates.add(sentence(item), item.where)
     gold = [sentence(item).id for item in fields.each("gold_evidence")]
     used = {"id", "text", "label", "gold_evidence", "retrieved_evidence"}
     yield Question(
@@ -85,7 +85,7 @@ def read_foolmetwice(value: dict[str, Any], where: str, default: str) -> Iterato
         text=fields.text("text"),
         answers=_label(fields),
         task="label",
-        passages=tuple(found.passages.values()),
+        passages=tuple(candidates.passages.values()),
         gold=unique(gold),
         extra=rest(value, used),
     )

@@ -194,12 +194,12 @@ def _questions(options: ConvertData, source: Path, outcome: Outcome) -> Iterator
             qrels = qrels or str(judgments_file(place, options.split or "test"))
         elif options.split:
             raise InputError(f"convert_data: --split is for directories, and {source} is a file")
-        found = (
+        reader = (
             named(options.format)
             if options.format
             else detect(source, options.columns, options.quotes)
         )
-        outcome.format = found.name
+        outcome.format = reader.name
         rows = numbered_questions(source, options.reading(), outcome.account)
         questions = (question for _, question in rows)
     if qrels:

@@ -109,9 +109,9 @@ def _questions(
     lines += [f"odd: {what}" for what in _odd(questions, account)]
     mine = texts_of(questions)
     for other in against:
-        found = overlap(mine, texts_of(read_questions(other)))
-        shown = f", such as {found.first[:80]!r}" if found.count else ""
-        lines.append(f"shared with {other}: {found.count} of {n} questions{shown}")
+        shared = overlap(mine, texts_of(read_questions(other)))
+        shown = f", such as {shared.first[:80]!r}" if shared.count else ""
+        lines.append(f"shared with {other}: {shared.count} of {n} questions{shown}")
     return lines
 
 
@@ -129,22 +129,22 @@ def _gold(questions: Sequence[Question]) -> str:
 
 
 def _odd(questions: Sequence[Question], account: QuestionAccount) -> list[str]:
-    found = account.notes()
+    notes = account.notes()
     if account.repeats:
-        found.append(f"{account.repeats} ids stand there a second time")
+        notes.append(f"{account.repeats} ids stand there a second time")
     if account.rejected:
         line, why = account.rejected[0]
-        found.append(f"{len(account.rejected)} bad records; line {line}: {why[:120]}")
+        notes.append(f"{len(account.rejected)} bad records; line {line}: {why[:120]}")
     keys = Counter(normalized(q.text) for q in questions)
     if twice := sum(k - 1 for k in keys.values() if k > 1):
-        found.append(f"{twice} questions repeat another's text")
+        notes.append(f"{twice} questions repeat another's text")
     passages = {p.id: p for q in questions for p in q.passages}
     if empty := sum(not p.text.strip() for p in passages.values()):
-        found.append(f"{empty} passages have no text")
+        notes.append(f"{empty} passages have no text")
     contents = Counter(content_id(p.title, p.text) for p in passages.values())
     if same := sum(k - 1 for k in contents.values() if k > 1):
-        found.append(f"{same} passages equal another one of another id")
-    return found
+        notes.append(f"{same} passages equal another one of another id")
+    return notes
 
 
 def _corpus(path: PathLike, count: Count, unit: str) -> list[str]:
@@ -184,12 +184,12 @@ def _corpus(path: PathLike, count: Count, unit: str) -> list[str]:
 
 def _judgments(path: PathLike) -> list[str]:
     judged = read_qrels(Path(path))
-    grades = Counter(grade for own in judged.values() for grade in own.values())
+    grades = Counter(grade for grades_of in judged.values() for grade in grades_of.values())
     shown = ", ".join(f"{grade:g}: {k}" for grade, k in sorted(grades.items()))
-    none = sum(all(grade <= 0 for grade in own.values()) for own in judged.values())
+    none = sum(all(grade <= 0 for grade in grades_of.values()) for grades_of in judged.values())
     lines = [
         f"{path}: {sum(grades.values())} judgments of {len(judged)} questions; grades {shown}",
-        f"judged per question: {spread(len(own) for own in judged.values())}",
+        f"judged per question: {spread(len(grades_of) for grades_of in judged.values())}",
     ]
     if none:
         lines.append(f"odd: {none} questions have no relevant passage")

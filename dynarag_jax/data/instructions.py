@@ -87,14 +87,14 @@ def read_alpaca(value: dict[str, Any], where: str, default: str) -> Iterator[Que
         asked = "\n\n".join(part for part in (instruction, given) if part.strip())
         yield Question(identity, asked, (reply,), task="paragraph", extra=extra)
         return
-    place = {name: i for i, name in enumerate(prompt.found.passages, 1)}
+    number = {name: i for i, name in enumerate(prompt.found.passages, 1)}
     expert = None
     if prompt.reranks:
         try:
             numbers = parse_list(reply, len(prompt.order))
         except ValueError as error:
             raise fields.fail(reply_name, f"must be a list of passages ({error!s:.60})") from None
-        expert = tuple(dict.fromkeys(place[prompt.order[i - 1]] for i in numbers))
+        expert = tuple(dict.fromkeys(number[prompt.order[i - 1]] for i in numbers))
     yield Question(
         id=identity,
         text=prompt.question,

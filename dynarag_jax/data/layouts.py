@@ -25,14 +25,14 @@ def queries_file(path: PathLike) -> Path:
     place = Path(path)
     if not place.is_dir():
         return place
-    found = _named(place, "queries") or _inside(place / "queries")
-    if len(found) != 1:
-        many = f"{len(found)} files of queries" if found else "no queries.jsonl"
+    files = _named(place, "queries") or _inside(place / "queries")
+    if len(files) != 1:
+        many = f"{len(files)} files of queries" if files else "no queries.jsonl"
         raise InputError(
             f"{place}: expected a file, found a directory: neither a prepared dataset "
             f"(dataset_info.json) nor one of BEIR's or MTEB's ({many})"
         )
-    return found[0]
+    return files[0]
 
 
 def judgments_file(place: Path, split: str) -> Path:
@@ -43,11 +43,11 @@ def judgments_file(place: Path, split: str) -> Path:
     """
     folders = (place / "qrels", place / "data", place / "default", place)
     for folder in folders:
-        found = _named(folder, split) or sorted(folder.glob(f"{split}-*.parquet"))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"{place}: has {len(found)} files of judgments of '{split}'")
+        files = _named(folder, split) or sorted(folder.glob(f"{split}-*.parquet"))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise InputError(f"{place}: has {len(files)} files of judgments of '{split}'")
     known = sorted({p.stem.split("-")[0].split(".")[0] for p in (place / "qrels").glob("*")})
     raise InputError(
         f"{place}: no judgments of the split '{split}' (qrels/{split}.tsv)"

@@ -55,18 +55,18 @@ def values_at(value: Any, path: str, where: str) -> list[Any]:
     Raises:
       InputError: the path is none, or goes into what holds nothing.
     """
-    found = [value]
+    values = [value]
     for step in path.split("."):
         match = _STEP.fullmatch(step)
         if match is None or (not match["name"] and not match["inside"]):
             raise InputError(f"fields: '{path}' is no path; such are question, a.b, list[].text")
         if match["name"] == "*":
-            found = [item for each in found for item in _every(each, path, where)]
+            values = [item for each in values for item in _every(each, path, where)]
         elif match["name"]:
-            found = [_field(each, match["name"], path, where) for each in found]
+            values = [_field(each, match["name"], path, where) for each in values]
         for index in re.findall(r"\[(\d*)\]", match["inside"]):
-            found = [item for each in found for item in _elements(each, index, path, where)]
-    return found
+            values = [item for each in values for item in _elements(each, index, path, where)]
+    return values
 
 
 def _field(value: Any, name: str, path: str, where: str) -> Any:
@@ -121,7 +121,7 @@ def read_mapped(
             f"{where}: '{paths.question}' must be one text that is not empty{hint}, found "
             f"{asked if len(asked) != 1 else asked[0]!r:.60}"
         )
-    found, gold = _passages(paths, at, where)
+    candidates, gold = _passages(paths, at, where)
     identities = [each for each in at("id") if each is not None]
     kinds = [each for each in at("type") if isinstance(each, str)]
     answers: list[str] = []
@@ -136,7 +136,7 @@ def read_mapped(
         text=asked[0],
         answers=unique(answers),
         type=kinds[0] if kinds else "",
-        passages=tuple(found.passages.values()),
+        passages=tuple(candidates.passages.values()),
         gold=gold,
         extra=rest(value, used),
     )
@@ -152,7 +152,7 @@ def _passages(paths: FieldPaths, at: Any, where: str) -> tuple[Candidates, tuple
                 f"{where}: '{getattr(paths, name)}' has {len(items)} {name}, and there are "
                 f"{len(texts)} passages at '{paths.passages}'"
             )
-    found = Candidates()
+    candidates = Candidates()
     names = []
     for i, text in enumerate(texts):
         place = f"{where}: {paths.passages} ({i + 1})"
@@ -166,16 +166,16 @@ def _passages(paths: FieldPaths, at: Any, where: str) -> tuple[Candidates, tuple
         score = (
             Record(place, {"score": beside["scores"][i]}).score() if "scores" in beside else None
         )
-        names.append(found.add(Passage(name, text, title, score), place).id)
+        names.append(candidates.add(Passage(name, text, title, score), place).id)
     if not paths.gold:
-        return found, None
+        return candidates, None
     marks = at("gold")
     if len(marks) == 1 and isinstance(marks[0], list):
         marks = marks[0]
     if len(marks) == len(names) and all(mark in (True, False, None) for mark in marks):
-        return found, unique(name for name, mark in zip(names, marks, strict=True) if mark)
-    by_title = {p.title: p.id for p in found.passages.values()}
+        return candidates, unique(name for name, mark in zip(names, marks, strict=True) if mark)
+    by_title = {p.title: p.id for p in candidates.passages.values()}
     needed = [identity(mark, where, paths.gold) for mark in marks if mark is not None]
     if not paths.ids:
         needed = [by_title.get(name, f"title:{name}") for name in needed]
-    return found, unique(needed)
+    return candidates, unique(needed)

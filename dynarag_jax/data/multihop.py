@@ -30,7 +30,7 @@ def _columns(fields: Record, name: str, first: str, second: str) -> list[tuple[A
 
 def _supported(dataset: str, value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
     fields = Record(where, value)
-    found, titles = Candidates(), {}
+    candidates, titles = Candidates(), {}
     for i, (title, sentences) in enumerate(_columns(fields, "context", "title", "sentences")):
         place = f"{where}: context[{i}]"
         if not isinstance(title, str) or not isinstance(sentences, list):
@@ -42,7 +42,7 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
         # HotpotQA's sentences carry the space before them, 2WikiMultihopQA's do not.
         text = "".join(s if not j or s[:1].isspace() else f" {s}" for j, s in enumerate(sentences))
         text = text.strip()
-        passage = found.add(Passage(content_id(title, text), text, title), place)
+        passage = candidates.add(Passage(content_id(title, text), text, title), place)
         titles.setdefault(title, []).append((passage.id, len(sentences)))
     for i, (title, number) in enumerate(_columns(fields, "supporting_facts", "title", "sent_id")):
         place = f"{where}: supporting_facts[{i}]"
@@ -54,12 +54,12 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
             continue
         if title not in titles:
             # Of fullwiki, whose paragraphs were retrieved: needed, and no candidate.
-            found.gold[missing_id(title)] = None
+            candidates.gold[missing_id(title)] = None
             continue
         # Some facts name a sentence beyond the end; the paragraph is meant all the same.
         of_title = titles[title]
         long_enough = [name for name, count in of_title if number < count]
-        found.gold[(long_enough or [of_title[0][0]])[0]] = None
+        candidates.gold[(long_enough or [of_title[0][0]])[0]] = None
     known = bool(titles) and fields.has("supporting_facts")
     used = {"_id", "id", "question", "answer", "answers", "answer_aliases", "type", "context"}
     yield Question(
@@ -67,8 +67,8 @@ def _supported(dataset: str, value: dict[str, Any], where: str, default: str) ->
         text=fields.text("question"),
         answers=unique([*fields.answers("answer", "answers"), *fields.answers("answer_aliases")]),
         type=fields.text("type", blank=True) if fields.has("type") else "",
-        passages=tuple(found.passages.values()),
-        gold=tuple(found.gold) if known else None,
+        passages=tuple(candidates.passages.values()),
+        gold=tuple(candidates.gold) if known else None,
         extra=rest(value, used) | {"dataset": dataset},
     )
 
@@ -109,11 +109,11 @@ def read_musique(value: dict[str, Any], where: str, default: str) -> Iterator[Qu
     ``gold`` is in the order of the decomposition. A question that is not answerable has no answers.
     """
     fields = Record(where, value)
-    found, by_index, supporting = Candidates(), {}, []
+    candidates, by_index, supporting = Candidates(), {}, []
     for item in fields.each("paragraphs"):
         title = item.text("title", blank=True) if item.has("title") else ""
         text = item.text("paragraph_text", "text")
-        passage = found.add(Passage(content_id(title, text), text, title), item.where)
+        passage = candidates.add(Passage(content_id(title, text), text, title), item.where)
         by_index[item.integer("idx", len(by_index), least=0)] = passage.id
         if item.flag("is_supporting", False):
             supporting.append(passage.id)
@@ -135,7 +135,7 @@ def read_musique(value: dict[str, Any], where: str, default: str) -> Iterator[Qu
         text=fields.text("question"),
         answers=answers if answerable else (),
         type=identity.split("__")[0] if "hop" in identity.split("__")[0] else "",
-        passages=tuple(found.passages.values()),
+        passages=tuple(candidates.passages.values()),
         gold=gold if gold or not answerable else None,
         extra=rest(value, used) | {"dataset": "musique"},
     )
@@ -161,27 +161,27 @@ def read_squad(value: dict[str, Any], where: str, default: str) -> Iterator[Ques
     title = fields.text("title", blank=True).replace("_", " ") if fields.has("title") else ""
     if fields.has("paragraphs"):
         pairs = [
-            (paragraph, asked)
+            (paragraph, query)
             for paragraph in fields.each("paragraphs")
-            for asked in paragraph.each("qas", needed=True)
+            for query in paragraph.each("qas", needed=True)
         ]
     else:
         pairs = [(fields, fields)]
-    for i, (paragraph, asked) in enumerate(pairs):
+    for i, (paragraph, query) in enumerate(pairs):
         text = paragraph.text("context")
         passage = Passage(content_id(title, text), text, title)
-        answers = _squad_answers(asked)
+        answers = _squad_answers(query)
         # The hub's SQuAD 2 has no is_impossible: there, no answers say it.
-        impossible = asked.flag("is_impossible", asked.has("answers") and not answers)
+        impossible = query.flag("is_impossible", query.has("answers") and not answers)
         answers = () if impossible else answers
         used = {"id", "title", "context", "question", "answers", "is_impossible"}
         yield Question(
-            id=asked.identity("id", default=f"{default}.{i}"),
-            text=asked.text("question").strip(),
+            id=query.identity("id", default=f"{default}.{i}"),
+            text=query.text("question").strip(),
             answers=answers,
             passages=(passage,),
             gold=() if impossible else (passage.id,),
-            extra=rest(asked.values, used | {"plausible_answers"}) | {"dataset": "squad"},
+            extra=rest(query.values, used | {"plausible_answers"}) | {"dataset": "squad"},
         )
 
 

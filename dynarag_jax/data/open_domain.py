@@ -72,7 +72,7 @@ def read_strategyqa(value: dict[str, Any], where: str, default: str) -> Iterator
     are the passages, and those of ``evidence_ids`` (else all) are needed.
     """
     fields = Record(where, value)
-    found = Candidates()
+    candidates = Candidates()
     paragraphs = value.get("evidence_paragraphs")
     if paragraphs is not None and not isinstance(paragraphs, dict):
         raise fields.fail("evidence_paragraphs", "must be an object of texts by their ids")
@@ -81,15 +81,15 @@ def read_strategyqa(value: dict[str, Any], where: str, default: str) -> Iterator
             if not isinstance(text, str):
                 raise fields.fail("evidence_paragraphs", "must hold texts by their ids")
             title = name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else ""
-            found.add(Passage(name, text, title), where)
-    gold = fields.texts("evidence_ids") or tuple(found.passages)
+            candidates.add(Passage(name, text, title), where)
+    gold = fields.texts("evidence_ids") or tuple(candidates.passages)
     used = {"qid", "id", "question", "answer", "evidence_paragraphs", "evidence_ids"}
     yield Question(
         id=fields.identity("qid", "id", default=default),
         text=fields.text("question"),
         answers=fields.answers("answer"),
-        passages=tuple(found.passages.values()),
-        gold=gold if found.passages else None,
+        passages=tuple(candidates.passages.values()),
+        gold=gold if candidates.passages else None,
         extra=rest(value, used),
     )
 
@@ -173,15 +173,15 @@ def read_asqa(value: dict[str, Any], where: str, default: str) -> Iterator[Quest
     long = [note.text("long_answer", blank=True) for note in notes]
     if not long and fields.has("answer"):
         long = [*fields.texts("answer")]
-    found = Candidates()
+    candidates = Candidates()
     for item in fields.each("docs"):
-        found.add(item.passage(), item.where)
+        candidates.add(item.passage(), item.where)
     used = {"sample_id", "id", "ambiguous_question", "question", "qa_pairs", "annotations", "docs"}
     extra = rest(value, used | {"answer"})
     extra |= {"dataset": "asqa", "qa_pairs": shorts}
-    asked = [p.text("question", blank=True) if p.has("question") else "" for p in pairs]
-    if any(asked):
-        extra["disambiguations"] = asked
+    subquestions = [p.text("question", blank=True) if p.has("question") else "" for p in pairs]
+    if any(subquestions):
+        extra["disambiguations"] = subquestions
     if any(note.has("knowledge") for note in notes):
         extra["knowledge"] = [note.values.get("knowledge") or [] for note in notes]
     yield Question(
@@ -189,7 +189,7 @@ def read_asqa(value: dict[str, Any], where: str, default: str) -> Iterator[Quest
         text=fields.text("ambiguous_question", "question"),
         answers=unique(long),
         task="paragraph",
-        passages=tuple(found.passages.values()),
+        passages=tuple(candidates.passages.values()),
         extra=extra,
     )
 
@@ -198,14 +198,15 @@ def write_asqa(question: Question) -> dict[str, Any]:
     shorts = question.extra.get("qa_pairs")
     if not isinstance(shorts, list):
         raise InputError(f"question '{question.id}': ASQA needs qa_pairs, lists of short answers")
-    asked = question.extra.get("disambiguations")
-    asked = asked if isinstance(asked, list) and len(asked) == len(shorts) else [""] * len(shorts)
+    subquestions = question.extra.get("disambiguations")
+    if not isinstance(subquestions, list) or len(subquestions) != len(shorts):
+        subquestions = [""] * len(shorts)
     return {
         "sample_id": question.id,
         "ambiguous_question": question.text,
         "qa_pairs": [
             {"question": text, "short_answers": short}
-            for text, short in zip(asked, shorts, strict=True)
+            for text, short in zip(subquestions, shorts, strict=True)
         ],
         "annotations": [{"long_answer": answer} for answer in question.answers],
     }
@@ -214,13 +215,13 @@ def write_asqa(question: Question) -> dict[str, Any]:
 def read_eli5(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
     """``{q_id, title, selftext, answers: {text: [...], score: [...]}}``, as first published."""
     fields = Record(where, value)
-    asked = [fields.text("title")]
+    paragraphs = [fields.text("title")]
     if fields.has("selftext"):
-        asked += unique([fields.text("selftext", blank=True)])
+        paragraphs += unique([fields.text("selftext", blank=True)])
     answers = fields.inner("answers").texts("text") if fields.has("answers") else ()
     yield Question(
         id=fields.identity("q_id", default=default),
-        text="\n".join(asked),
+        text="\n".join(paragraphs),
         answers=answers,
         task="paragraph",
         extra=rest(value, {"q_id", "title", "selftext", "answers"}) | {"dataset": "eli5"},
@@ -263,16 +264,16 @@ def read_clapnq(value: dict[str, Any], where: str, default: str) -> Iterator[Que
     The passages are needed where there is an answer; where there is none, no passage is.
     """
     fields = Record(where, value)
-    found = Candidates()
+    candidates = Candidates()
     for item in fields.each("passages", needed=True):
-        found.add(item.passage(), item.where)
+        candidates.add(item.passage(), item.where)
     answers = unique(o.text("answer", blank=True) for o in fields.each("output") if o.has("answer"))
     yield Question(
         id=fields.identity("id", default=default),
         text=fields.text("input"),
         answers=answers,
         task="paragraph",
-        passages=tuple(found.passages.values()),
-        gold=tuple(found.passages) if answers else (),
+        passages=tuple(candidates.passages.values()),
+        gold=tuple(candidates.passages) if answers else (),
         extra=rest(value, {"id", "input", "passages", "output"}),
     )

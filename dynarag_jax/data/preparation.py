@@ -48,15 +48,15 @@ def prepared_sources(options: Prepare) -> dict[str, list[Path]]:
         default = "test" if options.task and not _known(options.name) else (
             benchmark(options.name).split
         )  # fmt: skip
-    found: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     for entry in options.source:
         split, equals, name = entry.partition("=")
         if not equals or Path(entry).exists():
             split, name = default, entry
         if not split.isidentifier():
             raise InputError(f"prepare: '{split}' is no name of a split; letters, digits and '_'")
-        found.setdefault(split, []).append(require_file(name))
-    return found
+        by_split.setdefault(split, []).append(require_file(name))
+    return by_split
 
 
 def _known(name: str) -> bool:

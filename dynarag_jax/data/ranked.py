@@ -58,11 +58,11 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     """
     fields = Record(where, value)
     names = [fields.name(*QUESTIONS), fields.name(*ANSWERS), fields.name(*CONTEXTS)]
-    found, marked, labeled, order = Candidates(), False, False, []
+    candidates, marked, labeled, order = Candidates(), False, False, []
     holding: dict[str, None] = {}
     chosen: dict[str, None] = {}
     for item in _objects(fields, names[2]):
-        passage = found.add(item.passage(), item.where, item.flag("isgold", False))
+        passage = candidates.add(item.passage(), item.where, item.flag("isgold", False))
         order.append(passage.id)
         marked |= item.has("isgold")
         for name in ("has_answer", "hasanswer"):
@@ -91,16 +91,16 @@ def read_contexts(value: dict[str, Any], where: str, default: str) -> Iterator[Q
     dataset = next((_MIXED[word] for word in words if word in _MIXED), "")
     if dataset:
         extra["dataset"] = dataset
-    place = {name: i for i, name in enumerate(found.passages, 1)}
+    number = {name: i for i, name in enumerate(candidates.passages, 1)}
     yield Question(
         id=identity,
         text=fields.text(*QUESTIONS),
         answers=fields.answers(*ANSWERS),
         task=BENCHMARKS[dataset].task if dataset else "short",
         type=fields.text("type", blank=True) if fields.has("type") else "",
-        passages=tuple(found.passages.values()),
-        gold=tuple(found.gold) if marked else None,
-        expert=tuple(place[name] for name in chosen) if labeled else None,
+        passages=tuple(candidates.passages.values()),
+        gold=tuple(candidates.gold) if marked else None,
+        expert=tuple(number[name] for name in chosen) if labeled else None,
         expert_source="rerank_label" if labeled else "",
         extra=extra,
     )
@@ -151,16 +151,16 @@ def read_dpr(value: dict[str, Any], where: str, default: str) -> Iterator[Questi
     them away: show the candidates in random order.
     """
     fields = Record(where, value)
-    found = Candidates()
+    candidates = Candidates()
     for name in DPR:
         for item in fields.each(name):
-            found.add(item.passage(), item.where, name == DPR[0])
+            candidates.add(item.passage(), item.where, name == DPR[0])
     yield Question(
         id=fields.identity("id", "_id", default=default),
         text=fields.text("question"),
         answers=fields.answers("answers", "answer"),
-        passages=tuple(found.passages.values()),
-        gold=tuple(found.gold),
+        passages=tuple(candidates.passages.values()),
+        gold=tuple(candidates.gold),
         extra=rest(value, {"id", "_id", "question", fields.name("answers", "answer"), *DPR}),
     )
 
@@ -184,7 +184,7 @@ def write_dpr(question: Question) -> dict[str, Any]:
 def read_rankllm(value: dict[str, Any], where: str, default: str) -> Iterator[Question]:
     """``{query: {text, qid}, candidates: [{docid, score, doc: {title, contents | text}}]}``."""
     fields = Record(where, value)
-    query, found = fields.inner("query"), Candidates()
+    query, candidates = fields.inner("query"), Candidates()
     for item in fields.each("candidates", needed=True):
         doc = item.inner("doc")
         passage = Record(
@@ -192,11 +192,11 @@ def read_rankllm(value: dict[str, Any], where: str, default: str) -> Iterator[Qu
             {key: doc.values[key] for key in ("title", *TEXTS) if key in doc.values}
             | {"id": item.identity("docid", *IDS), "score": item.values.get("score")},
         ).passage()
-        found.add(passage, item.where)
+        candidates.add(passage, item.where)
     yield Question(
         id=query.identity("qid", "id", default=default),
         text=query.text("text"),
-        passages=tuple(found.passages.values()),
+        passages=tuple(candidates.passages.values()),
         extra=rest(value, {"query", "candidates"}),
     )
 

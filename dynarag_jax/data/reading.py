@@ -157,16 +157,16 @@ def numbered_questions(
     """
     account = QuestionAccount() if account is None else account
     path = queries_file(path)
-    found = (
+    reader = (
         named(reading.format) if reading.format else detect(path, reading.columns, reading.quotes)
     )
-    account.format = found.name
+    account.format = reader.name
     seen, before, number = account.seen, account.lines, 0
     for number, row in read_rows(path, reading.columns, reading.quotes):
         # Records of a JSON array may share a line; their ids are of the lines that follow.
         account.lines = max(before + number, account.lines + 1)
         try:
-            questions = _questions(found, path, number, row, reading, f"q{account.lines}")
+            questions = _questions(reader, path, number, row, reading, f"q{account.lines}")
             for question in questions:
                 if question.id in seen:
                     renamed = _repeated(question, seen, f"{path}:{number}", reading.repeats)
@@ -184,8 +184,8 @@ def numbered_questions(
             account.rejected.append((number, wrong))
             if len(account.rejected) > reading.reject_limit:
                 many = f" (bad record {len(account.rejected)})" if reading.reject_limit else ""
-                told = reading.format or found.name == "records"
-                guess = "" if told else f"; read as '{found.name}'"
+                told = reading.format or reader.name == "records"
+                guess = "" if told else f"; read as '{reader.name}'"
                 raise InputError(f"{wrong}{guess}{many}") from None
     if not number:
         raise InputError(f"{path}: holds no records")
@@ -300,14 +300,14 @@ def read_valid_questions(path: PathLike) -> tuple[list[Question], list[tuple[str
     rows = iter(read_rows(path))
     if (first := next(rows, None)) is None:
         return [], []
-    found = detect(path)
+    reader = detect(path)
     for number, row in itertools.chain([first], rows):
         if isinstance(row, InputError):
             raise row
         given = row.get("id")
         name = str(given) if isinstance(given, str | int) and given != "" else f"line {number}"
         try:
-            for question in _questions(found, path, number, row, Reading(), f"q{number}"):
+            for question in _questions(reader, path, number, row, Reading(), f"q{number}"):
                 if question.id in seen:
                     name = f"line {number}"
                     _repeated(question, seen, f"{path}:{number}", "refuse")

@@ -25,18 +25,18 @@ def corpus_passages(paths: Iterable[PathLike], wanted: set[str]) -> dict[str, Pa
       InputError: the corpus cannot be read, or lacks one of them.
     """
     files = tuple(str(path) for path in paths)
-    found: dict[str, Passage] = {}
+    passages: dict[str, Passage] = {}
     encoded: dict[str, Passage] = {}
     for passage in read_corpus(CorpusConfig(files)):
         if passage.id in wanted:
-            found[passage.id] = passage
+            passages[passage.id] = passage
         elif (word := trec_word(passage.id)) in wanted:
             encoded[word] = passage
-    found = encoded | found
-    if lacking := wanted - found.keys():
+    passages = encoded | passages
+    if lacking := wanted - passages.keys():
         some = ", ".join(f"'{name}'" for name in sorted(lacking)[:3])
         raise InputError(f"{', '.join(files)}: lacks {len(lacking)} passages, {some} among them")
-    return found
+    return passages
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class RankedCandidates:
         rows = read_run(path, lambda name: places.setdefault(name, len(places)))
         names = list(places)
         ranking: dict[str, tuple[tuple[str, float], ...]] = {}
-        for asked, (positions, scores) in rows.items():
+        for question, (positions, scores) in rows.items():
             kept = depth or len(positions)
             best = zip(positions[:kept].tolist(), scores[:kept].tolist(), strict=True)
-            ranking[asked] = tuple((names[place], score) for place, score in best)
+            ranking[question] = tuple((names[place], score) for place, score in best)
         wanted = {name for ranked in ranking.values() for name, _ in ranked}
         return cls(path, ranking, corpus_passages(corpus, wanted))
 
@@ -124,18 +124,18 @@ class TitledCandidates:
     @classmethod
     def read(cls, field: str, corpus: Iterable[PathLike]) -> TitledCandidates:
         """A corpus of ``{title, text}`` a record, whose titles are unique."""
-        found: dict[str, Passage] = {}
+        by_title: dict[str, Passage] = {}
         for path in corpus:
             for number, row in read_rows(path):
                 if isinstance(row, InputError):
                     raise row
                 record = Record(f"{path}:{number}", row)
                 title, text = record.text("title"), record.text("text", "contents", blank=True)
-                if title in found:
+                if title in by_title:
                     raise InputError(f"{path}:{number}: the title '{title}' is there twice")
                 name = record.identity("id", "_id", default=content_id(title, text))
-                found[title] = Passage(name, text, title)
-        return cls(field, found)
+                by_title[title] = Passage(name, text, title)
+        return cls(field, by_title)
 
     def _needed(self, title: str) -> str:
         known = self.corpus.get(title)

@@ -238,11 +238,11 @@ def with_content_ids(question: Question) -> Question:
     passages: dict[str, Passage] = {}
     for passage in question.passages:
         passages.setdefault(names[passage.id], replace(passage, id=names[passage.id]))
-    place = {name: i for i, name in enumerate(passages, 1)}
+    number = {name: i for i, name in enumerate(passages, 1)}
     expert = question.expert
     if expert is not None:
         ids = (question.passages[old - 1].id for old in expert)
-        expert = tuple(dict.fromkeys(place[names[name]] for name in ids))
+        expert = tuple(dict.fromkeys(number[names[name]] for name in ids))
     gold = question.gold
     if gold is not None:
         gold = tuple(dict.fromkeys(names.get(name, name) for name in gold))

@@ -25,14 +25,14 @@ def by_released(given: str = "") -> Answerer:
     def score(question: Question, answer: str | None) -> dict[str, float]:
         dataset = dataset_of(question, given)
         first = released.metric_of(dataset, question.task)
-        found = {
+        figures = {
             name: released.score_prediction(question, answer, dataset, name)
             for name in dict.fromkeys([first, *released.METRICS])
         }
         # Theirs is in percent where it is called f1, a share of 1 elsewhere; here all are shares.
         return {
             PREFIX + name: value / 100 if name == "f1" else value
-            for name, value in found.items()
+            for name, value in figures.items()
             if value is not None
         }
 

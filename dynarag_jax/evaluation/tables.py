@@ -74,9 +74,9 @@ def _figures(summaries: Sequence[Summary]) -> list[str]:
 
 def _of(summary: Summary, figure: str) -> str:
     """A figure's cell, which says so where it leaves questions out."""
-    found = summary.figures.get(figure)
-    left_out = found is not None and found.n < summary.n
-    return interval(figure, found) + (f" (n = {found.n:,})" if left_out and found else "")
+    value = summary.figures.get(figure)
+    left_out = value is not None and value.n < summary.n
+    return interval(figure, value) + (f" (n = {value.n:,})" if left_out and value else "")
 
 
 def _unanswered(summary: Summary) -> str:

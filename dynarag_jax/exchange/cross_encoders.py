@@ -68,10 +68,10 @@ def load_cross_encoder(
     hf = read_json(where)
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
-    found = (hf.get("architectures") or [None])[0]
-    if found not in ARCHITECTURES:
+    architecture = (hf.get("architectures") or [None])[0]
+    if architecture not in ARCHITECTURES:
         raise InputError(
-            f"{where}: architecture {found!r} is no cross-encoder that loads; supported: "
+            f"{where}: architecture {architecture!r} is no cross-encoder that loads; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
     cfg = config_from_hf(hf, str(where))
@@ -80,7 +80,7 @@ def load_cross_encoder(
         _require_head(hf, str(where))
     params = read_params(directory, cfg)
     tokenizer = encoders.read_tokenizer(directory, False, cfg.positions, cfg)
-    dense, score = ARCHITECTURES[found]
+    dense, score = ARCHITECTURES[architecture]
     shapes = {
         "dense": (f"{dense}.weight", (cfg.width, cfg.width)),
         **(

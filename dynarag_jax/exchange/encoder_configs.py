@@ -123,9 +123,9 @@ _SIZES = {
 def _require(hf: TrackedFields, plain: Mapping[str, Any], where: str) -> None:
     """Raise InputError where a field has another value than the one that is built."""
     for field, only in plain.items():
-        found = hf.get(field, only)
-        if found != only:
-            raise InputError(f"{where}: field '{field}' is {found!r}; only {only!r} is supported")
+        value = hf.get(field, only)
+        if value != only:
+            raise InputError(f"{where}: field '{field}' is {value!r}; only {only!r} is supported")
 
 
 def _sizes(hf: TrackedFields, names: Mapping[str, str], where: str) -> dict[str, int]:

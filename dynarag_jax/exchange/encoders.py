@@ -88,9 +88,9 @@ class LoadedEncoder:
 
 def _check_published(package: str, directory: Path) -> None:
     published = PACKAGES.get(package)
-    if published and (found := sha256_file(directory / WEIGHTS)) != published:
+    if published and (digest := sha256_file(directory / WEIGHTS)) != published:
         raise InputError(
-            f"{directory / WEIGHTS}: SHA-256 is {found}, not the published {published}; "
+            f"{directory / WEIGHTS}: SHA-256 is {digest}, not the published {published}; "
             f"the file was changed or damaged: install the package {package} again"
         )
 

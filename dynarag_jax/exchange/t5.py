@@ -66,10 +66,10 @@ def config_from_hf(hf: Mapping[str, Any], tied: bool, where: str = "config.json"
 
 
 def _config(hf: TrackedFields, tied: bool, where: str) -> T5Config:
-    found = (hf.get("architectures") or [None])[0]
-    if found not in ARCHITECTURES:
+    architecture = (hf.get("architectures") or [None])[0]
+    if architecture not in ARCHITECTURES:
         raise InputError(
-            f"{where}: architecture {found!r} is not supported here; supported: "
+            f"{where}: architecture {architecture!r} is not supported here; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
     mlp = hf.get("feed_forward_proj", "relu")

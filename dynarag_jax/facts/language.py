@@ -161,13 +161,13 @@ def vocabulary() -> list[str]:
     blank = {"a": "", "x": "", "she": "she he", "job": "", "hobby": ""}
     sentences = [sentence for forms in STATED.values() for sentence in forms]
     names = [" ".join([*first, *second]) for first, second in NAMES.values()]
-    asked = [form.format("") for forms in QUESTIONS.values() for form in forms]
+    questions = [form.format("") for forms in QUESTIONS.values() for form in forms]
     common = [text for forms, answer in COMMON for text in (*forms, answer)]
     fill = string.Formatter().vformat
     return [
         *names,
         " ".join(JOBS + HOBBIES),
         *(fill(s, (), blank) for s in sentences + ASIDES),
-        *asked,
+        *questions,
         *common,
     ]

@@ -230,13 +230,13 @@ def _in_turn(rng: random.Random, groups: Sequence[list[Question]], count: int) -
 def _common(count: int) -> list[Question]:
     """Common knowledge, over and over: every fact once in each phrasing, then again."""
     longest = max(len(forms) for forms, _ in COMMON)
-    asked = [
+    names = [
         Question(id="", text=forms[i], answers=(answer,), type="none", gold=())
         for i in range(longest)
         for forms, answer in COMMON
         if i < len(forms)
     ]
-    return [asked[i % len(asked)] for i in range(count)]
+    return [names[i % len(names)] for i in range(count)]
 
 
 def _ask(

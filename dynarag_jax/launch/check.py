@@ -55,8 +55,8 @@ def require(
     wanted = [n for n in names or stages if not (Path(run.directory) / n / "done.json").is_file()]
     if not wanted:
         return
-    found = check(Subject(run, stages, wanted, devices_of(), alone=alone))
-    problems = list(dict.fromkeys(f for f in found if f.level == "problem"))
+    findings = check(Subject(run, stages, wanted, devices_of(), alone=alone))
+    problems = list(dict.fromkeys(f for f in findings if f.level == "problem"))
     certain = [f for f in problems if f.sure]
     said = problems if len(certain) > 1 else [f for f in problems if not f.sure]
     if processes.is_primary():
@@ -111,5 +111,5 @@ def check_config(run: Run, stages: Mapping[str, Any], devices: str = "") -> list
     Args:
       devices: those of another machine, as ``parse_devices`` reads them; empty for those here.
     """
-    found = parse_devices(devices) if devices else devices_of()
-    return check(Subject(run, stages, (), found, here=not devices, tokenizers=True))
+    machine = parse_devices(devices) if devices else devices_of()
+    return check(Subject(run, stages, (), machine, here=not devices, tokenizers=True))

@@ -53,9 +53,9 @@ def check(arguments: Sequence[str]) -> None:
         raise InputError("the config file comes first: dynarag check CONFIG.py [--devices KIND:N]")
     request = load_run(rest[0], rest[1:], "dynarag check")
     start_jax(request.run)
-    found = checking.check_config(request.run, request.stages, named)
-    print(checking.report(found))
-    if problems := sum(one.level == "problem" for one in found):
+    findings = checking.check_config(request.run, request.stages, named)
+    print(checking.report(findings))
+    if problems := sum(one.level == "problem" for one in findings):
         raise InputError(f"{rest[0]}: {problems} problem{'s' * (problems > 1)}, see above")
 
 

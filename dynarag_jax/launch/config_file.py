@@ -129,9 +129,9 @@ def _field_names(class_name: str, values: Mapping[str, Any]) -> list[str]:
     """Fields of the dataclass of this name, as the config file or the library knows it."""
     library = [vars(m) for key, m in list(sys.modules.items()) if key.startswith("dynarag_jax")]
     for names in (values, *library):
-        found = names.get(class_name)
-        if isinstance(found, type) and dataclasses.is_dataclass(found):
-            return [field.name for field in dataclasses.fields(found) if field.init]
+        kind = names.get(class_name)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return [field.name for field in dataclasses.fields(kind) if field.init]
     return []
 
 
@@ -153,9 +153,9 @@ def _mismatch(value: Any, expected: Any, where: str) -> str | None:
     if origin is Annotated:
         return _mismatch(value, arguments[0], where)
     if origin in (typing.Union, types.UnionType):
-        found = [_mismatch(value, choice, where) for choice in arguments]
-        nested = [m for m in found if m and not m.startswith(f"{where} must")]
-        return None if None in found else (nested[0] if nested else wrong)
+        mismatches = [_mismatch(value, choice, where) for choice in arguments]
+        nested = [m for m in mismatches if m and not m.startswith(f"{where} must")]
+        return None if None in mismatches else (nested[0] if nested else wrong)
     if origin is Literal:
         known = [choice for choice in arguments if isinstance(choice, str)]
         close = nearest(value, known) if isinstance(value, str) else ""

@@ -69,11 +69,11 @@ def _explain(error: BaseException | None) -> str:
     while error is not None:
         text = str(error)
         code = error.errno if isinstance(error, OSError) else None
-        place = error.filename if isinstance(error, OSError) else None
+        file = error.filename if isinstance(error, OSError) else None
         if code in FULL or "No space left on device" in text:
-            return f"{place or 'run directory'}: the disk is full; make room and run again"
+            return f"{file or 'run directory'}: the disk is full; make room and run again"
         if isinstance(error, OSError) and code in REFUSED:
-            return f"{place or 'file'}: {error.strerror}; see who may read and write there"
+            return f"{file or 'file'}: {error.strerror}; see who may read and write there"
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
             return (
                 f"out of memory ({' '.join(text.split())[:160]}); use a smaller batch or length, "

@@ -121,11 +121,11 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
         ]
     if before == after:
         return []
-    place = where.removeprefix("config.")
+    field = where.removeprefix("config.")
     if where.startswith("inputs."):
         name = where.removeprefix("inputs.")
         return [f"input '{name}' " + ("changed" if before and after else "is new or gone")]
-    return [f"{place} was {before!r} and is {after!r}"]
+    return [f"{field} was {before!r} and is {after!r}"]
 
 
 def now() -> str:
@@ -135,22 +135,22 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result may depend on."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def devices() -> dict[str, Any]:
     """What JAX runs on."""
-    found = jax.devices()
+    seen = jax.devices()
     return {
-        "platform": found[0].platform,
-        "kind": found[0].device_kind,
-        "count": len(found),
+        "platform": seen[0].platform,
+        "kind": seen[0].device_kind,
+        "count": len(seen),
         "processes": jax.process_count(),
     }
 

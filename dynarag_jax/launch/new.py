@@ -151,8 +151,8 @@ def _divided(
         sets[:] = [sets[0][held_out:], sets[0][:held_out]]
     if options.small:
         sets[:] = [sets[0][:200], sets[1][:40]]
-    place = path.with_name(f"{path.stem}-data")
-    return {str(place / "train.jsonl"): sets[0], str(place / "evaluation.jsonl"): sets[1]}
+    folder = path.with_name(f"{path.stem}-data")
+    return {str(folder / "train.jsonl"): sets[0], str(folder / "evaluation.jsonl"): sets[1]}
 
 
 def _data(
@@ -170,7 +170,7 @@ def _data(
     candidates = max((len(q.passages) for q in looked), default=0)
     if options.corpus:
         candidates = min(10 if options.small else 45, len(passages))
-    found = importlib.util.find_spec(MINILM) is not None
+    installed = importlib.util.find_spec(MINILM) is not None
     more = " or more" if len(passages) == SAMPLE else ""
     notes = [
         f"{len(questions)} questions to train on; of {len(looked)}, {answered} have answers, "
@@ -188,7 +188,7 @@ def _data(
         label=label or "scores",
         answered=2 * answered > len(looked),
         paragraphs=2 * sum(q.task == "paragraph" for q in looked) > len(looked),
-        encoder=f"package:{MINILM}" if found else "sentence-transformers/all-MiniLM-L6-v2",
+        encoder=f"package:{MINILM}" if installed else "sentence-transformers/all-MiniLM-L6-v2",
         notes=tuple(notes),
     )
 
@@ -224,10 +224,10 @@ def _lengths(
     some = questions[:SAMPLE]
     each = np.array([tokens(format_passage(10, p)) + 1 for p in passages])
     # The question stands before and after the passages.
-    asked = 2 * max(tokens(q.text) for q in some) + 8
+    question = 2 * max(tokens(q.text) for q in some) + 8
     empty = Question("", "?", task=some[0].task)
-    head = bare(rerank_messages(empty, (), "instruct")) + asked
-    answer_head = bare(answer_messages(empty, (), "instruct")) + asked
+    head = bare(rerank_messages(empty, (), "instruct")) + question
+    answer_head = bare(answer_messages(empty, (), "instruct")) + question
     written = sorted(tokens(a) for q in some for a in q.answers) or [49]
     answer = _up(int(np.percentile(written, 99.5)) + 1, 8)
     rng = np.random.default_rng(0)

@@ -278,5 +278,5 @@ def _tuple(values: tuple[str, ...]) -> str:
 
 
 def _ints(values) -> str:
-    found = [str(value) for value in values]
-    return "(" + ", ".join(found) + ("," if len(found) == 1 else "") + ")"
+    written = [str(value) for value in values]
+    return "(" + ", ".join(written) + ("," if len(written) == 1 else "") + ")"

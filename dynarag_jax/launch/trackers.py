@@ -84,9 +84,9 @@ def trackers(run: Run, directory: Path, config: Mapping[str, Any], first: int = 
     Raises:
       MissingExtra: it asks for a package that is not installed.
     """
-    found: list[Tracker] = []
+    chosen: list[Tracker] = []
     if run.tensorboard:
-        found.append(TensorBoard(directory / "tensorboard", first))
+        chosen.append(TensorBoard(directory / "tensorboard", first))
     if run.wandb:
-        found.append(WeightsAndBiases(run.wandb, directory, config))
-    return found
+        chosen.append(WeightsAndBiases(run.wandb, directory, config))
+    return chosen

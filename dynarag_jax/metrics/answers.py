@@ -101,8 +101,8 @@ def str_em(
     """
     if not short_answers:
         return 0.0
-    found = (containment(prediction, pair, normalizer) for pair in short_answers)
-    return sum(found) / len(short_answers)
+    contained = (containment(prediction, pair, normalizer) for pair in short_answers)
+    return sum(contained) / len(short_answers)
 
 
 def str_hit(

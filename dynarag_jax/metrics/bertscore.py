@@ -89,8 +89,8 @@ def match(
     def mean(best: jax.Array, weights: jax.Array, inside: jax.Array) -> jax.Array:
         weights = jnp.where(inside & jnp.isfinite(best), weights, 0.0)
         total = weights.sum(axis=1)
-        found = (weights * jnp.where(jnp.isfinite(best), best, 0.0)).sum(axis=1)
-        return jnp.where(total > 0, found / jnp.where(total > 0, total, 1.0), 0.0)
+        weighted = (weights * jnp.where(jnp.isfinite(best), best, 0.0)).sum(axis=1)
+        return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), 0.0)
 
     precision = mean(similar.max(axis=2), candidate_weights, inside_c)
     return precision, mean(similar.max(axis=1), reference_weights, inside_r)
@@ -172,24 +172,24 @@ class BertScorer:
                 f"BERTScore: {len(candidates)} candidates and {len(references)} references"
             )
         golds = [[r] if isinstance(r, str) else list(r) for r in references]
-        place: dict[str, int] = {}
+        row: dict[str, int] = {}
         pairs = np.array(
             [
-                (place.setdefault(c, len(place)), place.setdefault(r, len(place)))
+                (row.setdefault(c, len(row)), row.setdefault(r, len(row)))
                 for c, gold in zip(candidates, golds, strict=True)
                 for r in gold
             ],
             np.int64,
         ).reshape(-1, 2)
         owners = np.repeat(np.arange(len(golds)), [len(gold) for gold in golds])
-        tokens = self.tokenize(list(place))
-        found = np.zeros((len(pairs), 3), np.float32)
+        tokens = self.tokenize(list(row))
+        scores = np.zeros((len(pairs), 3), np.float32)
         for some in self._passes(pairs, tokens):
-            found[some] = self._pass(pairs[some], tokens)
+            scores[some] = self._pass(pairs[some], tokens)
         best = np.zeros((len(golds), 3), np.float32)
         answered = np.unique(owners)
         best[answered] = -np.inf
-        np.maximum.at(best, owners, found)
+        np.maximum.at(best, owners, scores)
         if self.baseline is not None:
             base = np.asarray(self.baseline, np.float32)
             best = (best - base) / (1 - base)
@@ -217,7 +217,7 @@ class BertScorer:
         # Texts without a word piece of their own match nothing.
         bare = np.array([len(ids) <= self._empty for ids in tokens])
         worded = np.flatnonzero(~bare[pairs].any(axis=1))
-        found = np.zeros((len(pairs), 3), np.float32)
+        scores = np.zeros((len(pairs), 3), np.float32)
         texts = np.unique(pairs[worded])
         lengths = np.array([len(tokens[t]) for t in texts], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -234,8 +234,8 @@ class BertScorer:
             both = np.divide(
                 2 * precision * recall, total, out=np.zeros_like(total), where=total != 0
             )
-            found[worded[some]] = np.stack([precision, recall, both], axis=1)
-        return found
+            scores[worded[some]] = np.stack([precision, recall, both], axis=1)
+        return scores
 
     def _weights(self, ids: Sequence[int]) -> np.ndarray:
         """1 for every word piece, 0 for special tokens."""

@@ -53,8 +53,8 @@ def _values(values: ArrayLike, what: str) -> np.ndarray:
             f"found an array of shape {array.shape}"
         )
     if not np.isfinite(array).all():
-        place = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise InputError(f"{what}: value {place} is {array[place]}; every value must be finite")
+        index = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise InputError(f"{what}: value {index} is {array[index]}; every value must be finite")
     return array
 
 
@@ -156,8 +156,8 @@ def bootstrap_columns(
     array = _columns(values, "bootstrap")
     means = _resampled_columns(array, samples, seed)
     ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    found = zip(array.mean(axis=0).tolist(), *ends.tolist(), strict=True)
-    return [Interval(mean, low, high, len(array)) for mean, low, high in found]
+    columns = zip(array.mean(axis=0).tolist(), *ends.tolist(), strict=True)
+    return [Interval(mean, low, high, len(array)) for mean, low, high in columns]
 
 
 def paired_bootstrap_columns(
@@ -175,5 +175,5 @@ def paired_bootstrap_columns(
     # As in ``paired_bootstrap``; a matrix product rounds by a little more than a mean does.
     far = np.abs(means - mean) >= np.abs(mean) * (1 - 1e-9) - 1e-15
     p_values = (1 + far.sum(axis=0)) / (samples + 1)
-    found = zip(mean.tolist(), *ends.tolist(), p_values.tolist(), strict=True)
-    return [Difference(m, low, high, len(first), p) for m, low, high, p in found]
+    columns = zip(mean.tolist(), *ends.tolist(), p_values.tolist(), strict=True)
+    return [Difference(m, low, high, len(first), p) for m, low, high, p in columns]

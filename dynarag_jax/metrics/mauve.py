@@ -48,9 +48,9 @@ def mauve(
     except ImportError:
         raise MissingExtra("mauve-text", "mauve", "MAUVE") from None
     settings = {"max_text_length": 512, "featurize_model_name": model, "batch_size": 8}
-    found = compute_mauve(
+    result = compute_mauve(
         p_text=mauve_texts(questions, references),
         q_text=mauve_texts(questions, predictions),
         **(settings | options),
     )
-    return float(found.mauve)
+    return float(result.mauve)

@@ -85,26 +85,26 @@ def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice
     """
     platform = platform or Platform.here()
     own: dict[str, Kernel] = {"cuda": "cudnn", "tpu": "splash"}
-    asked = own.get(platform.name, "plain") if cfg.attention == "auto" else cfg.attention
+    wanted = own.get(platform.name, "plain") if cfg.attention == "auto" else cfg.attention
     why = ""
-    if asked == "cudnn":
+    if wanted == "cudnn":
         why = _against_cudnn(cfg, platform)
-    elif asked == "splash":
+    elif wanted == "splash":
         # On other platforms a configured splash attention runs interpreted: slow, for tests.
         why = "" if cfg.head_size % 64 == 0 or platform.name != "tpu" else _odd_heads(cfg, 64)
     if why and cfg.attention != "auto":
-        raise InputError(f"attention '{asked}' cannot be used: {why}; 'auto' takes what can")
+        raise InputError(f"attention '{wanted}' cannot be used: {why}; 'auto' takes what can")
     if why:
         return KernelChoice(
-            "plain", f"attention by XLA in blocks of queries, not by {asked}: {why}"
+            "plain", f"attention by XLA in blocks of queries, not by {wanted}: {why}"
         )
     names = {
         "cudnn": "attention of the trunk by cuDNN's flash kernel",
         "splash": "attention of the trunk by splash attention",
         "plain": "attention by XLA in blocks of queries",
     }
-    branches = "" if asked == "plain" else ", branches by XLA"
-    return KernelChoice(asked, f"{names[asked]}{branches}")
+    branches = "" if wanted == "plain" else ", branches by XLA"
+    return KernelChoice(wanted, f"{names[wanted]}{branches}")
 
 
 def _odd_heads(cfg: DecoderConfig, multiple: int) -> str:

@@ -85,9 +85,9 @@ class TokenCache:
                 if segment < 0 and self._own is not None:
                     self._own.flush()
                 header = self._read(segment, at, _HEADER.size)
-                found, shown, count, checksum = _HEADER.unpack(header)
+                stored_key, shown, count, checksum = _HEADER.unpack(header)
                 raw = self._read(segment, at + _HEADER.size, 4 * count)
-                if found == key and _checksum(key, shown, raw) == checksum:
+                if stored_key == key and _checksum(key, shown, raw) == checksum:
                     return np.frombuffer(raw, "<u4"), shown
         return None
 

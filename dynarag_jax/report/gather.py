@@ -121,12 +121,12 @@ def rank_rows(questions: Sequence[Question], shown: int) -> list[RankRow]:
         if question.gold:
             by_needed.setdefault(len(set(question.gold)), []).append(question)
     rows = []
-    for needed, own in sorted(by_needed.items()):
-        at = [0] * max(len(question.passages[:shown]) for question in own)
-        for question in own:
+    for needed, questions_of in sorted(by_needed.items()):
+        at = [0] * max(len(question.passages[:shown]) for question in questions_of)
+        for question in questions_of:
             for rank, passage in enumerate(question.passages[:shown]):
                 at[rank] += passage.id in (question.gold or ())
-        rows.append(RankRow(needed, len(own), at, needed * len(own) - sum(at)))
+        rows.append(RankRow(needed, len(questions_of), at, needed * len(questions_of) - sum(at)))
     return rows
 
 
@@ -153,9 +153,9 @@ def _panel(
 
 def rollout_curves(stage: str, lines: Lines) -> list[Curve]:
     """The mean reward of a rollout, question by question."""
-    found: list[Curve] = []
-    _panel(found, stage, "mean reward", lines, {"reward": "reward"}, "questions sampled")
-    return found
+    curves: list[Curve] = []
+    _panel(curves, stage, "mean reward", lines, {"reward": "reward"}, "questions sampled")
+    return curves
 
 
 _LISTS = {"reranker": "list", "generator": "answer"}
@@ -167,9 +167,9 @@ def training_curves(stage: str, lines: Lines, terms: Mapping[str, Sequence[str]]
     Args:
       terms: of each stream (reranker, generator), the objectives beside the likelihoods.
     """
-    found: list[Curve] = []
+    curves: list[Curve] = []
     _panel(
-        found,
+        curves,
         stage,
         "loss (nats per token)",
         lines,
@@ -185,21 +185,21 @@ def training_curves(stage: str, lines: Lines, terms: Mapping[str, Sequence[str]]
         for term in names:
             key = f"{stream}/{term}"
             said = term if stream == "reranker" else f"{term} of {what}s"
-            _panel(found, stage, f"{said}: loss", lines, {key: "loss"})
+            _panel(curves, stage, f"{said}: loss", lines, {key: "loss"})
             rewards = {
                 f"{key}/chosen_reward": f"best {what}",
                 f"{key}/rejected_reward": f"worst {what}",
             }
-            _panel(found, stage, f"{said}: implicit reward", lines, rewards)
+            _panel(curves, stage, f"{said}: implicit reward", lines, rewards)
             right = {f"{key}/accuracy": "pairs"}
-            _panel(found, stage, f"{said}: share of pairs ranked right", lines, right)
+            _panel(curves, stage, f"{said}: share of pairs ranked right", lines, right)
             clipped = {f"{key}/clipped": "clipped"}
-            _panel(found, stage, f"{said}: share of ratios clipped", lines, clipped)
+            _panel(curves, stage, f"{said}: share of ratios clipped", lines, clipped)
             apart = {f"{key}/kl_to_sampler": "from the sampler"}
-            _panel(found, stage, f"{said}: divergence", lines, apart)
-    if not found:
-        _panel(found, stage, "loss", lines, {"loss": "loss"})
-    return found
+            _panel(curves, stage, f"{said}: divergence", lines, apart)
+    if not curves:
+        _panel(curves, stage, "loss", lines, {"loss": "loss"})
+    return curves
 
 
 # ---------------------------------------------------------------------------- the run

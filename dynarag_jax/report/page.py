@@ -45,7 +45,7 @@ def _swatch(role: Role) -> Markup:
 @functools.cache
 def templates() -> Environment:
     """The page's templates; every text is escaped, and without characters that HTML forbids."""
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("dynarag_jax.report"),
         autoescape=True,
         finalize=_written,
@@ -54,7 +54,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {
+    environment.filters |= {
         "percent": numbers.percent,
         "passages": numbers.passages,
         "duration": numbers.duration,
@@ -62,14 +62,14 @@ def templates() -> Environment:
         "ends": numbers.ends,
         "counted": _counted,
     }
-    found.globals |= {
+    environment.globals |= {
         "percent": numbers.percent,
         "passages": numbers.passages,
         "swatch": _swatch,
         "format_list": lambda ids: format_list(tuple(ids)),
         "tokens_format": lambda rows: numbers.tokens_format(row.tokens for row in rows if row),
     }
-    return found
+    return environment
 
 
 @dataclass(frozen=True)

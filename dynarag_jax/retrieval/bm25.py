@@ -112,7 +112,7 @@ class Bm25:
         if k < 1:
             raise InputError(f"bm25: {k} passages are asked for; ask for at least 1")
         positions = np.full((len(queries), k), -1, np.int64)
-        found = np.full((len(queries), k), -np.inf, np.float32)
+        best_scores = np.full((len(queries), k), -np.inf, np.float32)
         for row, query in enumerate(queries):
             known = [self._ids[w] for w in self._words(query) if w in self._ids]
             if not known:
@@ -124,8 +124,8 @@ class Bm25:
                 least = np.partition(scores[best], best.size - k)[best.size - k]
                 best = best[scores[best] >= least]
             best = best[np.lexsort((best, -scores[best]))][:k]
-            positions[row, : best.size], found[row, : best.size] = best, scores[best]
-        return positions, found
+            positions[row, : best.size], best_scores[row, : best.size] = best, scores[best]
+        return positions, best_scores
 
     def save(self, directory: PathLike) -> None:
         """Write to a new directory, which appears only when it is whole."""
@@ -166,16 +166,16 @@ def load_bm25(directory: PathLike, corpus: str = "") -> Bm25:
     Raises:
       InputError: nothing is there, or it is of another corpus than the fingerprint says.
     """
-    place = Path(directory)
-    if not (place / _MANIFEST).is_file():
-        raise InputError(f"{place}: no BM25 index (no {_MANIFEST})")
-    manifest = read_json(place / _MANIFEST)
+    folder = Path(directory)
+    if not (folder / _MANIFEST).is_file():
+        raise InputError(f"{folder}: no BM25 index (no {_MANIFEST})")
+    manifest = read_json(folder / _MANIFEST)
     if corpus and manifest["corpus"] != corpus:
-        raise InputError(f"{place}: counts the words of another corpus; build it again")
+        raise InputError(f"{folder}: counts the words of another corpus; build it again")
     if manifest.get("words") != WORDS:
-        raise InputError(f"{place}: cut into words by an earlier version; remove it")
-    model = _bm25s().BM25.load(str(place), mmap=True)
-    found = Bm25(model, Bm25Config(**manifest["config"]), manifest["corpus"])
-    if found.count != manifest["count"]:
-        raise InputError(f"{place}: holds {found.count} passages, not {manifest['count']}")
-    return found
+        raise InputError(f"{folder}: cut into words by an earlier version; remove it")
+    model = _bm25s().BM25.load(str(folder), mmap=True)
+    index = Bm25(model, Bm25Config(**manifest["config"]), manifest["corpus"])
+    if index.count != manifest["count"]:
+        raise InputError(f"{folder}: holds {index.count} passages, not {manifest['count']}")
+    return index

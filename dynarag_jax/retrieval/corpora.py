@@ -127,7 +127,7 @@ def corpus_files(patterns: Sequence[str]) -> list[Path]:
     Raises:
       InputError: a file is missing, a pattern or directory holds none, or a file is named twice.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if any(c in pattern for c in "*?[") and not path.exists():
@@ -135,15 +135,15 @@ def corpus_files(patterns: Sequence[str]) -> list[Path]:
             some = sorted(p for p in fixed.glob(str(path.relative_to(fixed))) if p.is_file())
             if not some:
                 raise InputError(f"{pattern}: no file fits this pattern")
-            found += some
+            files += some
         elif path.is_dir():
-            found += directory_files(path)
+            files += directory_files(path)
         else:
-            found.append(require_file(path, "corpus file"))
-    for path in found:
-        if found.count(path) > 1:
+            files.append(require_file(path, "corpus file"))
+    for path in files:
+        if files.count(path) > 1:
             raise InputError(f"{path}: is named twice in the corpus' files")
-    return found
+    return files
 
 
 def directory_files(place: Path) -> list[Path]:
@@ -157,13 +157,13 @@ def directory_files(place: Path) -> list[Path]:
             return [place / name]
     inner = place / "corpus"
     data = _with(inner.iterdir() if inner.is_dir() else place.iterdir(), _DATA)
-    found = data or _with(place.rglob("*"), _TEXT)
-    if not found:
+    files = data or _with(place.rglob("*"), _TEXT)
+    if not files:
         raise InputError(
             f"{place}: no corpus: no corpus.jsonl, no {', '.join(_DATA)} and no text or Markdown "
             f"files"
         )
-    return found
+    return files
 
 
 def _with(paths: Iterator[Path], endings: tuple[str, ...]) -> list[Path]:
@@ -192,7 +192,7 @@ def read_corpus(config: CorpusConfig, account: CorpusAccount | None = None) -> I
     for path in corpus_files(config.files):
         kind, rows = _open(path, config, account, roots)
         account.formats[str(path)], account.counts[str(path)] = kind, 0
-        for place, unread, row in rows:
+        for where, unread, row in rows:
             if isinstance(row, InputError):
                 account.rejected.append(str(row))
                 if len(account.rejected) > config.reject_limit:
@@ -204,7 +204,7 @@ def read_corpus(config: CorpusConfig, account: CorpusAccount | None = None) -> I
             account.unread.update(unread)
             for passage in split(row, config.words, config.overlap):
                 if not _encodable(passage):
-                    raise InputError(f"{place}: holds half of a surrogate pair, no character")
+                    raise InputError(f"{where}: holds half of a surrogate pair, no character")
                 account.passages += 1
                 account.counts[str(path)] += 1
                 account.empty += not passage.text.strip()

@@ -55,11 +55,11 @@ def read_qrels(path: PathLike) -> dict[str, dict[str, float]]:
     else:
         rows = read_table(path, declared=[BEIR]) if kind == "table" else read_rows(path)
         judged = _fields(path, rows)
-    found: dict[str, dict[str, float]] = {}
+    grades: dict[str, dict[str, float]] = {}
     for where, question, passage, grade in judged:
-        if found.setdefault(question, {}).setdefault(passage, grade) != grade:
+        if grades.setdefault(question, {}).setdefault(passage, grade) != grade:
             raise InputError(f"{where}: judges passage '{passage}' of '{question}' a second time")
-    return found
+    return grades
 
 
 def number(text: object, where: str, name: str) -> float:
@@ -99,35 +99,35 @@ def cells(path: PathLike, counts: tuple[int, ...], what: str) -> Iterator[tuple[
             continue
         if not count:
             tabs = len(line.split("\t")) in counts
-        found = line.split("\t") if tabs else line.split()
-        if len(found) not in counts:
-            raise InputError(f"{where}: has {len(found)} fields; {what}")
-        if count and len(found) != count:
+        fields = line.split("\t") if tabs else line.split()
+        if len(fields) not in counts:
+            raise InputError(f"{where}: has {len(fields)} fields; {what}")
+        if count and len(fields) != count:
             parted = "tabs" if tabs else "white space"
             raise InputError(
-                f"{where}: has {len(found)} fields, the first line {count}, parted by {parted}; "
+                f"{where}: has {len(fields)} fields, the first line {count}, parted by {parted}; "
                 f"{what}; ids that hold spaces need tabs between the fields"
             )
-        count = len(found)
-        yield where, found
+        count = len(fields)
+        yield where, fields
 
 
 def _text(path: Path) -> Iterator[tuple[str, str, str, float]]:
     first = True
-    for where, found in cells(path, (3, 4), _TREC):
-        if first and found[-1].strip().lower() in GRADES:
+    for where, fields in cells(path, (3, 4), _TREC):
+        if first and fields[-1].strip().lower() in GRADES:
             first = False
             continue  # a header
         first = False
-        if len(found) == 4 and not _ITERATION.fullmatch(found[1].strip()):
+        if len(fields) == 4 and not _ITERATION.fullmatch(fields[1].strip()):
             raise InputError(
                 f"{where}: the second of four fields must be TREC's iteration, a number, found "
-                f"'{found[1]}'; ids that hold spaces need tabs between the fields"
+                f"'{fields[1]}'; ids that hold spaces need tabs between the fields"
             )
-        for name, value in (("qid", found[0]), ("docid", found[-2])):
+        for name, value in (("qid", fields[0]), ("docid", fields[-2])):
             if not value.strip():
                 raise InputError(f"{where}: field '{name}' must not be empty")
-        yield where, found[0], found[-2], number(found[-1], where, "relevance")
+        yield where, fields[0], fields[-2], number(fields[-1], where, "relevance")
 
 
 def _fields(path: Path, rows: Iterator[Row]) -> Iterator[tuple[str, str, str, float]]:

@@ -62,11 +62,11 @@ def judge_passages(
     rows = []
     for i in range(0, len(questions), JUDGED):
         group = questions[i : i + JUDGED]
-        asked = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
-        grades = iter(judge.score(asked))
+        requests = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
+        grades = iter(judge.score(requests))
         for question in group:
-            own = [next(grades).score for _ in question.passages]
-            rows.append({"id": question.id, "scores": None if None in own else own})
-            progress(len(own))
+            scores = [next(grades).score for _ in question.passages]
+            rows.append({"id": question.id, "scores": None if None in scores else scores})
+            progress(len(scores))
     write_jsonl(output, rows)
     return {row["id"]: row["scores"] for row in rows}

@@ -111,11 +111,11 @@ def vectors_of(
     if not (directory / "manifest.json").is_file():
         process, processes = jax.process_index(), jax.process_count()
         mine = lambda part: part % processes == process  # noqa: E731
-        own = [part for part in range(plan.shards) if mine(part)]
+        parts = [part for part in range(plan.shards) if mine(part)]
         there = standing(directory, plan)
-        total = sum(len(plan.rows(part)) for part in own)
+        total = sum(len(plan.rows(part)) for part in parts)
         with voice.progress(total, what) as bar:
-            bar.start_at(sum(len(plan.rows(part)) for part in own if part in there), total)
+            bar.start_at(sum(len(plan.rows(part)) for part in parts if part in there), total)
             embedder = Embedder(encoder, batch_tokens or None)
             embed_shards(embedder, texts, prompt, directory, plan, mine, bar.update)
         wait(f"{what} are embedded")
@@ -207,9 +207,9 @@ def bm25_of(voice: Voice, store: Store, config: Bm25Config, directory: Path) -> 
 
             build_bm25(counted(), config, store.fingerprint).save(directory)
     wait("words are counted")
-    found = load_bm25(directory, store.fingerprint)
-    voice.log(found.description)
-    return found
+    index = load_bm25(directory, store.fingerprint)
+    voice.log(index.description)
+    return index
 
 
 def embedded(directory: Path) -> tuple[Path, Store, Vectors]:

@@ -89,7 +89,7 @@ def nearest(
             f"retrieve: the index holds {index.count} vectors, the corpus {count} "
             f"passages; build the index from this corpus"
         )
-    found = []
+    ranked = []
     for question, positions, scores in zip(questions, *index.search(queries, n), strict=True):
         there = positions >= 0
         if there.sum() < n:
@@ -98,8 +98,8 @@ def nearest(
                 f"'{question.id}'; build it with a higher target_recall or at, or exact"
             )
         order = np.lexsort((positions, -scores))
-        found.append((positions[order], scores[order]))
-    return found
+        ranked.append((positions[order], scores[order]))
+    return ranked
 
 
 def with_gold(
@@ -123,8 +123,8 @@ def with_gold(
         lost = sorted(needed - {*scored})
         if lost:
             rows = np.array(lost)
-            own = vectors.rows(rows) if isinstance(vectors, Vectors) else vectors[rows]
-            scored |= dict(zip(lost, (own @ query).tolist(), strict=True))
+            gold_vectors = vectors.rows(rows) if isinstance(vectors, Vectors) else vectors[rows]
+            scored |= dict(zip(lost, (gold_vectors @ query).tolist(), strict=True))
         others = sorted({*scored} - needed, key=lambda p: (-scored[p], p))
         for p in others[n - len(needed) :]:
             del scored[p]
@@ -164,17 +164,17 @@ def own_rows(
       For each question the row to leave out, or None; and how many questions share their id with a
       passage of another text, which stays.
     """
-    found: list[int | None] = []
+    rows: list[int | None] = []
     others = 0
     for question in questions:
         place = row(question.id) if ignore != "never" else None
         if place is not None and ignore == "auto":
-            passage, asked = passages[place], _bare(question.text)
-            same = asked in (_bare(passage.text), _bare(f"{passage.title} {passage.text}"))
+            passage, text = passages[place], _bare(question.text)
+            same = text in (_bare(passage.text), _bare(f"{passage.title} {passage.text}"))
             others += not same
             place = place if same else None
-        found.append(place)
-    return found, others
+        rows.append(place)
+    return rows, others
 
 
 def _bare(text: str) -> str:

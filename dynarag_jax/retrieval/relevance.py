@@ -74,15 +74,15 @@ def load_scorer(
     directory = model_directory(source)
     config = read_json(directory / "config.json")
     config = config if isinstance(config, dict) else {}
-    found = (config.get("architectures") or [None])[0]
+    architecture = (config.get("architectures") or [None])[0]
     if config.get("model_type") == "t5":
         return _monot5(directory, dtype, longest)
-    if found in ARCHITECTURES:
+    if architecture in ARCHITECTURES:
         return _cross_encoder(directory, dtype, longest)
-    if found == "Qwen3ForCausalLM":
+    if architecture == "Qwen3ForCausalLM":
         return _yes_or_no(directory, dtype, longest)
     raise InputError(
-        f"{source}: architecture {found!r} scores no pairs of texts here; supported: "
+        f"{source}: architecture {architecture!r} scores no pairs of texts here; supported: "
         f"T5ForConditionalGeneration (MonoT5), Qwen3ForCausalLM (Qwen3-Reranker), "
         f"{', '.join(ARCHITECTURES)}"
     )
@@ -191,8 +191,8 @@ def score_questions(
     for group in _groups(questions):
         pairs = [(q.text, passage_text(p)) for q in group for p in q.passages]
         scores = np.empty(len(pairs), np.float32)
-        for which, found in batches.through(scorer.columns(pairs)) if pairs else ():
-            scores[which] = found
+        for which, part in batches.through(scorer.columns(pairs)) if pairs else ():
+            scores[which] = part
         ends = np.cumsum([len(q.passages) for q in group])
         yield from zip(group, np.split(scores, ends[:-1]), strict=True)
 

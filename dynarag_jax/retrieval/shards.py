@@ -112,13 +112,13 @@ def standing(directory: Path, plan: Plan) -> set[int]:
     Raises:
       InputError: a shard is damaged or of another shape.
     """
-    found = set()
+    parts = set()
     for shard in range(plan.shards):
         path = shard_path(directory, shard)
         if path.exists():
             read_shard(path, len(plan.rows(shard)), plan.width, plan.dtype)
-            found.add(shard)
-    return found
+            parts.add(shard)
+    return parts
 
 
 def load_shapes(directory: Path) -> set[tuple[int, int]] | None:
@@ -201,10 +201,10 @@ def open_vectors(
     Raises:
       InputError: not finished, damaged, or of another encoder or other texts.
     """
-    place = Path(directory)
-    path = place / _MANIFEST
+    folder = Path(directory)
+    path = folder / _MANIFEST
     if not path.is_file():
-        raise InputError(f"{place}: no {_MANIFEST}; embedding has not finished there")
+        raise InputError(f"{folder}: no {_MANIFEST}; embedding has not finished there")
     manifest = read_json(path)
     fields = Fields(str(path), manifest if isinstance(manifest, dict) else {})
     dtype = fields.string("dtype")
@@ -220,15 +220,15 @@ def open_vectors(
     )
     if encoder and plan.encoder != encoder:
         raise InputError(
-            f"{place}: made by the encoder {plan.encoder[:12]}, not by the one given, "
+            f"{folder}: made by the encoder {plan.encoder[:12]}, not by the one given, "
             f"{encoder[:12]}; embed again"
         )
     if texts and plan.texts != texts:
-        raise InputError(f"{place}: made of other texts than those given; embed again")
+        raise InputError(f"{folder}: made of other texts than those given; embed again")
     files: dict[str, Any] = fields.mapping("files")
     parts = []
     for shard in range(plan.shards):
-        file = shard_path(place, shard)
+        file = shard_path(folder, shard)
         parts.append(read_shard(file, len(plan.rows(shard)), plan.width, plan.dtype))
         if check and sha256_file(file) != (files.get(file.name) or {}).get("sha256"):
             raise InputError(f"{file}: differs from its checksum in {_MANIFEST}; embed again")

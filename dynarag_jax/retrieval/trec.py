@@ -51,7 +51,7 @@ def trec_lines(questions: Iterable[Question], tag: str = "dynarag_jax") -> Itera
 
 def falling(scores: Sequence[float | None]) -> list[float]:
     """Scores that fall strictly also in 32 bits, as near to those given as their order allows."""
-    found: list[float] = []
+    scores_so_far: list[float] = []
     least = np.float32(np.inf)
     before = math.inf
     for score in scores:
@@ -66,8 +66,8 @@ def falling(scores: Sequence[float | None]) -> list[float]:
         if not math.isfinite(float(short)):
             return [-float(rank) for rank in range(1, len(scores) + 1)]
         least = short
-        found.append(score)
-    return found
+        scores_so_far.append(score)
+    return scores_so_far
 
 
 def list_lines(lists: Iterable[tuple[str, Sequence[str]]], tag: str) -> Iterator[str]:
@@ -99,8 +99,8 @@ def value_lines(
       prefix: before every name, to tell datasets apart.
     """
     met: dict[str, list[float]] = {}
-    for question, own in values:
-        for name, value in own.items():
+    for question, metrics_of in values:
+        for name, value in metrics_of.items():
             met.setdefault(name, []).append(value)
             yield f"{trec_word(prefix + name)}\t{trec_word(question)}\t{value:.4f}\n"
     for name, count in counts.items():
@@ -130,7 +130,7 @@ def read_run(
     lines = list(cells(Path(path), (6,), what))
     encoded = any("%" in line[2] and row(line[2]) is None for _, line in lines)
     word = unquote if encoded else str
-    found: dict[str, dict[int, float]] = {}
+    ranking: dict[str, dict[int, float]] = {}
     known: dict[str, int] = {}
     for where, (question, _, name, _, score, _) in lines:
         question, name = word(question), word(name)
@@ -140,12 +140,12 @@ def read_run(
             if place is None:
                 raise InputError(f"{where}: passage '{name}' is not in the corpus")
             known[name] = place
-        rows = found.setdefault(question, {})
+        rows = ranking.setdefault(question, {})
         if place in rows:
             raise InputError(f"{where}: question '{question}' has passage '{name}' twice")
         rows[place] = number(score, where, "score")
     result = {}
-    for question, rows in found.items():
+    for question, rows in ranking.items():
         positions, scores = np.array(list(rows), np.int64), np.array(list(rows.values()))
         order = np.argsort(-scores, kind="stable")
         result[question] = (positions[order], scores[order])

@@ -222,7 +222,7 @@ class Judge:
         """
         bodies = [self._body(one) if one.answer.strip() else None for one in asked]
         distinct = {_key(body): body for body in bodies if body is not None}
-        found: dict[str, Judgment] = {}
+        judgments: dict[str, Judgment] = {}
         waiting = {}
         for key, body in distinct.items():
             reply = self.replies.get(key) if self.replies else None
@@ -233,10 +233,10 @@ class Judge:
                 waiting[key] = self._pool.submit(self._ask, key, body)
             else:
                 self.counts["cached"] += 1
-                found[key] = judgment
+                judgments[key] = judgment
         try:
             for key, future in waiting.items():
-                found[key] = future.result()
+                judgments[key] = future.result()
         except BaseException:
             # The first that fails ends all: nothing more is to be paid for.
             for future in waiting.values():
@@ -244,11 +244,11 @@ class Judge:
             self._closed.set()
             raise
         self.counts["asked"] += len(waiting)
-        for judgment in found.values():
+        for judgment in judgments.values():
             self.counts["missing" if judgment.score is None else "scored"] += 1
             if judgment.score is None:
                 self.reasons[judgment.reason.partition(":")[0]] += 1
-        return [Judgment(0.0) if body is None else found[_key(body)] for body in bodies]
+        return [Judgment(0.0) if body is None else judgments[_key(body)] for body in bodies]
 
     def _body(self, one: Asked) -> dict[str, Any]:
         config = self.config

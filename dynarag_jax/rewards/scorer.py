@@ -123,8 +123,8 @@ class Scorer:
             add("bertscore", self._bertscore(answered))
         if weights.judge:
             assert self.judge is not None
-            asked = [Asked(a.question.text, a.question.answers, a.text) for a in answered]
-            add("judge", [judgment.score for judgment in self.judge.score(asked)])
+            requests = [Asked(a.question.text, a.question.answers, a.text) for a in answered]
+            add("judge", [judgment.score for judgment in self.judge.score(requests)])
         if weights.likelihood:
             if self.likelihood is None:
                 raise InputError("the reward weighs 'likelihood', and no generator is here")

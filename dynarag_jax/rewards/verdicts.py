@@ -67,7 +67,7 @@ def parse_verdict(text: str, lowest: float = 0.0, highest: float = 100.0) -> Ver
     plain = re.sub(r"[*_`#]", "", text).strip()
     if whole := _GRADE.fullmatch(plain.rstrip(". \n")):
         return _grade(whole, lowest, highest)
-    found: list[tuple[bool, Verdict]] = []
+    verdicts: list[tuple[bool, Verdict]] = []
     for label in _LABEL.finditer(plain):
         grade = _GRADE.match(plain, label.end())
         if grade is None:
@@ -81,9 +81,9 @@ def parse_verdict(text: str, lowest: float = 0.0, highest: float = 100.0) -> Ver
                 None, f"more than a number behind a label: {_short(plain[label.start() :])}"
             )
         )
-        found.append((bool(label["total"]), verdict))
-    totals = [verdict for total, verdict in found if total]
-    return _agreed(totals or [verdict for _, verdict in found], f"no score: {_short(plain)}")
+        verdicts.append((bool(label["total"]), verdict))
+    totals = [verdict for total, verdict in verdicts if total]
+    return _agreed(totals or [verdict for _, verdict in verdicts], f"no score: {_short(plain)}")
 
 
 def _objects(text: str) -> list[dict[str, object]]:

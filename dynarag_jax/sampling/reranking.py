@@ -71,8 +71,8 @@ def try_rerank(
         return []
     if unread := {i: error for i, q in enumerate(questions) if (error := _unread(sampler, q))}:
         good = [q for i, q in enumerate(questions) if i not in unread]
-        found = iter(try_rerank(sampler, good, sampling, windows))
-        return [unread.get(i) or next(found) for i in range(len(questions))]
+        reranked = iter(try_rerank(sampler, good, sampling, windows))
+        return [unread.get(i) or next(reranked) for i in range(len(questions))]
     try:
         return [*rerank(sampler, questions, sampling, windows)]
     except InputError as error:

@@ -273,16 +273,17 @@ def run(context: Context, stage: Bench) -> None:
         kinds |= own
     if clash := [name for name in models if name in lists_of(fixed)]:
         raise InputError(f"bench: '{clash[0]}' is a baseline's name; call the model otherwise")
-    place = context.stage_directory
+    directory = context.stage_directory
     # Parameters of each model, so that one whose work is done need not be loaded to say so.
-    counted = place / "parameters.json"
+    counted = directory / "parameters.json"
     sizes: dict[str, int] = read_json(counted) if counted.exists() else {}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(context.progress(None, f"{context.stage}: lists and answers"))
         outputs = {
             name: stack.enter_context(
                 JsonlAppender(
-                    place / f"predictions-{name}.jsonl", key=lambda r: f"{r['system']}/{r['id']}"
+                    directory / f"predictions-{name}.jsonl",
+                    key=lambda r: f"{r['system']}/{r['id']}",
                 )
             )
             for name in data
@@ -329,11 +330,11 @@ def finish(
     context: Context, stage: Bench, data: Data, kinds: dict[str, Kind], sizes: dict[str, int]
 ) -> None:
     """Score what was predicted and write the tables."""
-    place = context.stage_directory
+    directory = context.stage_directory
     rows: list[Row] = []
     notes = note(stage.protocol)
     for name, questions in data.items():
-        predictions = read_predictions([("", place / f"predictions-{name}.jsonl")])
+        predictions = read_predictions([("", directory / f"predictions-{name}.jsonl")])
         scored = score_predictions(
             questions,
             {system: predictions[system] for system in kinds if system in predictions},
@@ -342,9 +343,9 @@ def finish(
         )
         rows += scored.flat()
         notes += scored.notes()
-        write_trec(place / "trec" / name, scored)
+        write_trec(directory / "trec" / name, scored)
     summaries, page = write_scores(
-        place, rows, stage.protocol, notes, foot=stage.metrics.note(), seed=context.seed
+        directory, rows, stage.protocol, notes, foot=stage.metrics.note(), seed=context.seed
     )
     counts = {name: len(questions) for name, questions in data.items()}
     parts = [
@@ -357,6 +358,6 @@ def finish(
         page,
     ]
     text = "\n\n".join(parts)
-    with atomic_write(place / "bench.md") as stream:
+    with atomic_write(directory / "bench.md") as stream:
         stream.write(text)
     context.print(text)

@@ -103,10 +103,10 @@ def choose(
             for question in questions
         ]
         questions, orders = [q for q, _ in mixed], [order for _, order in mixed]
-    found = try_rerank(sampler, questions, stage.sampling, stage.windows)
+    reranked = try_rerank(sampler, questions, stage.sampling, stage.windows)
     return [
         one if isinstance(one, InputError) else tuple(order[i - 1] for i in one.list)
-        for one, order in zip(found, orders, strict=True)
+        for one, order in zip(reranked, orders, strict=True)
     ]
 
 

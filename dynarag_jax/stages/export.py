@@ -48,16 +48,16 @@ class Export:
 def run(context: Context, stage: Export) -> None:
     """Write ``model/`` in the export's type, read it back, and say how far it is off."""
     target = context.stage_directory / "model"
-    found = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
-    if found is None:
+    model = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
+    if model is None:
         context.log(f"{target}: {stage.dtype}; not checked, since check is off")
         return
     if context.primary:
-        write_json(context.stage_directory / "differences.json", asdict(found))
+        write_json(context.stage_directory / "differences.json", asdict(model))
     context.log(
-        f"{target}: {stage.dtype}; checked: read back, its {len(found.tensors)} tensors are within "
-        f"{max(found.tensors.values()):.2e} of the trained model's, and its logits for a fixed "
-        f"random text, in float32, within {found.logits:.2e}"
+        f"{target}: {stage.dtype}; checked: read back, its {len(model.tensors)} tensors are within "
+        f"{max(model.tensors.values()):.2e} of the trained model's, and its logits for a fixed "
+        f"random text, in float32, within {model.logits:.2e}"
     )
 
 
@@ -88,15 +88,15 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     if not isinstance(training, Train):
         known = ", ".join(n for n, s in context.stages.items() if isinstance(s, Train)) or "none"
         raise InputError(f"checkpoint = {name!r} is no training stage; there are: {known}")
-    place = context.directory / name / "checkpoints"
+    folder = context.directory / name / "checkpoints"
     _require_same(context, name, training)
-    checkpoints = Checkpoints(place, read_only=True)
+    checkpoints = Checkpoints(folder, read_only=True)
     step = stage.step or checkpoints.latest() or 0
     checkpoints.close()
-    inputs = {"checkpoint": place / str(step)} if step else {}
+    inputs = {"checkpoint": folder / str(step)} if step else {}
     context.manifest(inputs=inputs | models(context, training), unfinished=("checkpoint",))
     start = start_stage(context, training, weights=False)
-    step, trained = restore_trained(start, context.mesh, place, step)
+    step, trained = restore_trained(start, context.mesh, folder, step)
     context.log(f"stage '{name}' at step {step}")
     style = training.prompts.style
     manifest = {"step": step, "seed": context.run.seed, "stages": context.made_by()}

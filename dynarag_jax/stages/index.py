@@ -52,5 +52,5 @@ def run(context: Context, stage: BuildIndex) -> None:
         require_encoder(stage.embedded, vectors, stage.encoder, encoder)
         texts = [question.text for question in stream_questions(asked["queries"])]
         queries = embed(encoder, texts, prompt=encoder.query_prompt)
-    place = context.stage_directory / INDEX
-    index_of(context, store, vectors, place, stage.index, queries, stage.shards)
+    directory = context.stage_directory / INDEX
+    index_of(context, store, vectors, directory, stage.index, queries, stage.shards)

@@ -93,9 +93,9 @@ def label_files(
         questions = with_candidates(every, path, context.log)
         scores = context.stage_directory / f"scores-{path.name}"
         if scorer is not None:
-            found = score_once(context, scorer, scores, path.name, questions)
+            scores_of = score_once(context, scorer, scores, path.name, questions)
             named = f"{scorer.kind} {stage.scorer}"
-            labeled = lists_by_scores(questions, found, named, stage.threshold, stage.limit)
+            labeled = lists_by_scores(questions, scores_of, named, stage.threshold, stage.limit)
         elif judge is not None:
             labeled = judged(context, stage, judge, scores, path, questions)
         else:
@@ -123,11 +123,11 @@ def judged(
 ) -> list[Question]:
     """Label by a judge's grades, and say of how many questions some are missing."""
     with context.progress(sum(len(q.passages) for q in questions), path.name) as bar:
-        found = judge_passages(judge, questions, scores, bar.update)
-    if missing := sum(own is None for own in found.values()):
+        by_question = judge_passages(judge, questions, scores, bar.update)
+    if missing := sum(own is None for own in by_question.values()):
         why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common())
         context.log(
             f"{path.name}: {missing} questions have no list, since grades are missing: {why}"
         )
     source = f"judge {stage.judge.model}"
-    return lists_by_scores(questions, found, source, stage.threshold, stage.limit)
+    return lists_by_scores(questions, by_question, source, stage.threshold, stage.limit)

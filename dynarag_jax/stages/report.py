@@ -60,7 +60,7 @@ class Report:
 
 def curves(context: Context) -> list[Curve]:
     """What every stage that trained or sampled logged of itself, in the order of the stages."""
-    found: list[Curve] = []
+    panels: list[Curve] = []
     for name, stage in context.stages.items():
         path = context.directory / name / "metrics.jsonl"
         if not path.is_file() or not isinstance(stage, Train | SampleRollouts):
@@ -68,15 +68,15 @@ def curves(context: Context) -> list[Curve]:
         if not (lines := [line for _, line in read_jsonl(path)]):
             continue
         if isinstance(stage, SampleRollouts):
-            found += rollout_curves(name, lines)
+            panels += rollout_curves(name, lines)
             continue
         streams = {"reranker": stage.reranker, "generator": stage.generator}
         terms = {
             name: [t for t in stream.objectives.active() if t not in ("nll", "prompt_nll")]
             for name, stream in streams.items()
         }
-        found += training_curves(name, lines, terms)
-    return found
+        panels += training_curves(name, lines, terms)
+    return panels
 
 
 def gather(context: Context, stage: Report) -> RunReport:
@@ -84,9 +84,9 @@ def gather(context: Context, stage: Report) -> RunReport:
     evaluate = context.stages.get(stage.evaluation)
     if not isinstance(evaluate, Evaluate):
         raise InputError(f"report.evaluation = '{stage.evaluation}' is no evaluation stage")
-    place = context.directory / stage.evaluation
+    directory = context.directory / stage.evaluation
     by_system: dict[str, list[dict[str, Any]]] = {}
-    for _, row in read_jsonl(place / "predictions.jsonl"):
+    for _, row in read_jsonl(directory / "predictions.jsonl"):
         by_system.setdefault(row["system"], []).append(row)
     before, after = by_system.get(stage.before), by_system.get(stage.after)
     records = {
@@ -105,9 +105,9 @@ def gather(context: Context, stage: Report) -> RunReport:
     needed = [q.gold_list() for q in questions.values()]
     known = [len(g) for g in needed if g is not None]
     examples = []
-    if (place / "examples.jsonl").is_file():
+    if (directory / "examples.jsonl").is_file():
         rows = {(system, row["id"]): row for system in by_system for row in by_system[system]}
-        for rollout in read_rollouts(place / "examples.jsonl"):
+        for rollout in read_rollouts(directory / "examples.jsonl"):
             chosen = [
                 (name, rows[name, rollout.id])
                 for name in evaluate.models
@@ -157,8 +157,8 @@ def gather(context: Context, stage: Report) -> RunReport:
 
 def run(context: Context, stage: Report) -> None:
     """Write summary.json, report.html and figures as SVG; the first two also atop the run."""
-    place = context.directory / stage.evaluation
-    context.manifest(inputs={"predictions": place / "predictions.jsonl"})
+    directory = context.directory / stage.evaluation
+    context.manifest(inputs={"predictions": directory / "predictions.jsonl"})
     found = gather(context, stage)
     write_summary(context.stage_directory / "summary.json", found)
     write_report(context.stage_directory / "report.html", found)

@@ -97,8 +97,8 @@ def run(context: Context, stage: Update) -> None:
         raise InputError("update: no passage is left; remove fewer")
 
     changed = joined_store(store, kept, new, context.stage_directory / PASSAGES)
-    place = context.stage_directory / VECTORS
-    joined = joined_vectors(vectors, kept, fresh, changed, place)
+    vectors_directory = context.stage_directory / VECTORS
+    joined = joined_vectors(vectors, kept, fresh, changed, vectors_directory)
     target = context.stage_directory / INDEX
     if not target.exists():
         with atomic_directory(target) as temporary:

@@ -29,26 +29,26 @@ def check_agreement(subject: Subject) -> list[Finding]:
         elif "Pairs" in kinds(stage):
             values.setdefault("prompts.style", {})[name] = stage.style
     chosen = {name for name, _ in subject.chosen()}
-    found = []
-    for field, own in values.items():
-        usual = Counter(own.values()).most_common(1)[0][0]
-        others = [name for name, value in own.items() if value == usual]
-        for name, value in own.items():
+    findings = []
+    for field, by_stage in values.items():
+        usual = Counter(by_stage.values()).most_common(1)[0][0]
+        others = [name for name, value in by_stage.items() if value == usual]
+        for name, value in by_stage.items():
             if value != usual and name in chosen:
                 shown = "model.dtype" if field == "dtype" and others and "Train" in kinds(
                     subject.stages[name]
                 ) else field  # fmt: skip
-                found.append(
+                findings.append(
                     Finding("note", name, f"{shown} is {value}, and {usual} in {', '.join(others)}")
                 )
-    if values and not found and len(chosen) > 1:
-        found.append(Finding("ok", "", "stages agree on prompts and types"))
-    return found
+    if values and not findings and len(chosen) > 1:
+        findings.append(Finding("ok", "", "stages agree on prompts and types"))
+    return findings
 
 
 def check_keys(subject: Subject) -> list[Finding]:
     """Say which variables for servers' keys are not set; not every server wants one."""
-    found = []
+    findings = []
     for name, stage in subject.chosen():
         kind, reward = kinds(stage), getattr(stage, "reward", None)
         used = {
@@ -63,15 +63,15 @@ def check_keys(subject: Subject) -> list[Finding]:
             if not server.url:
                 if field == "judge":
                     text = "the reward weighs 'judge': set judge.url and judge.model"
-                    found.append(Finding("problem", name, text))
+                    findings.append(Finding("problem", name, text))
                 continue
             variable, local = server.key_variable, _local(server.url)
             if variable and not local and not os.environ.get(variable):
                 text = f"{field}: {variable} is not set; a server that wants a key will refuse"
-                found.append(Finding("note", name, text))
+                findings.append(Finding("note", name, text))
             else:
-                found.append(Finding("ok", name, f"{field} {server.url}"))
-    return found
+                findings.append(Finding("ok", name, f"{field} {server.url}"))
+    return findings
 
 
 def _local(url: str) -> bool:

@@ -22,7 +22,7 @@ INSTRUCTION = {"instruct": 120, "compact": 12}
 
 def check_lengths(subject: Subject) -> list[Finding]:
     """Compare the prompts' limits with the positions of each stage's model."""
-    found = []
+    findings = []
     for name, stage in subject.chosen():
         if "Train" not in kinds(stage) and not hasattr(stage, "dtype"):
             continue
@@ -35,8 +35,8 @@ def check_lengths(subject: Subject) -> list[Finding]:
             except InputError:
                 continue  # what is wrong with it is said beside the paths, or by the memory's plan
             if shape is not None:
-                found += _compare(name, p, stage, *shape, subject.tokenizers)
-    return list(dict.fromkeys(found))
+                findings += _compare(name, p, stage, *shape, subject.tokenizers)
+    return list(dict.fromkeys(findings))
 
 
 def models_of(stage: Any) -> list[str]:
@@ -84,13 +84,13 @@ def _compare(
             pass  # no tokenizer there, or one that cannot write lists: the stage says it
     rerank = getattr(getattr(stage, "reranker", None), "length", 0) or p.rerank_tokens
     answer = getattr(getattr(stage, "generator", None), "length", 0) or p.answer_prompt_tokens
-    found, most = [], cfg.positions
+    findings, most = [], cfg.positions
     for what, field, prompt, reply in (
         ("reranker's", "prompts.rerank_tokens", rerank, listed),
         ("generator's", "prompts.answer_prompt_tokens", answer, p.answer_tokens),
     ):
         if prompt > most:
-            found.append(
+            findings.append(
                 Finding(
                     "problem",
                     name,
@@ -101,7 +101,7 @@ def _compare(
                 )
             )
         elif prompt + reply > most:
-            found.append(
+            findings.append(
                 Finding(
                     "note",
                     name,
@@ -113,9 +113,9 @@ def _compare(
     each = (rerank - overhead) // p.ids
     if each < 1 and not tokens:
         text = f"{rerank} tokens show no {p.ids} passages (prompts.ids); raise rerank_tokens"
-        found.append(Finding("problem", name, text, sure=False))
-    elif not found:
-        found.append(
+        findings.append(Finding("problem", name, text, sure=False))
+    elif not findings:
+        findings.append(
             Finding(
                 "ok",
                 name,
@@ -123,7 +123,7 @@ def _compare(
                 f"{tokens}{each} tokens",
             )
         )
-    return found
+    return findings
 
 
 @functools.cache
@@ -136,7 +136,7 @@ def _counted(directory: str, p: PromptConfig) -> tuple[int, int]:
 
 def check_candidates(subject: Subject) -> list[Finding]:
     """Say where more candidates are retrieved than a prompt shows."""
-    found = []
+    findings = []
     retrieved = [
         (name, stage.passages) for name, stage in subject.stages.items()
         if "Retrieve" in kinds(stage)
@@ -150,5 +150,5 @@ def check_candidates(subject: Subject) -> list[Finding]:
             text = f"'{where}' finds {count} passages a question, and a prompt shows {p.ids}"
             if getattr(stage, "more_passages", "") == "set_aside":
                 text += "; such questions are set aside (more_passages = show_first samples them)"
-            found.append(Finding("note", name, text))
-    return found
+            findings.append(Finding("note", name, text))
+    return findings

@@ -21,18 +21,18 @@ _GIB = 2**30
 
 def check_memory(subject: Subject) -> list[Finding]:
     """Plan every training stage on the devices."""
-    found = []
+    findings = []
     for name, stage in _training(subject):
         try:
             made = _planned(subject, stage)
         except NotFetched:
             continue
         except InputError as error:
-            found.append(Finding("problem", name, str(error)))
+            findings.append(Finding("problem", name, str(error)))
             continue
         if made is not None:
-            found.append(_fits(subject, name, made))
-    return found
+            findings.append(_fits(subject, name, made))
+    return findings
 
 
 def _training(subject: Subject) -> list[tuple[str, Train]]:
@@ -110,11 +110,11 @@ def check_disk(subject: Subject) -> list[Finding]:
     text = f"checkpoints and models take {needed / _GIB:.3g} GiB of disk"
     if not subject.here:
         return [Finding("ok", "", text)]
-    place = subject.place("{run}").absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    text += f", and {place} has {free / _GIB:.3g} free"
+    folder = subject.place("{run}").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text += f", and {folder} has {free / _GIB:.3g} free"
     if needed <= free:
         return [Finding("ok", "", text)]
     mend = "fewer checkpoints ('keep'), or another run.directory"

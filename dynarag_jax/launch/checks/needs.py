@@ -28,16 +28,16 @@ _MODELS = ("init", "adapters", "model", "models", "policy", "reference")
 
 def needs(stage: Any) -> list[Need]:
     """What a stage of this library reads, as it is configured."""
-    found = [Need("file", f, t) for f in _FILES for t in _texts(getattr(stage, f, ""))]
+    needed = [Need("file", f, t) for f in _FILES for t in _texts(getattr(stage, f, ""))]
     if kinds(stage) & {"Score", "Compare"}:
-        found = [Need(n.kind, n.field, str(split_name(n.text)[1])) for n in found]
+        needed = [Need(n.kind, n.field, str(split_name(n.text)[1])) for n in needed]
     if "Export" in kinds(stage) and stage.checkpoint:
         return []
     for name in _MODELS:
         # ``model`` of a training stage is a shape.
-        found += [Need("model", name, t) for t in _texts(getattr(stage, name, "")) if t]
-    found += [Need("tokenizer", "tokenizer", t) for t in _texts(getattr(stage, "tokenizer", ""))]
-    return [need for need in [*found, *_special(stage)] if need.text or need.field == "source"]
+        needed += [Need("model", name, t) for t in _texts(getattr(stage, name, "")) if t]
+    needed += [Need("tokenizer", "tokenizer", t) for t in _texts(getattr(stage, "tokenizer", ""))]
+    return [need for need in [*needed, *_special(stage)] if need.text or need.field == "source"]
 
 
 def _texts(value: Any) -> list[str]:

@@ -34,14 +34,14 @@ def check_packages(subject: Subject) -> list[Finding]:
         wanted.append(("", Wanted("wandb", "wandb", "watch", "run.wandb")))
     for name, stage in subject.chosen():
         wanted += [(name, one) for one in _wanted(stage)]
-    found = []
+    findings = []
     for name, one in dict.fromkeys(wanted):
         if importlib.util.find_spec(one.module):
-            found.append(Finding("ok", name, f"{one.package} is installed"))
+            findings.append(Finding("ok", name, f"{one.package} is installed"))
         else:
             error = MissingExtra(one.package, one.extra, one.purpose)
-            found.append(Finding("problem", name, str(error)))
-    return found
+            findings.append(Finding("problem", name, str(error)))
+    return findings
 
 
 def _wanted(stage: Any) -> Iterator[Wanted]:

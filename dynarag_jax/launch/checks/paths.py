@@ -16,13 +16,13 @@ from dynarag_jax.retrieval.corpora import corpus_files
 
 def check_paths(subject: Subject) -> list[Finding]:
     """Find the files, models and encoders of every stage."""
-    found = []
+    findings = []
     for name, stage in subject.chosen():
         for need in dict.fromkeys(needs(stage)):
             if subject.alone and need.kind not in ("encoder", "model"):
                 continue  # the stage itself says it, before any work
-            found += _look(subject, name, need)
-    return found
+            findings += _look(subject, name, need)
+    return findings
 
 
 def _look(subject: Subject, name: str, need: Need) -> Iterator[Finding]:

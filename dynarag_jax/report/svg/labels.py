@@ -38,7 +38,7 @@ _PREFERRED = (0.0, math.pi / 2, -math.pi / 2)
 
 def _candidates(x: float, y: float, width: float, height: float) -> list[tuple[float, Box]]:
     """Boxes around (x, y) with what each costs for being far away or at an odd angle."""
-    found = []
+    boxes = []
     for radius in _RADII:
         for angle in _ANGLES:
             dx, dy = math.cos(angle), math.sin(angle)
@@ -46,8 +46,8 @@ def _candidates(x: float, y: float, width: float, height: float) -> list[tuple[f
             left = x + radius * dx - width * (1 - dx) / 2
             top = y + radius * dy - height * (1 - dy) / 2
             odd = 0.0 if any(abs(angle - p) < 0.1 for p in _PREFERRED) else 2.0
-            found.append((radius + odd, Box(left, top, left + width, top + height)))
-    return found
+            boxes.append((radius + odd, Box(left, top, left + width, top + height)))
+    return boxes
 
 
 def _meets(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
@@ -121,13 +121,13 @@ def place_labels(
     def best(index: int) -> Box:
         # The candidates come by rising distance, which is the least that a place can cost.
         options = sorted(_candidates(*points[index], *sizes[index]), key=lambda option: option[0])
-        found, least = options[0][1], math.inf
+        chosen, least = options[0][1], math.inf
         for distance, box in options:
             if distance >= least:
                 break
             if (price := cost(index, distance, box)) < least:
-                found, least = box, price
-        return found
+                chosen, least = box, price
+        return chosen
 
     # The crowded ones choose first; then all may move again until nobody wants to.
     def crowd(i: int) -> float:

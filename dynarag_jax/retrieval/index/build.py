@@ -171,10 +171,10 @@ def _build_scann(rows: Rows, config: IndexConfig, queries: np.ndarray | None) ->
     count, width = rows.shape
     settings = first_settings(count, config)
     import_scann()
-    sample, own, source = sample_queries(rows, queries, config.sample)
+    sample, own_rows, source = sample_queries(rows, queries, config.sample)
     # Of passages that search, only the others count: two results are the least that say something.
     targets = config.target_recall, config.first_recall
-    measure = recall_meter(rows, sample, own, source, settings.at, *targets)
+    measure = recall_meter(rows, sample, own_rows, source, settings.at, *targets)
     index = ScannIndex(train(rows.array(), settings), count, width, settings)
     if settings.method == "brute_force":
         index.recall, reached = measure(index), True

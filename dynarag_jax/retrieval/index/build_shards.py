@@ -53,21 +53,21 @@ def build_shards(
     Raises:
       InputError: as ``build_index`` and ``Index.save``.
     """
-    rows, place, config = Rows(vectors), Path(directory), config or IndexConfig()
+    rows, folder, config = Rows(vectors), Path(directory), config or IndexConfig()
     if len(ids) != len(rows):
-        raise InputError(f"{place}: {len(ids)} ids for {len(rows)} vectors")
-    if (place / MANIFEST).exists():
-        raise InputError(f"{place}: holds an index already; choose another directory")
+        raise InputError(f"{folder}: {len(ids)} ids for {len(rows)} vectors")
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: holds an index already; choose another directory")
     bounds = shard_bounds(len(rows), shards)
     for number in range(process * shards // processes, (process + 1) * shards // processes):
         first, last = bounds[number]
-        path, part = place / shard_name(number, shards), rows.cut(first, last)
-        own = list(ids[first:last])
-        if _stands(path, part, own, encoder, config):
+        path, part = folder / shard_name(number, shards), rows.cut(first, last)
+        shard_ids = list(ids[first:last])
+        if _stands(path, part, shard_ids, encoder, config):
             note = "stands already"
         else:
             index = build_index(part, config, queries)
-            index.save(path, own, encoder, overwrite=path.exists())
+            index.save(path, shard_ids, encoder, overwrite=path.exists())
             note = index.describe()
         if done is not None:
             done(number, note)

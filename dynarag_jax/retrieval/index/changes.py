@@ -93,9 +93,9 @@ class ChangedIndex(Index):
 
     def rows(self) -> Rows | None:
         """The vectors that are left, copied; None where the index does not keep its own."""
-        if (own := self._base.rows()) is None:
+        if (base := self._base.rows()) is None:
             return None
-        return Rows(Rows([*own.parts, *self._added.parts]).take(np.flatnonzero(self._alive)))
+        return Rows(Rows([*base.parts, *self._added.parts]).take(np.flatnonzero(self._alive)))
 
     def stored_bytes(self) -> int:
         """As the index itself, and the additions."""

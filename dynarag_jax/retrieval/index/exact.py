@@ -99,13 +99,13 @@ class ExactIndex(Index):
             block = self._resident[i] if self._resident else self._block(i)
             start = i * PASSAGE_BLOCK
             valid = min(PASSAGE_BLOCK, self.count - start)
-            found = []
+            blocks = []
             for first in range(0, len(queries), rows):
                 part = queries[first : first + rows]
                 padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
                 best = best_of_block(jnp.asarray(padded), block, valid, min(k, len(block)))
-                found.append([np.asarray(x)[: len(part)] for x in best])
-            new_scores, new_rows = (np.concatenate(x) for x in zip(*found, strict=True))
+                blocks.append([np.asarray(x)[: len(part)] for x in best])
+            new_scores, new_rows = (np.concatenate(x) for x in zip(*blocks, strict=True))
             scores = np.concatenate([scores, new_scores], axis=1)
             positions = np.concatenate([positions, new_rows + start], axis=1)
             if i:

@@ -48,27 +48,27 @@ def load_index(
       InputError: no index, a damaged one, one made by another encoder, or of another corpus.
       MissingExtra: it is a ScaNN index and ScaNN is absent.
     """
-    place = Path(directory)
+    folder = Path(directory)
     if ids is not None:
-        _check_ids(place, load_ids(place), ids)
-    if shards := shard_directories(place):
+        _check_ids(folder, load_ids(folder), ids)
+    if shards := shard_directories(folder):
         manifests = [read_manifest(shard) for shard in shards]
-        own = range(process * len(shards) // processes, (process + 1) * len(shards) // processes)
-        loaded = {i: _load_one(shards[i], encoder, checksums) for i in own}
+        mine = range(process * len(shards) // processes, (process + 1) * len(shards) // processes)
+        loaded = {i: _load_one(shards[i], encoder, checksums) for i in mine}
         for shard, manifest in zip(shards, manifests, strict=True):
             check_encoder(shard, manifest["encoder"], encoder)
         counts = [live_count(*pair) for pair in zip(shards, manifests, strict=True)]
         return ShardedIndex(loaded, counts, manifests[0]["dim"], processes)
-    return _load_one(place, encoder, checksums)
+    return _load_one(folder, encoder, checksums)
 
 
 def load_ids(directory: PathLike) -> list[str]:
     """The passage ids of a saved index, by position; additions included, removed ones left out."""
-    place = Path(directory)
-    if shards := shard_directories(place):
+    folder = Path(directory)
+    if shards := shard_directories(folder):
         return [passage for shard in shards for passage in load_ids(shard)]
-    manifest = read_manifest(place)
-    return changed_ids(place, manifest, read_json(place / manifest["ids"]))
+    manifest = read_manifest(folder)
+    return changed_ids(folder, manifest, read_json(folder / manifest["ids"]))
 
 
 def _check_ids(place: Path, stored: Sequence[str], given: Sequence[str]) -> None:

@@ -58,11 +58,11 @@ def write_index(
       write: writes the data files into a directory and returns further facts.
       size: about how many bytes it writes.
     """
-    place = Path(directory)
+    folder = Path(directory)
     some = ids[:1000]
-    require_space(place, size + sum(len(i) + 6 for i in some) * len(ids) // max(1, len(some)))
+    require_space(folder, size + sum(len(i) + 6 for i in some) * len(ids) // max(1, len(some)))
     try:
-        with atomic_directory(place, overwrite) as temporary:
+        with atomic_directory(folder, overwrite) as temporary:
             write_json(temporary / IDS, list(ids))
             data = write(temporary)
             written = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -78,8 +78,8 @@ def write_index(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(
-            f"{place}: the disk ran full, nothing was kept ({error.strerror}); make room or choose "
-            f"another directory"
+            f"{folder}: the disk ran full, nothing was kept ({error.strerror}); make room or "
+            f"choose another directory"
         ) from None
 
 
@@ -91,9 +91,9 @@ def read_manifest(directory: PathLike) -> dict[str, Any]:
         raise InputError(f"{directory}: no such index directory")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        version = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise InputError(
-            f"{path}: field 'format' must be {FORMAT}, found {found!r:.40}; build the index again"
+            f"{path}: field 'format' must be {FORMAT}, found {version!r:.40}; build the index again"
         )
     kinds = {"kind": str, "encoder": str, "count": int, "dim": int, "ids": str, "files": dict}
     for field, kind in kinds.items():

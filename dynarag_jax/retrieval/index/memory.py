@@ -90,11 +90,11 @@ def estimate_scann(count: int, width: int, settings: ScannSettings, copy: bool =
 
 def machine_memory() -> int | None:
     """Bytes that a process may still take here; None where the system does not say."""
-    found = []
+    limits = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
     except OSError:
         pass
     try:
@@ -102,12 +102,12 @@ def machine_memory() -> int | None:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         if limit != "max":
-            found.append(int(limit) - used)
+            limits.append(int(limit) - used)
     except (OSError, ValueError):
         pass
-    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found) if found else None
+    if not limits and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits) if limits else None
 
 
 def require_memory(memory: Memory, limit: float, what: str) -> None:

@@ -91,14 +91,14 @@ class Rows:
 
     def block(self, first: int, last: int) -> np.ndarray:
         """Rows ``first`` to ``last`` as a contiguous float32 array; a view where that is one."""
-        found = [
+        parts = [
             part[max(0, first - start) : max(0, last - start)]
             for part, start in zip(self.parts, self.starts, strict=False)
             if start < last and start + len(part) > first
         ]
-        if len(found) == 1:
-            return np.ascontiguousarray(found[0], np.float32)
-        whole = np.concatenate(found) if found else np.zeros((0, self.shape[1]))
+        if len(parts) == 1:
+            return np.ascontiguousarray(parts[0], np.float32)
+        whole = np.concatenate(parts) if parts else np.zeros((0, self.shape[1]))
         return np.ascontiguousarray(whole, np.float32)
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:

@@ -182,12 +182,12 @@ class ScannIndex(Index):
         return numbers * ITEM_BYTES[s.reorder_type] + codes
 
     def _write(self, directory: Path) -> dict[str, Any]:
-        place = directory / "scann"
-        place.mkdir()
+        folder = directory / "scann"
+        folder.mkdir()
         # Relative paths, so that the directory can be moved.
-        self._searcher.serialize(str(place), relative_path=True)
+        self._searcher.serialize(str(folder), relative_path=True)
         # ScaNN does not say that a write failed.
-        written = sum(p.stat().st_size for p in place.iterdir())
+        written = sum(p.stat().st_size for p in folder.iterdir())
         if written < self.stored_bytes():
             raise InputError(
                 f"{directory}: ScaNN wrote {written:,} bytes of about {self.stored_bytes():,}; the "

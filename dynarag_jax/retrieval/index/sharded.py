@@ -39,14 +39,14 @@ def shard_directories(place: Path) -> list[Path]:
     """
     if not place.is_dir() or (place / MANIFEST).exists():
         return []
-    found = {m.group(): m for p in place.iterdir() if (m := _NAME.fullmatch(p.name))}
-    if not found:
+    names_of = {m.group(): m for p in place.iterdir() if (m := _NAME.fullmatch(p.name))}
+    if not names_of:
         return []
-    totals = sorted({int(match[2]) for match in found.values()})
+    totals = sorted({int(match[2]) for match in names_of.values()})
     if len(totals) > 1:
         raise InputError(f"{place}: holds shards of several indexes, of {totals} shards")
     names = [shard_name(i, totals[0]) for i in range(totals[0])]
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in names_of]:
         raise InputError(f"{place / missing[0]}: this shard is missing; build it")
     return [place / name for name in names]
 
@@ -102,15 +102,15 @@ class ShardedIndex(Index):
         return "\n".join([self.description.split(";")[0], *parts])
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = [
+        by_shard = [
             (np.where(p < 0, -1, p.astype(np.int64) + self._starts[number]), s)
             for number, shard in self._shards.items()
             for p, s in [shard.search(queries, min(k, shard.count))]
         ]
         none = (np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf))
-        side = [np.concatenate(x, axis=1) for x in zip(*found, none, strict=True)]
-        own = ranked(side[0], side[1], k)
-        return own if self._processes == 1 else self._together(*own)
+        side = [np.concatenate(x, axis=1) for x in zip(*by_shard, none, strict=True)]
+        merged = ranked(side[0], side[1], k)
+        return merged if self._processes == 1 else self._together(*merged)
 
     def _together(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What all processes found, side by side."""

@@ -67,8 +67,8 @@ def recall_meter(
     def best(index: Index) -> np.ndarray:
         """Exact scores of what the index finds, [q, at], best first; -inf for the query itself."""
         positions, _ = index.search(sample, at)
-        found = rows.take(np.maximum(positions, 0))
-        scores = np.einsum("qd,qkd->qk", sample, found)
+        vectors = rows.take(np.maximum(positions, 0))
+        scores = np.einsum("qd,qkd->qk", sample, vectors)
         scores[(positions < 0) | (positions == own[:, None])] = -np.inf
         return -np.sort(-scores, axis=1)
 
@@ -83,9 +83,9 @@ def recall_meter(
         return float(np.mean(np.where(wanted.any(axis=1), hits / np.maximum(1, wanted.sum(1)), 1)))
 
     def measure(index: Index) -> Recall:
-        found = best(index)
+        nearest = best(index)
         return Recall(
-            share(found, at), at, len(sample), source, target, share(found, FIRST), first_target
+            share(nearest, at), at, len(sample), source, target, share(nearest, FIRST), first_target
         )
 
     return measure
@@ -139,9 +139,9 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
         return bytes_read(settings, count, width)
 
     def trial(reorder: int, leaves: int) -> ScannIndex:
-        found = index.tuned(dataclasses.replace(start, reorder=reorder, leaves_searched=leaves))
-        found.recall = measure(found)
-        return found
+        tried = index.tuned(dataclasses.replace(start, reorder=reorder, leaves_searched=leaves))
+        tried.recall = measure(tried)
+        return tried
 
     def holds(found: ScannIndex) -> bool:
         return found.recall is not None and found.recall.holds
@@ -149,7 +149,7 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
     def narrowest(reorder: int, most: int) -> ScannIndex | None:
         """With the fewest partitions, at most ``most``; None if those do not reach the target."""
         low, high = 0, min(most, max(1, start.leaves // 32))
-        while not holds(found := trial(reorder, high)):
+        while not holds(candidate_index := trial(reorder, high)):
             if high == most:
                 return None
             low, high = high, min(most, 2 * high)
@@ -157,10 +157,10 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
             middle = (low + high) // 2
             candidate = trial(reorder, middle)
             if holds(candidate):
-                found, high = candidate, middle
+                candidate_index, high = candidate, middle
             else:
                 low = middle
-        return found
+        return candidate_index
 
     best: ScannIndex | None = None
     tried = 0

@@ -50,12 +50,12 @@ def update_index(
       InputError: another encoder, an id that is there already or is not there, vectors that cannot
         be searched, an index in shards, or no room on the disk.
     """
-    place = Path(directory)
-    if shards := shard_directories(place):
-        raise InputError(f"{place}: holds shards; update one of them, such as {shards[-1]}")
-    manifest = read_manifest(place)
-    check_encoder(place, manifest["encoder"], encoder)
-    added, more, removed = read_changes(place, manifest)
+    folder = Path(directory)
+    if shards := shard_directories(folder):
+        raise InputError(f"{folder}: holds shards; update one of them, such as {shards[-1]}")
+    manifest = read_manifest(folder)
+    check_encoder(folder, manifest["encoder"], encoder)
+    added, more, removed = read_changes(folder, manifest)
     new = Rows(np.zeros((0, manifest["dim"]), np.float32) if add is None else add, "add")
     if len(new) != len(add_ids):
         raise InputError(f"add: {len(new)} vectors for {len(add_ids)} ids")
@@ -66,27 +66,27 @@ def update_index(
                 f"embed both with the same encoder"
             )
         look(new, "add")
-    base_ids = read_json(place / manifest["ids"])
+    base_ids = read_json(folder / manifest["ids"])
     gone = set(removed.tolist())
     where = {p: i for i, p in enumerate([*base_ids, *more]) if i not in gone}
     for passage in remove_ids:
         if (position := where.pop(passage, None)) is None:
-            raise InputError(f"{place}: passage '{passage}' is not in the index")
+            raise InputError(f"{folder}: passage '{passage}' is not in the index")
         gone.add(position)
     for passage in add_ids:
         if passage in where:
             raise InputError(
-                f"{place}: passage '{passage}' is in the index already; remove it in the same call "
-                f"to replace it"
+                f"{folder}: passage '{passage}' is in the index already; remove it in the same "
+                f"call to replace it"
             )
         where[passage] = -1
     ids = [*more, *add_ids]
-    write_change(place, manifest, Rows([*added.parts, *new.parts]), ids, sorted(gone))
+    write_change(folder, manifest, Rows([*added.parts, *new.parts]), ids, sorted(gone))
     share = (len(ids) + len(gone)) / manifest["count"]
     done = f"{len(add_ids):,} passages added, {len(remove_ids):,} removed"
     if share <= rebuild_at:
         return f"{done}; changes are {100 * share:.1f} % of the index"
-    index = load_index(place, encoder)
+    index = load_index(folder, encoder)
     if (rows := index.rows()) is None:
         return (
             f"{done}; changes are {100 * share:.1f} % of an index that keeps no float32 vectors: "
@@ -94,7 +94,7 @@ def update_index(
         )
     names = {f.name for f in dataclasses.fields(IndexConfig)}
     config = IndexConfig(**{k: v for k, v in (index.config or {}).items() if k in names})
-    left = changed_ids(place, read_manifest(place), base_ids)
+    left = changed_ids(folder, read_manifest(folder), base_ids)
     again = build_index(rows, config, queries)
-    again.save(place, left, encoder, overwrite=True)
+    again.save(folder, left, encoder, overwrite=True)
     return f"{done}; built again: {again.description}"

@@ -37,12 +37,12 @@ def say_leakage(context: Context, trained: Iterable[str]) -> int:
                 context.log(f"leakage: stage '{name}' evaluates on {file}, which is trained on")
                 total += len(mine)
                 continue
-            found = overlap(texts_of(read_questions(context.path(other))), mine)
-            total += found.count
-            if found.count:
+            shared = overlap(texts_of(read_questions(context.path(other))), mine)
+            total += shared.count
+            if shared.count:
                 context.log(
-                    f"leakage: {found.count} questions of {other} (stage '{name}') are trained on "
-                    f"in {file}, such as {found.first[:80]!r}; leave them out of one of the two"
+                    f"leakage: {shared.count} questions of {other} (stage '{name}') are trained on "
+                    f"in {file}, such as {shared.first[:80]!r}; leave them out of one of the two"
                 )
     return total
 

@@ -135,16 +135,16 @@ def _rerank_and_answer(
 ) -> Iterator[dict[str, Any]]:
     """A model's lists and its answers from them; a question without a list fails."""
     # For a question without candidates there is one list.
-    asked: list[Question] = [question for question in questions if not question.passages]
-    chosen: list[Chosen] = [()] * len(asked)
+    bare: list[Question] = [question for question in questions if not question.passages]
+    chosen: list[Chosen] = [()] * len(bare)
     questions = [question for question in questions if question.passages]
-    found = try_rerank(sampler, questions, how.sampling, how.windows)
-    for question, result in zip(questions, found, strict=True):
+    reranked = try_rerank(sampler, questions, how.sampling, how.windows)
+    for question, result in zip(questions, reranked, strict=True):
         if isinstance(result, InputError):
             none = Prediction(question.id, answer="", failed=str(result))
             yield prediction_to_json(none, question, system)
         else:
-            asked.append(question)
+            bare.append(question)
             chosen.append(result.list)
-    for question, one in answer(sampler, asked, chosen):
+    for question, one in answer(sampler, bare, chosen):
         yield prediction_to_json(one, question, system)

@@ -16,8 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.replies import Reply, read_choice
 
@@ -40,6 +41,49 @@ class Failed(Exception):
     ):
         super().__init__(reason)
         self.wait, self.unreachable, self.final = wait, unreachable, final
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """A server that speaks OpenAI's chat completions, and how patiently it is asked."""
+
+    url: str = ""
+    """its address up to and including /v1"""
+    model: str = ""
+    """the name it serves the model by"""
+    key_variable: SameResult[str] = "OPENAI_API_KEY"
+    """environment variable that holds the key, if the server wants one"""
+    parallel: SameResult[int] = 16
+    """requests at once"""
+    timeout: SameResult[float] = 120.0
+    """seconds for one request"""
+    retries: SameResult[int] = 4
+    """further attempts after a failed one"""
+    backoff: SameResult[float] = 1.0
+    """seconds before the first of them, twice as long before each next; Retry-After comes first"""
+
+    what: ClassVar[str] = "server"
+    """how messages call it: the name of its settings in a stage"""
+
+    def __post_init__(self) -> None:
+        what = self.what
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise InputError(f"{what}: url = {self.url!r} must begin with http:// or https://")
+        if self.url and not self.model:
+            raise InputError(f"{what}: 'model' is empty; name the model the server serves")
+        if self.parallel < 1 or self.retries < 0:
+            raise InputError(f"{what}: parallel must be positive, retries not below 0")
+        if not (self.timeout > 0 and self.backoff >= 0):
+            raise InputError(f"{what}: timeout must be positive, backoff not negative")
+
+    def chat(
+        self, key: str, closed: threading.Event, before: Callable[[], None] = lambda: None
+    ) -> Chat:
+        """The client: see ``Chat``."""
+        return Chat(
+            self.what, self.url, key, self.key_variable, self.timeout, self.retries, self.backoff,
+            closed, before,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Trajectory:
       weight: of a list drawn without replacement, what it is worth in an estimate of an expectation
         under the policy: the sum of weight times f over the lists; None of other lists.
       missing: terms of the reward that could not be had (a judge's, say) and are in ``reward``
-        with nothing, or ``reward`` itself; such a reward is to be compared with none.
+        with nothing, ``answer`` where there is none, or ``reward`` itself; such a reward is to be
+        compared with none.
     """
 
     list: tuple[int, ...]
@@ -82,6 +83,7 @@ class Rollout:
       prompt: fingerprint of the reranker's prompt they were computed for.
       max_list: the longest list of the grammar they were computed under; 0 is not on record.
       dtype: the type of the activations they were computed in; empty is not on record.
+      generator: the server that answered, by its model and settings; empty where the policy did.
       answers: what preference training of the generator needs, where it was asked for.
     """
 
@@ -95,6 +97,7 @@ class Rollout:
     answers: Answers | None = None
     max_list: int = 0
     dtype: str = ""
+    generator: dict[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -182,6 +185,7 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         else None,
         max_list=fields.integer("max_list", 0, least=0),
         dtype=fields.string("dtype", default="", blank=True),
+        generator=fields.mapping("generator"),
     )
 
 
@@ -197,7 +201,9 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         **({"max_list": rollout.max_list} if rollout.max_list else {}),
         **({"dtype": rollout.dtype} if rollout.dtype else {}),
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
-    } | ({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {})
+        **({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {}),
+        **({"generator": rollout.generator} if rollout.generator else {}),
+    }
 
 
 def _answers_to_json(answers: Answers) -> dict[str, Any]:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.evaluation.predictions import Prediction
 from dynarag_jax.prompts import format_passage
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 
 def answer(
-    sampler: PolicySampler, questions: Sequence[Question], lists: Sequence[Chosen]
+    sampler: PolicySampler,
+    questions: Sequence[Question],
+    lists: Sequence[Chosen],
+    generator: ServerAnswers | None = None,
 ) -> Iterator[tuple[Question, Prediction]]:
     """Answer each question from its list, in order; one that cannot be served says why.
+
+    ``sampler`` answers, or the server that ``generator`` asks.
 
     ``tokens`` counts those of the passages that the prompt had room for, each with its number and
     title.
     """
     tokenizer = sampler.policy.tokenizer
     pairs = list(zip(questions, lists, strict=True))
-    for (question, chosen), answered in zip(pairs, sampler.try_answers(pairs), strict=True):
-        if isinstance(answered, InputError):
+    given = (generator or sampler).try_answers(pairs)
+    for (question, chosen), answered in zip(pairs, given, strict=True):
+        if not isinstance(answered, str):
+            why = answered.reason if isinstance(answered, NoAnswer) else str(answered)
             read = 0 if chosen else None
             yield (
                 question,
-                Prediction(
-                    question.id, answer="", list=chosen, tokens=0, read=read, failed=str(answered)
-                ),
+                Prediction(question.id, answer="", list=chosen, tokens=0, read=read, failed=why),
             )
             continue
         read = sampler.maker.answer_prompt(question, chosen).shown

@@ -54,6 +54,8 @@ class Answered:
     question: Question
     list: tuple[int, ...]
     text: str
+    missing: bool = False
+    """whether there is no answer, which is another thing than an empty one"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Reward:
     Attributes:
       value: the weighted sum of ``terms``, less the price of the passages.
       terms: each in [0, 1] before weighting.
-      missing: terms of nonzero weight that could not be had.
+      missing: terms of nonzero weight that could not be had; ``answer`` alone where there is no
+        answer to judge.
     """
 
     value: float
@@ -105,9 +108,15 @@ class Scorer:
     def score(self, answered: Sequence[Answered]) -> list[Reward]:
         """The reward of each answer; every model sees all of them in one call.
 
+        An answer that is missing earns nothing, and its reward says that it lacks one.
+
         In a run of several processes all of them call this, each with its share, however small,
         where 'likelihood' carries weight.
         """
+        scored = iter(self._score([a for a in answered if not a.missing]))
+        return [Reward(0.0, {}, ("answer",)) if a.missing else next(scored) for a in answered]
+
+    def _score(self, answered: Sequence[Answered]) -> list[Reward]:
         weights = self.weights
         found = [text_terms(a.text, a.question.answers, len(a.list), weights) for a in answered]
         missing: list[list[str]] = [[] for _ in answered]

@@ -17,6 +17,7 @@ from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, with_answers
+from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.list_sources import Draft, ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
@@ -30,6 +31,7 @@ def roll_out(
     samples: int,
     reward: RewardWeights | Scorer,
     answers: bool = False,
+    generator: ServerAnswers | None = None,
 ) -> Iterator[Rollout | Reject]:
     """Answer from each distinct list of a source, and reward the answers.
 
@@ -37,14 +39,22 @@ def roll_out(
     of several processes all of them call this, each with a source of its share.
 
     Args:
-      sampler: writes the answers.
+      sampler: writes the answers, unless ``generator`` does.
       reference: the model behind the reference log-probabilities; may be ``sampler`` itself.
       samples: lists a question at most.
       reward: weights alone where no term needs another model than ``sampler``.
       answers: gather the distinct answers, too, for preference training of the generator.
+      generator: a server that answers instead; a question none of whose lists it answered is
+        rejected, and of others the lists without an answer say so.
+
+    Raises:
+      InputError: ``answers`` or the likelihood is wanted of a server's answers, which have no
+        log-probabilities.
     """
     team = sampler.team
     scorer = reward if isinstance(reward, Scorer) else Scorer(reward)
+    if generator is not None:
+        check_server_rewards(scorer.weights, answers)
     if scorer.weights.likelihood and scorer.likelihood is None:
         scorer.likelihood = gold_likelihood(sampler)
     ready: list[Draft] = []
@@ -57,7 +67,7 @@ def roll_out(
         waiting, busy = team.sum([len(ready), int(source.busy)])
         if waiting >= sampler.batch or not busy:
             if waiting:
-                yield from _complete(sampler, reference, ready, samples, scorer, answers)
+                yield from _complete(sampler, reference, ready, samples, scorer, answers, generator)
             ready = []
         if not busy:
             return
@@ -70,11 +80,12 @@ def _complete(
     samples: int,
     scorer: Scorer,
     answers: bool,
+    generator: ServerAnswers | None,
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
     pairs = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
-    given = iter(sampler.try_answers(pairs))
+    given = iter((generator or sampler).try_answers(pairs))
     kept: list[Draft] = []
     answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
@@ -82,9 +93,18 @@ def _complete(
         if refused := [a for a in texts if isinstance(a, InputError)]:
             yield Reject(draft.question.id, str(refused[0]))
             continue
+        if (none := [a for a in texts if isinstance(a, NoAnswer)]) and len(none) == len(texts):
+            yield Reject(draft.question.id, f"question '{draft.question.id}': {none[0].reason}")
+            continue
         kept.append(draft)
-        pairs = zip(own, texts, strict=True)
-        answered.append([Answered(draft.question, chosen, str(text)) for chosen, text in pairs])
+        answered.append(
+            [
+                Answered(draft.question, chosen, "", missing=True)
+                if isinstance(text, NoAnswer)
+                else Answered(draft.question, chosen, str(text))
+                for chosen, text in zip(own, texts, strict=True)
+            ]
+        )
     # All at once: a model behind a term sees one large batch.
     rewards = iter(scorer.score([one for each in answered for one in each]))
     rollouts: list[Rollout] = []
@@ -106,6 +126,7 @@ def _complete(
                 trajectories=tuple(trajectories),
                 policy=draft.policy,
                 reference=reference.policy.fingerprint,
+                generator={} if generator is None else generator.config.record(),
             )
         )
     questions = [d.question for d in kept]
@@ -133,6 +154,24 @@ def _complete(
     if answers:
         rollouts = with_answers(reference, questions, rollouts, samples, scorer.weights)
     yield from rollouts
+
+
+def check_server_rewards(weights: RewardWeights, answers: bool) -> None:
+    """Refuse what a server's answers cannot give.
+
+    Raises:
+      InputError: the reward weighs the likelihood, or answers are to be preferred to one another.
+    """
+    if weights.likelihood:
+        raise InputError(
+            "the reward weighs 'likelihood', the probability of the reference under the weights "
+            "that answer, and a server answers (generator.url): set reward.likelihood to 0"
+        )
+    if answers:
+        raise InputError(
+            "answers = true gathers answers to train the generator on, and a server answers "
+            "(generator.url): set one of them only"
+        )
 
 
 def _sampled_logps(sampler: PolicySampler, draft: Draft, rollout: Rollout) -> Rollout:

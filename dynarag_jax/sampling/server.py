@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from dynarag_jax.chat import Chat, Failed
+from dynarag_jax.chat import ChatServer, Failed
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import (
     TEMPLATE_SETTINGS,
@@ -30,23 +30,11 @@ from dynarag_jax.sampling.sampler import Sampling
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(ChatServer):
     """An OpenAI-compatible server that writes the lists in place of the policy."""
 
     url: str = ""
     """its address up to and including /v1; empty samples here"""
-    model: str = ""
-    """the name it serves the model by"""
-    key_variable: str = "OPENAI_API_KEY"
-    """environment variable that holds the key, if the server wants one"""
-    parallel: int = 16
-    """requests at once"""
-    timeout: float = 120.0
-    """seconds for one request"""
-    retries: int = 4
-    """further attempts after a failed one"""
-    backoff: float = 1.0
-    """seconds before the first of them, twice as long before each next; Retry-After comes first"""
     max_tokens: int = 256
     """tokens of a list at most, a thought before it included; a longer reply is missing"""
     template_settings: bool = True
@@ -54,16 +42,9 @@ class ServerConfig:
     that can think first do not; false for servers that refuse the field"""
 
     def __post_init__(self) -> None:
-        if self.url and not self.url.startswith(("http://", "https://")):
-            raise InputError(f"server: url = {self.url!r} must begin with http:// or https://")
-        if self.url and not self.model:
-            raise InputError("server: 'model' is empty; name the model the server serves")
-        if self.parallel < 1 or self.retries < 0 or self.max_tokens < 1:
-            raise InputError(
-                "server: parallel and max_tokens must be positive, retries not below 0"
-            )
-        if not (self.timeout > 0 and self.backoff >= 0):
-            raise InputError("server: timeout must be positive, backoff not negative")
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise InputError("server: max_tokens must be positive")
 
 
 class ServerLists:
@@ -93,10 +74,7 @@ class ServerLists:
         self._sampling, self._samples = sampling, samples
         self._todo = deque(questions)
         self._closed = threading.Event()
-        self._chat = Chat(
-            "server", config.url, key, config.key_variable, config.timeout, config.retries,
-            config.backoff, self._closed,
-        )  # fmt: skip
+        self._chat = config.chat(key, self._closed)
         self._pool = ThreadPoolExecutor(config.parallel, thread_name_prefix="server")
         self._inside: dict[Future[list[Reply]], tuple[Question, int]] = {}
 

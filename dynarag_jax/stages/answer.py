@@ -27,10 +27,12 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.stages.common.predicting import counted
 from dynarag_jax.stages.common.scores import score_once
+from dynarag_jax.stages.common.servers import generator_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Answer:
     batch: SameResult[int] = 64
     """prompts at once"""
     engine: SameResult[EngineConfig] = EngineConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    """a server that answers in place of the model"""
 
     def __post_init__(self) -> None:
         require_positive("answer", "k", (self.k,))
@@ -130,6 +134,7 @@ def run(context: Context, stage: Answer) -> None:
         output = context.stage_directory / name
         with (
             JsonlAppender(output) as rows,
+            generator_of(context, stage.generator, sampler) as generator,
             context.progress(len(questions), name) as bar,
         ):
             pairs = zip(questions, chosen[name], strict=True)
@@ -139,7 +144,7 @@ def run(context: Context, stage: Answer) -> None:
             for first in range(0, len(todo), group):
                 part, own = zip(*todo[first : first + group], strict=True)
                 with counted(sampler, bar, len(part)):
-                    for question, found in answer(sampler, part, own):
+                    for question, found in answer(sampler, part, own, generator):
                         rows.append(prediction_to_json(found, question, system))
         failed = [line for _, line in read_jsonl(output) if "failed" in line]
         if questions and len(failed) == len(questions):

@@ -43,6 +43,7 @@ from dynarag_jax.policy.model import Policy, load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
@@ -51,6 +52,7 @@ from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
 from dynarag_jax.stages.common.predicting import PromptCount, Reranking, add_aside, predict, without
 from dynarag_jax.stages.common.scores import score_once
+from dynarag_jax.stages.common.servers import generator_of
 
 Baseline = Literal["none", "top-k", "static", "oracle"]
 
@@ -97,6 +99,8 @@ class Bench:
     batch: SameResult[int] = 64
     """prompts at once"""
     engine: SameResult[EngineConfig] = EngineConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    """a server that answers in place of the model"""
 
     def chosen(self) -> dict[str, str]:
         """The datasets to run."""
@@ -314,9 +318,11 @@ def run(context: Context, stage: Bench) -> None:
             by_length = samplers(context, stage, policy)
             for name, questions in data.items():
                 sampler = by_length[answer_tokens(stage, name)]
-                for system, chosen in work[name].items():
-                    own = Reranking(stage.sampling, stage.windows) if chosen is None else chosen
-                    predict(sampler, own, outputs[name], system, questions, bar)
+                with generator_of(context, stage.generator, sampler) as generator:
+                    for system, chosen in work[name].items():
+                        how = Reranking(stage.sampling, stage.windows) if chosen is None else chosen
+                        rows = outputs[name]
+                        predict(sampler, how, rows, system, questions, bar, generator)
             del policy, by_length
     finish(context, stage, everyone, kinds, sizes)
 

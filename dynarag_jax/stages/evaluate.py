@@ -38,6 +38,7 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import Rollout, rollout_to_json
+from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.list_sources import policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
@@ -47,6 +48,7 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
 from dynarag_jax.stages.common.predicting import PromptCount, counted
+from dynarag_jax.stages.common.servers import generator_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Evaluate:
     batch: SameResult[int] = 64
     """prompts sampled at once"""
     engine: SameResult[EngineConfig] = EngineConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    """a server that answers in place of the model"""
 
     def __post_init__(self) -> None:
         check_windows(self.windows, self.prompts, self.more_passages)
@@ -181,7 +185,10 @@ def run(context: Context, stage: Evaluate) -> None:
                 asked = [questions[i] for i in todo]
                 count = PromptCount(stage.prompts, stage.windows)
                 count.add(asked, lists=system in own, answers=True)
-                with counted(sampler, bar, count.most):
+                with (
+                    counted(sampler, bar, count.most),
+                    generator_of(context, stage.generator, sampler) as generator,
+                ):
                     if system in own:
                         some = [question for question in asked if question.passages]
                         made = iter(choose(sampler, system, stage, some, context.run.seed))
@@ -195,7 +202,7 @@ def run(context: Context, stage: Evaluate) -> None:
                         else:
                             listed.append(question)
                             lists.append(one)
-                    for question, found in answer(sampler, listed, lists):
+                    for question, found in answer(sampler, listed, lists, generator):
                         rows.append(scored_line(found, question, system, scored))
             if place == 0 and stage.examples:
                 write_examples(context, stage, sampler, [q for q in questions if q.passages])
@@ -230,11 +237,14 @@ def write_examples(
     """Sample lists for the questions that the report shows: examples.jsonl."""
     shown = examples(questions, stage.examples)
     source = policy_lists(sampler, shown, stage.examples_sampling, stage.samples)
-    found = {
-        one.id: one
-        for one in roll_out(sampler, sampler, source, stage.samples, stage.reward)
-        if isinstance(one, Rollout)
-    }
+    with generator_of(context, stage.generator, sampler) as generator:
+        found = {
+            one.id: one
+            for one in roll_out(
+                sampler, sampler, source, stage.samples, stage.reward, generator=generator
+            )
+            if isinstance(one, Rollout)
+        }
     if lost := [question.id for question in shown if question.id not in found]:
         context.log(f"{len(lost)} of the examples cannot be sampled and are left out: '{lost[0]}'")
     rows = [rollout_to_json(found[question.id]) for question in shown if question.id in found]

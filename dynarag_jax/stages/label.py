@@ -11,7 +11,6 @@ Writes each question file with its lists into RUN/label, and says their mean len
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,8 +25,9 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
-from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
+from dynarag_jax.rewards.judge import Judge, JudgeConfig
 from dynarag_jax.stages.common.scores import score_once
+from dynarag_jax.stages.common.servers import key_of, replies_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def run(context: Context, stage: Label) -> None:
     scorer = load_scorer(inputs["scorer"], stage.dtype) if stage.source == "scores" else None
     judge = None
     if stage.source == "judge":
-        key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
-        judge = Judge(stage.judge, key, Replies(context.path(stage.judge.cache)))
+        judge = Judge(stage.judge, key_of(stage.judge), replies_of(context, stage.judge))
     with judge or nullcontext():
         label_files(context, stage, paths, scorer, judge)
 

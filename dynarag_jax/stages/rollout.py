@@ -12,7 +12,6 @@ cannot be served are set aside in rejects.jsonl, each with the reason.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -32,16 +31,18 @@ from dynarag_jax.processes import ProcessTeam, ids_of, merge, part, parts, wait
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.rewards.judge import Judge, JudgeConfig, Replies
+from dynarag_jax.rewards.judge import Judge, JudgeConfig
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
 from dynarag_jax.rollout_records import Rollout, rollout_to_json
+from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.list_sources import ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.rollouts import roll_out
+from dynarag_jax.sampling.rollouts import check_server_rewards, roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.stages.common.candidates import to_learn, too_many
+from dynarag_jax.stages.common.servers import generator_of, key_of, replies_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SampleRollouts:
     """Sample lists, answer from each, reward the answers."""
 
     model: str = "{run}/sft/model"
-    """the policy: it writes the lists and the answers"""
+    """the policy: it writes the lists, and the answers unless a server does"""
     reference: str = ""
     """model behind the reference log-probabilities; empty is the policy itself"""
     questions: str = "{run}/label/train.jsonl"
@@ -71,7 +72,13 @@ class SampleRollouts:
     """prompts sampled at once"""
     engine: SameResult[EngineConfig] = EngineConfig()
     server: ServerConfig = ServerConfig()
-    """another source of the lists; answers and log-probabilities come from here all the same"""
+    """another source of the lists; log-probabilities come from here all the same"""
+    generator: GeneratorConfig = GeneratorConfig()
+    """a server that answers in place of the policy: the black box whose answers are rewarded"""
+
+    def __post_init__(self) -> None:
+        if self.generator.url:
+            check_server_rewards(self.reward, self.answers)
 
 
 ROLLOUTS, REJECTS = "rollouts", "rejects"
@@ -122,10 +129,13 @@ def run(context: Context, stage: SampleRollouts) -> None:
             if reject.id not in done:
                 account.reject(outputs[REJECTS], reject)
     try:
-        with context.progress(len(questions), context.stage) as bar:
+        with (
+            generator_of(context, stage.generator, sampler, team) as generator,
+            context.progress(len(questions), context.stage) as bar,
+        ):
             bar.start_at(sum(q.id in done for q in questions), len(questions))
             for result in roll_out(
-                sampler, reference, source, stage.samples, scorer, stage.answers
+                sampler, reference, source, stage.samples, scorer, stage.answers, generator
             ):
                 if isinstance(result, Reject):
                     account.reject(outputs[REJECTS], result)
@@ -194,7 +204,7 @@ def source_of(
     """Where the lists come from."""
     if not stage.server.url:
         return policy_lists(sampler, questions, stage.sampling, stage.samples)
-    key = os.environ.get(stage.server.key_variable, "") if stage.server.key_variable else ""
+    key = key_of(stage.server)
     return ServerLists(stage.server, sampler, questions, stage.sampling, stage.samples, key)
 
 
@@ -202,18 +212,8 @@ def scorer_of(context: Context, stage: SampleRollouts, team: ProcessTeam) -> Sco
     """The reward with the models that its terms need."""
     judge = None
     if stage.reward.judge:
-        if team.several and team.count < team.processes:
-            raise InputError(
-                "the reward weighs 'judge', and several processes share questions on this mesh, so "
-                "that each would ask for itself; run.mesh.data and run.mesh.fsdp can divide them"
-            )
-        path = context.path(stage.judge.cache)
-        others = sorted(path.parent.glob(f"{path.stem}.part-*.jsonl"))
-        if team.several:
-            others = [path, *others]
-            path = path.with_name(f"{path.stem}.part-{team.index}.jsonl")
-        key = os.environ.get(stage.judge.key_variable, "") if stage.judge.key_variable else ""
-        judge = Judge(stage.judge, key, Replies(path, [p for p in others if p.exists()]))
+        replies = replies_of(context, stage.judge, team)
+        judge = Judge(stage.judge, key_of(stage.judge), replies)
     bertscore = stage.bertscore.load() if stage.reward.bertscore else None
     return Scorer(stage.reward, bertscore=bertscore, judge=judge)
 

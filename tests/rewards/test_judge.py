@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynarag_jax.chat_cache import Replies
 from dynarag_jax.errors import InputError
 from dynarag_jax.replies import Reply
-from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Judgment, Replies
+from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Judgment
 from dynarag_jax.rewards.verdicts import parse_verdict
 from tests.local_server import JsonHandler, serving
 
@@ -234,7 +235,7 @@ def test_replies_belong_to_one_run_at_a_time_and_are_checked(tmp_path):
     assert (read.get("a"), read.get("b")) == (Reply("85"), Reply("", "it was cut off"))
     read.close()
     path.write_text('{"key": "a", "reply": 85}\n')
-    with pytest.raises(InputError, match=r"judge.jsonl:1: not a judge's reply"):
+    with pytest.raises(InputError, match=r"judge.jsonl:1: not a reply on record"):
         Replies(path)
 
 

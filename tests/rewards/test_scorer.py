@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from dynarag_jax.chat_cache import Replies, reply_key
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder
 from dynarag_jax.metrics.bertscore import BertScorer
 from dynarag_jax.models.encoder import EncoderConfig, init_params
 from dynarag_jax.records import Question
 from dynarag_jax.replies import Reply
-from dynarag_jax.rewards import judge as judging
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig, Replies
+from dynarag_jax.rewards.judge import Asked, Judge, JudgeConfig
 from dynarag_jax.rewards.scorer import Answered, BertScoreConfig, Scorer
 from tests.local_server import JsonHandler, serving
 
@@ -55,10 +55,11 @@ def judge(tmp_path):
 
 def _judge(tmp_path, url: str):
     config = JudgeConfig(url, "m", retries=0, timeout=5.0)
-    with Judge(config, replies=Replies(tmp_path / "judge.jsonl")) as judge:
+    replies = Replies(tmp_path / "judge.jsonl")
+    with Judge(config, replies=replies) as judge:
         for answer, says in {"lira": "92.5", "orta": "Not bad.", "the port": "Score: 1/10"}.items():
-            key = judging._key(judge._body(Asked(QUESTION.text, QUESTION.answers, answer)))
-            judge.replies.put(key, Reply(says), 9)
+            key = reply_key(judge._body(Asked(QUESTION.text, QUESTION.answers, answer)))
+            replies.put(key, Reply(says), 9)
         yield judge
 
 

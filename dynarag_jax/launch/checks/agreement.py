@@ -53,6 +53,7 @@ def check_keys(subject: Subject) -> list[Finding]:
         kind, reward = kinds(stage), getattr(stage, "reward", None)
         used = {
             "server": "SampleRollouts" in kind,
+            "generator": True,
             "judge": ("Label" in kind and stage.source == "judge")
             or ("SampleRollouts" in kind and reward is not None and reward.judge),
         }

@@ -14,6 +14,7 @@ from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.progress import Progress
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
+from dynarag_jax.sampling.answer_server import ServerAnswers
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.reranking import expected_prompts, try_rerank
@@ -105,11 +106,13 @@ def predict(
     system: str,
     questions: Sequence[Question],
     bar: Progress,
+    generator: ServerAnswers | None = None,
 ) -> None:
     """Append a system's predictions of one dataset, those that are not there.
 
     Args:
       lists: how the model writes its own lists, or a list for each question.
+      generator: a server that answers in place of the model.
     """
     left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
     # Some batches at once, so that the windows of many questions meet.
@@ -118,11 +121,11 @@ def predict(
         places = left[first : first + group]
         part = [questions[i] for i in places]
         if isinstance(lists, Reranking):
-            lines = _rerank_and_answer(sampler, lists, system, part)
+            lines = _rerank_and_answer(sampler, lists, system, part, generator)
             count = PromptCount(sampler.prompts, lists.windows)
             expected = count.add(part, lists=True, answers=True).most
         else:
-            found = answer(sampler, part, [lists[i] for i in places])
+            found = answer(sampler, part, [lists[i] for i in places], generator)
             lines = (prediction_to_json(one, question, system) for question, one in found)
             expected = len(part)
         with counted(sampler, bar, expected):
@@ -131,7 +134,11 @@ def predict(
 
 
 def _rerank_and_answer(
-    sampler: PolicySampler, how: Reranking, system: str, questions: Sequence[Question]
+    sampler: PolicySampler,
+    how: Reranking,
+    system: str,
+    questions: Sequence[Question],
+    generator: ServerAnswers | None,
 ) -> Iterator[dict[str, Any]]:
     """A model's lists and its answers from them; a question without a list fails."""
     # For a question without candidates there is one list.
@@ -146,5 +153,5 @@ def _rerank_and_answer(
         else:
             bare.append(question)
             chosen.append(result.list)
-    for question, one in answer(sampler, bare, chosen):
+    for question, one in answer(sampler, bare, chosen, generator):
         yield prediction_to_json(one, question, system)

@@ -57,6 +57,26 @@ def relative(
     return jnp.where((counts > 0) & (size > 1), away, 0.0)
 
 
+def posterior(likelihoods: jax.Array, counts: jax.Array) -> jax.Array:
+    """How much of what was drawn is behind the observed outcome: the E-step over latent choices.
+
+    ``w_i = c_i p_i / sum of c_j p_j``. Drawn from a policy, the branches are its prior, so that a
+    sum weighted by ``w`` estimates the expectation under ``pi(i | outcome)``, which is proportional
+    to ``pi(i) p(outcome | i)``: self-normalized importance sampling, its bias of order 1/samples.
+
+    Args:
+      likelihoods: [..., N], ``p`` of the outcome given each branch; not negative.
+      counts: [..., N], how many samples each branch is; 0 where there is none.
+
+    Returns:
+      [..., N] summing to 1; 0 where no branch makes the outcome possible.
+    """
+    share = jnp.where(counts > 0, counts * likelihoods, 0.0)
+    # By the largest first, so that small likelihoods do not vanish beside nothing.
+    share = share / jnp.maximum(share.max(-1, keepdims=True), jnp.finfo(share.dtype).tiny)
+    return share / jnp.maximum(share.sum(-1, keepdims=True), 1e-30)
+
+
 class Surrogate(NamedTuple):
     """A clipped policy-gradient loss, and where clipping stopped the gradient, each [...]."""
 

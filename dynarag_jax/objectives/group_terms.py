@@ -131,3 +131,39 @@ class Grpo(_Group):
         figures = {name: _mean(x, counts) for name, x in mean.items()}
         figures["reward"] = _mean(scores.rewards, counts)
         return over(rows, _mean(per_branch(loss), counts), figures)
+
+
+@dataclass(frozen=True)
+class Dro(Term):
+    """Direct retrieval-augmented optimization: lists as latent variables (arXiv 2505.03075).
+
+    An importance-weighted EM step: each sampled list is imitated by its share in making the
+    reference answer likely, ``-sum of w_i log pi(list_i)`` with constant
+    ``w_i = softmax of log p(answer | list_i)``. The rewards are the likelihoods, so the rollouts
+    are to be rewarded by ``likelihood`` alone. A list sampled several times counts as often, which
+    makes the policy the proposal; the E-step's quality is the figure ``effective_samples``.
+    """
+
+    reads_groups: ClassVar[bool] = True
+    reads_likelihoods: ClassVar[bool] = True
+
+    temperature: float = 1.0
+    """of the weights, ``p**(1/temperature)``; above 1 they are more even"""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"Dro: temperature = {self.temperature} must be positive")
+
+    def __call__(self, scores: LossInputs) -> Value:
+        rows, counts, where = _samples(scores)
+        likelihoods = jnp.maximum(scores.rewards, 0.0)
+        weights = group.posterior(likelihoods ** (1 / self.temperature), counts)
+        rows = rows & (weights.sum(-1) > 0)
+        loss = -(weights * summed(scores.constrained_logps, where)).sum(-1)
+        one = weights / jnp.maximum(counts, 1)
+        squares = (counts * jnp.square(one)).sum(-1)
+        figures = {
+            "likelihood": _mean(likelihoods, counts),
+            "effective_samples": 1 / jnp.maximum(squares, 1e-30),
+        }
+        return over(rows, loss, figures)

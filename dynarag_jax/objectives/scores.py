@@ -73,6 +73,8 @@ class Term:
     """of the data: all branches sampled for a prompt, with rewards and counts"""
     reads_behavior: ClassVar[bool] = False
     """of the data: log-probabilities under the weights that sampled"""
+    reads_likelihoods: ClassVar[bool] = False
+    """of the data: rewards that are the likelihood of a reference answer and nothing else"""
 
     weight: float = 0.0
     """factor of this term in the sum; 0 leaves it out"""

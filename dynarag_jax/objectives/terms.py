@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dynarag_jax.objectives.group_terms import Grpo, Rloo
+from dynarag_jax.objectives.group_terms import Dro, Grpo, Rloo
 from dynarag_jax.objectives.preference_terms import (
     Dpo,
     Hinge,
@@ -32,6 +32,7 @@ from dynarag_jax.objectives.supervised_terms import (
 
 __all__ = [
     "Dpo",
+    "Dro",
     "Grpo",
     "Hinge",
     "Ipo",
@@ -72,6 +73,7 @@ class Objectives:
     lipo: LipoLambda = LipoLambda()
     rloo: Rloo = Rloo()
     grpo: Grpo = Grpo()
+    dro: Dro = Dro()
 
     def active(self) -> dict[str, Term]:
         """The terms of nonzero weight, by name."""
@@ -79,7 +81,8 @@ class Objectives:
         return {name: term for name, term in terms.items() if term.weight != 0}
 
     def reads(
-        self, what: Literal["prompt", "ids", "pairs", "groups", "behavior", "reference"]
+        self,
+        what: Literal["prompt", "ids", "pairs", "groups", "behavior", "reference", "likelihoods"],
     ) -> list[str]:
         """Names of the active terms that need these arrays."""
         return [n for n, term in self.active().items() if getattr(term, f"reads_{what}")]

@@ -136,8 +136,16 @@ def check_rollouts(
             f"objective '{behavior[0]}' needs samples of one prompt, and answers come from "
             f"different lists; train answers on a preference objective"
         )
+    likelihoods = objectives.reads("likelihoods")
+    if answers and likelihoods:
+        raise InputError(
+            f"objective '{likelihoods[0]}' weighs lists by what they make likely, and answers are "
+            f"no lists; train answers on a preference objective"
+        )
     for rollout in rollouts:
         where = f"{expected.rollouts}: question '{rollout.id}'"
+        if likelihoods:
+            _check_likelihoods(rollout, where, likelihoods[0])
         if answers and rollout.answers is None:
             raise InputError(
                 f"{where} has no scored answers; sample with --answers True, or {MEND} "
@@ -183,6 +191,27 @@ def check_rollouts(
                     f"{where}: no log-probabilities of the sampling policy by token, which "
                     f"'{behavior[0]}' reads; {MEND} --policy MODEL"
                 )
+
+
+def _check_likelihoods(rollout: Rollout, where: str, name: str) -> None:
+    """Refuse rewards that are anything but a likelihood, up to its weight."""
+    weights = set()
+    for t in (t for t in rollout.trajectories if not t.missing):
+        likelihood = t.terms.get("likelihood")
+        if likelihood is None or t.reward < 0 or set(t.terms) != {"likelihood"}:
+            recorded = " + ".join(t.terms) or "unknown terms"
+            raise InputError(
+                f"{where}: objective '{name}' takes rewards for likelihoods of the reference "
+                f"answer, and these are of {recorded}; sample with --reward.likelihood 1 and every "
+                f"other weight 0"
+            )
+        if likelihood > 0:
+            weights.add(float(f"{t.reward / likelihood:.4g}"))
+    if len(weights) > 1:
+        raise InputError(
+            f"{where}: objective '{name}' takes rewards for likelihoods of the reference answer, "
+            f"and these carry a price of passages as well; sample with --reward.price 0"
+        )
 
 
 def _check_prompt(question: Question, prompt: Prompt, recorded: str) -> None:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynarag_jax.objectives.group import clipped_surrogate, kl_estimate, leave_one_out, relative
+from dynarag_jax.objectives.group import (
+    clipped_surrogate,
+    kl_estimate,
+    leave_one_out,
+    posterior,
+    relative,
+)
 
 
 def test_leave_one_out_takes_the_mean_of_the_others():
@@ -71,3 +77,37 @@ def test_the_kl_estimate_is_never_negative_and_unbiased():
     assert (estimate >= 0).all()
     assert (pi * estimate).sum() == pytest.approx((pi * np.log(pi / ref)).sum(), rel=1e-5)
     assert (np.asarray(kl_estimate(jnp.log(pi), jnp.log(pi))) == 0).all()
+
+
+def test_the_posterior_of_samples_estimates_the_exact_expectation():
+    """Over all lists of a case small enough to write down: DRO's gradient on m samples of the
+    policy against that of log sum of pi(list) p(answer | list), which it estimates."""
+    rng = np.random.default_rng(0)
+    logits, p = rng.normal(size=16), rng.uniform(0.01, 1, 16) ** 3  # a list each
+    pi = np.exp(logits) / np.exp(logits).sum()
+    exact = pi * p / (pi * p).sum() - pi  # by the logits: E under the posterior less that under pi
+    assert np.allclose(
+        exact, jax.grad(lambda x: jax.nn.logsumexp(jax.nn.log_softmax(x) + np.log(p)))(logits),
+        atol=1e-6,
+    )  # fmt: skip
+    biases, deviations = [], []
+    for m in (2, 8, 32, 128):
+        counts = rng.multinomial(m, pi, size=20000).astype(np.float32)
+        estimate = np.asarray(posterior(jnp.float32(np.tile(p, (20000, 1))), jnp.array(counts)))
+        # The gradient of sum of w log pi is w - pi, since the weights sum to 1.
+        assert np.allclose(estimate.sum(-1), 1, atol=1e-5)
+        off = estimate - pi - exact
+        biases.append(np.linalg.norm(off.mean(0)))
+        deviations.append(np.sqrt((off**2).sum(-1).mean()))
+    print("samples 2, 8, 32, 128: bias", np.round(biases, 4), "deviation", np.round(deviations, 3))
+    # Bias of order 1/m and deviation of order 1/sqrt(m), from 8 samples on.
+    assert biases[0] > biases[1] > biases[2]
+    assert biases[1] / biases[2] > 2.5 and biases[3] < 0.01
+    assert 1.6 < deviations[1] / deviations[2] < 2.4 and 1.6 < deviations[2] / deviations[3] < 2.4
+
+
+def test_the_posterior_of_nothing_is_nothing():
+    zero = posterior(jnp.zeros((1, 3)), jnp.ones((1, 3)))
+    assert not np.asarray(zero).any()
+    tiny = posterior(jnp.array([[1e-30, 3e-30, 9.0]]), jnp.array([[1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(tiny, [[0.25, 0.75, 0.0]], rtol=1e-4)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dynarag_jax.errors import InputError
 from dynarag_jax.objectives.terms import (
     Dpo,
+    Dro,
     Grpo,
     Hinge,
     Ipo,
@@ -170,11 +171,31 @@ def test_grpo_clips_tokens_and_pulls_toward_the_reference():
         assert value.count == (tokens if normalize == "tokens" else 3)
 
 
+def test_dro_imitates_lists_by_their_share_in_the_answer():
+    """w = c p^(1/T) / sum, loss = -sum w log pi(list); a row without any likelihood is none."""
+    scores = make_scores()
+    scores = scores._replace(rewards=scores.rewards.at[2].set(0.0))
+    logps = np.where(scores.token_mask, scores.constrained_logps, 0).sum(-1)
+    rewards = np.asarray(scores.rewards)
+    for temperature in (1.0, 2.0):
+        total, samples = 0.0, 0.0
+        for row, counts in ((0, np.array([2, 3])), (3, np.array([4, 0]))):
+            p = rewards[row] ** (1 / temperature)
+            w = counts * p / (counts * p).sum()
+            total -= (w * logps[row]).sum()
+            each = np.repeat(p / (counts * p).sum(), counts)
+            samples += 1 / (each**2).sum()
+        value = Dro(temperature=temperature)(scores)
+        assert value.total == pytest.approx(total, rel=1e-5) and value.count == 2
+        assert value.figures["effective_samples"] == pytest.approx(samples, rel=1e-5)
+
+
 TERMS = [
     TokenNll(), PromptNll(), ListMle(), ListNet(), RankNet(), LambdaLoss(),
     Dpo(chosen_nll=1.0), Dpo(label_smoothing=0.1, length_normalized=True), RobustDpo(), Hinge(),
     Ipo(), SimPo(), PlackettLuce(), LipoLambda(), Rloo(kl=0.1), Grpo(kl=0.1),
     Grpo(normalize="tokens"), Grpo(ratio="sequence", normalize="none", scale=False),
+    Dro(temperature=2.0),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("term", TERMS, ids=lambda t: type(t).__name__)
 JITTED = {id(term): jax.jit(term) for term in TERMS}

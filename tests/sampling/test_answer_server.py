@@ -89,7 +89,8 @@ def test_answers_come_from_the_server_and_what_it_cannot_say_is_missing(server, 
         source.close()
     assert (good, restarts, thinks, other) == ("river 1", "river 1", "here", "river 2")
     for missing, says in (
-        (broken, "HTTP 503"), (slow, "no answer within"), (mute, "nothing was said"), (cut, "cut off"),
+        (broken, "HTTP 503"), (slow, "no answer within"), (mute, "nothing was said"),
+        (cut, "cut off"),
     ):  # fmt: skip
         assert isinstance(missing, NoAnswer) and says in missing.reason
     assert isinstance(huge, InputError)  # the prompt cannot be written: nobody was asked

@@ -9,7 +9,7 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
-from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, PlackettLuce, SimPo, TokenNll
+from dynarag_jax.objectives.terms import Dpo, Dro, Grpo, Objectives, PlackettLuce, SimPo, TokenNll
 from dynarag_jax.policy.grammar import read_list
 from dynarag_jax.prompts import answer_prompt, decode_answer, rerank_prompt
 from dynarag_jax.records import Passage, Question
@@ -193,6 +193,31 @@ def test_stale_or_missing_log_probabilities_are_refused_in_one_line(bad, objecti
     with pytest.raises(InputError, match=message) as error:
         check_rollouts([GOOD, bad], objectives, EXPECTED)
     assert "\n" not in str(error.value)
+
+
+def test_dro_takes_only_rewards_that_are_likelihoods():
+    dro = Objectives(nll=TokenNll(0.0), dro=Dro(1.0))
+
+    def rewarded(*pairs, **terms):
+        lists = tuple(
+            Trajectory((i + 1,), reward=r, terms={"likelihood": p} | terms)
+            for i, (r, p) in enumerate(pairs)
+        )
+        return Rollout("q", 8, lists, "weights a", "weights a")
+
+    check_rollouts(
+        [rewarded((0.2, 0.2), (0.9, 0.9)), rewarded((1.0, 0.5), (0.0, 0.0))], dro, EXPECTED
+    )
+    for wrong, says in (
+        (rollout("a", 0.1, 0.2), "these are of unknown terms"),
+        (rewarded((0.5, 0.2), em=1.0), r"these are of likelihood \+ em"),
+        (rewarded((0.2, 0.2), (0.8, 0.9)), "these carry a price of passages"),
+        (rewarded((-0.1, 0.0)), "likelihoods of the reference"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_rollouts([wrong], dro, EXPECTED)
+    with pytest.raises(InputError, match="answers are no lists"):
+        check_rollouts([], dro, EXPECTED, answers=True)
 
 
 def test_objectives_that_would_do_nothing_are_refused():

@@ -8,6 +8,7 @@ import warnings
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
 from dynarag_jax.stages.compare import Compare
+from dynarag_jax.stages.contrast import Contrast
 from dynarag_jax.stages.embed import Embed
 from dynarag_jax.stages.evaluate import Evaluate
 from dynarag_jax.stages.export import Export
@@ -37,6 +38,7 @@ __all__ = [
     "BuildIndex",
     "Compare",
     "Contexts",
+    "Contrast",
     "Embed",
     "Evaluate",
     "Export",

@@ -117,6 +117,7 @@ def makes(stage: Any) -> set[str] | None:
         "TrainTokenizer": {"tokenizer"},
         "SampleRollouts": {"rollouts.jsonl", "rejects.jsonl"},
         "Reference": {"rollouts.jsonl"},
+        "Contrast": {"rollouts.jsonl"},
         "Export": {"model", "adapters"},
     }
     return next((made for name, made in fixed.items() if name in kind), None)

@@ -196,6 +196,7 @@ def test_servers_without_a_key_are_noted_and_judges_without_a_url_refused(place,
         one = checks.check_keys(subject(rollout=SampleRollouts(reward=weighed, judge=judge)))
         assert [f.level for f in one] == [level]
     assert checks.check_keys(subject()) == []
+    assert checks.check_keys(subject(sft=Sft())) == []  # its generator is a stream, not a server
 
 
 def test_stages_that_disagree_are_noted(place):

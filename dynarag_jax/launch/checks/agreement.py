@@ -53,7 +53,8 @@ def check_keys(subject: Subject) -> list[Finding]:
         kind, reward = kinds(stage), getattr(stage, "reward", None)
         used = {
             "server": "SampleRollouts" in kind,
-            "generator": True,
+            # Of a training stage it is a stream of answers.
+            "generator": "Train" not in kind,
             "judge": ("Label" in kind and stage.source == "judge")
             or ("SampleRollouts" in kind and reward is not None and reward.judge),
         }

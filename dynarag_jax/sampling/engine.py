@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -24,8 +25,15 @@ from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.processes import ProcessTeam
-from dynarag_jax.sampling.choice import Settings
-from dynarag_jax.sampling.pool import Entering, Pool, PoolShape, free_bytes, no_requests, slot_bytes
+from dynarag_jax.sampling.pool import (
+    Entering,
+    Pool,
+    PoolShape,
+    fill_row,
+    free_bytes,
+    no_requests,
+    slot_bytes,
+)
 from dynarag_jax.sampling.requests import (
     STOPS,
     EngineConfig,
@@ -33,7 +41,7 @@ from dynarag_jax.sampling.requests import (
     Request,
     Sampled,
     common_prefix,
-    request_key,
+    why_refused,
 )
 from dynarag_jax.sampling.sampler import Mode
 from dynarag_jax.sharding import batch_shards
@@ -78,15 +86,16 @@ class Engine:
         self.team = ProcessTeam(mesh)
         self.work = EngineCounts()
         shards = batch_shards(mesh)
-        self._lengths = sorted(lengths)
-        self._most = dict.fromkeys(self._lengths, -(-slots // shards) * shards)
-        self._waiting: dict[int, deque[Request]] = {n: deque() for n in self._lengths}
+        self.lengths = sorted(lengths)
+        self._most = dict.fromkeys(self.lengths, -(-slots // shards) * shards)
+        self._waiting: dict[int, deque[Request]] = {n: deque() for n in self.lengths}
         self._refused: list[Sampled] = []
         self._needs = [0, 0, 0, 0]
         self._budget, self._arrays = budget, arrays
         self._pools: dict[int, Pool] = {}
         self._pool: Pool | None = None
-        self._length = 0
+        self._length = self._rounds = 0
+        self._others = False
         self._guests: list[Request | None] = []
         self._resident = np.zeros((0, 0), np.int32)
 
@@ -94,7 +103,10 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; one that cannot be served is refused by the next ``step``."""
-        reason, size = self._wrong(request), len(request.prompt)
+        size = len(request.prompt)
+        ids = self.grammar.order.shape[0] if self.grammar is not None else 0
+        limits = (self.cfg.vocab, self.lengths[-1], self.branches, self.max_tokens, ids)
+        reason = why_refused(request, *limits)
         if reason:
             self._refused.append(Sampled(request.id, refused=reason))
             return
@@ -105,29 +117,7 @@ class Engine:
             request.sampling.filters,
         )
         self._needs = [int(a or b) for a, b in zip(self._needs, needs, strict=True)]
-        self._waiting[min(n for n in self._lengths if n >= size)].append(request)
-
-    def _wrong(self, request: Request) -> str:
-        size, ids = len(request.prompt), 0
-        if self.grammar is not None:
-            ids = self.grammar.order.shape[0]
-        if not size:
-            return "the prompt is empty"
-        if request.sampling.method != "independent":
-            return f"method '{request.sampling.method}' is a search, not a way to draw tokens"
-        if size > self._lengths[-1]:
-            return f"its prompt of {size} tokens exceeds the longest of {self._lengths[-1]}"
-        if max(request.prompt) >= self.cfg.vocab or min(request.prompt) < 0:
-            return f"its prompt holds a token outside the vocabulary of {self.cfg.vocab}"
-        if request.shown is not None and not 0 <= request.shown <= ids:
-            return f"it shows {request.shown} passages, and the grammar has {ids} ids"
-        if request.branches > self.branches:
-            return f"it asks for {request.branches} branches, more than {self.branches}"
-        if request.max_tokens > self.max_tokens:
-            return f"it asks for {request.max_tokens} tokens, more than {self.max_tokens}"
-        if len(request.stops) > STOPS:
-            return f"it has {len(request.stops)} stop tokens, more than {STOPS}"
-        return ""
+        self._waiting[min(n for n in self.lengths if n >= size)].append(request)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Sampled]:
         """Sample all requests; yields results as they finish, refusals among them.
@@ -147,6 +137,27 @@ class Engine:
             yield from self.step()
             if not self.team.any(more or self.busy):
                 return
+
+    def cancel(self, request_id: str) -> None:
+        """Stop working on a request, waiting or in flight, if it is there. One process only."""
+        for length, waiting in self._waiting.items():
+            self._waiting[length] = deque(r for r in waiting if r.id != request_id)
+        self._refused = [one for one in self._refused if one.id != request_id]
+        for slot, guest in enumerate(self._guests):
+            if guest is not None and guest.id == request_id:
+                self._guests[slot] = None
+                self._require_pool().leave(slot)
+
+    def written(self) -> dict[str, tuple[int, ...]]:
+        """What the first branch of each request in flight has written so far, by request."""
+        if self._pool is None or not any(self._guests):
+            return {}
+        tokens, written = self._pool.read("tokens", "written")
+        return {
+            guest.id: tuple(tokens[slot, 0, : written[slot, 0]].tolist())
+            for slot, guest in enumerate(self._guests)
+            if guest is not None
+        }
 
     @property
     def busy(self) -> bool:
@@ -173,17 +184,28 @@ class Engine:
         return results
 
     def _choose_pool(self) -> bool:
-        """Stay with the pool while it has work, then take the length that waits most."""
-        waiting = [len(self._waiting[n]) for n in self._lengths]
+        """Stay with the pool while it has work, then take the length that waits most.
+
+        With ``patience`` stay only for so long where other lengths wait, and take one of these.
+        """
+        waiting = [len(self._waiting[n]) for n in self.lengths]
         guests = sum(g is not None for g in self._guests)
         *totals, occupied = self.team.sum([*waiting, guests])
-        current = self._lengths.index(self._length) if self._pool else 0
-        if self._pool and (occupied or totals[current]):
+        current = self.lengths.index(self._length) if self._pool else 0
+        self._others = self._pool is not None and sum(totals) > totals[current]
+        if self._pool and (occupied or (totals[current] and not self._leaving)):
             return True
+        if self._leaving:
+            totals[current] = 0
         self._let_go()
         # Among equals the longest, so that what does not fit is known early.
         best = max(range(len(totals)), key=lambda i: (totals[i], i))
-        return bool(totals[best]) and self._open(self._lengths[best])
+        return bool(totals[best]) and self._open(self.lengths[best])
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether the pool has had its turn, and takes in no more prompts."""
+        return self._others and 0 < self.config.patience <= self._rounds
 
     def _let_go(self) -> None:
         if self._pool is not None:
@@ -221,7 +243,7 @@ class Engine:
                 self.cfg, self.mesh, self._shape(length, slots), self.grammar, self.config.chunk
             )
         self._pools[length] = self._pool = pool
-        self._length = length
+        self._length, self._rounds = length, 0
         self._guests = [None] * len(pool.local)
         self._resident = np.full((len(pool.local), length), -1, np.int32)
         pool.reset()
@@ -258,11 +280,12 @@ class Engine:
     def _refill(self) -> None:
         """Fill the free slots, some prompts at a time; equally often in every process."""
         pool = self._require_pool()
-        while True:
+        while not self._leaving:
             entering, chosen = self._select(pool)
             most, shared = self.team.max([len(chosen), int(entering.start.max())])
             if not most:
                 return
+            self._rounds += 1
             for request, slot in chosen:
                 self._guests[slot] = request
                 self._resident[slot] = -1
@@ -299,9 +322,13 @@ class Engine:
                 continue
             best = max((h for h in range(own) if free[h]), key=lambda h: (known[h][0], -used[h]))
             slot = free[best].pop(0)
-            _fill_row(
-                entering, best * rows + used[best], request, self, slot - best * size, known[best]
+            asked = replace(
+                request,
+                branches=request.branches or self.branches,
+                max_tokens=request.max_tokens or self.max_tokens,
             )
+            row, into = best * rows + used[best], slot - best * size
+            fill_row(entering, row, asked, self.seed, into, known[best])
             used[best] += 1
             chosen.append((request, slot))
         waiting.extendleft(reversed(later))
@@ -370,26 +397,3 @@ class Engine:
         if self._pool is None:
             raise RuntimeError("an engine works without a pool")
         return self._pool
-
-
-def _fill_row(
-    entering: Entering,
-    row: int,
-    request: Request,
-    engine: Engine,
-    into: int,
-    known: tuple[int, int],
-) -> None:
-    """Write a request into a row of what is about to enter."""
-    size, how = len(request.prompt), request.sampling
-    entering.trunk[row, :size] = request.prompt
-    entering.lengths[row] = size
-    entering.seeds[row] = request_key(engine.seed, request.key or request.id)
-    entering.shown[row], entering.listed[row] = request.shown or 0, request.shown is not None
-    entering.limit[row] = request.max_tokens or engine.max_tokens
-    entering.stops[row, : len(request.stops)] = request.stops
-    entering.branches[row] = request.branches or engine.branches
-    settings = Settings(how.temperature, how.top_p, how.top_k, how.min_p)
-    for array, value in zip(entering.settings, settings, strict=True):
-        array[row] = value
-    entering.into[row], entering.start[row], entering.source[row] = into, *known

@@ -92,12 +92,14 @@ class PolicySampler:
     def list_engine(self, samples: int) -> Engine:
         """The engine that writes ``samples`` lists a question."""
         if samples not in self._list_engines:
-            longest = self.policy.spelling.longest(self.prompts.max_list)
-            lengths = buckets(self.prompts.rerank_tokens)
-            self._list_engines[samples] = self._engine(
-                samples, longest, lengths, self.policy.grammar
-            )
+            self._list_engines[samples] = self.new_list_engine(samples)
         return self._list_engines[samples]
+
+    def new_list_engine(self, samples: int) -> Engine:
+        """One of its own, for who submits requests as they come."""
+        longest = self.policy.spelling.longest(self.prompts.max_list)
+        lengths = buckets(self.prompts.rerank_tokens)
+        return self._engine(samples, longest, lengths, self.policy.grammar)
 
     def _engine(
         self, branches: int, longest: int, lengths: Sequence[int], grammar: Grammar | None
@@ -209,6 +211,10 @@ class PolicySampler:
     @functools.cached_property
     def answer_engine(self) -> Engine:
         """The engine that writes answers."""
+        return self.new_answer_engine()
+
+    def new_answer_engine(self) -> Engine:
+        """One of its own, for who submits requests as they come."""
         lengths = buckets(self.prompts.answer_prompt_tokens)
         return self._engine(1, self.prompts.answer_tokens, lengths, None)
 

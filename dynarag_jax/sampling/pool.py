@@ -22,6 +22,7 @@ from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
+from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
 from dynarag_jax.sharding import named, spec
 
@@ -82,6 +83,28 @@ def no_requests(shape: PoolShape, rows: int) -> Entering:
         source=zeros.copy(),
         start=zeros.copy(),
     )
+
+
+def fill_row(
+    entering: Entering, row: int, request: Request, seed: int, into: int, known: tuple[int, int]
+) -> None:
+    """Write a request, its branches and tokens given, into a row of what is about to enter.
+
+    Args:
+      known: tokens it has in common with a slot of its shard, and that slot.
+    """
+    size, how = len(request.prompt), request.sampling
+    entering.trunk[row, :size] = request.prompt
+    entering.lengths[row] = size
+    entering.seeds[row] = request_key(seed, request.key or request.id)
+    entering.shown[row], entering.listed[row] = request.shown or 0, request.shown is not None
+    entering.limit[row] = request.max_tokens
+    entering.stops[row, : len(request.stops)] = request.stops
+    entering.branches[row] = request.branches
+    settings = Settings(how.temperature, how.top_p, how.top_k, how.min_p)
+    for array, value in zip(entering.settings, settings, strict=True):
+        array[row] = value
+    entering.into[row], entering.start[row], entering.source[row] = into, *known
 
 
 def trunk_bytes(cfg: DecoderConfig, length: int) -> int:
@@ -264,6 +287,22 @@ class Pool:
             out_shardings=self._layout,
             donate_argnums=1,
         )(params, slots, arrays, self.grammar, np.int32(want), np.int32(steps))
+
+    def leave(self, slot: int) -> None:
+        """End the branches of a slot: nothing waits for them any more."""
+
+        def run(slots: Slots, slot: Any) -> Slots:
+            done = slots.rows.done | (jnp.arange(self.shape.slots) == slot)[:, None]
+            return slots._replace(rows=slots.rows._replace(done=done))
+
+        slots, self.slots = self.slots, None
+        self.slots = self._run(
+            "leave",
+            run,
+            in_shardings=(self._layout, None),
+            out_shardings=self._layout,
+            donate_argnums=0,
+        )(slots, np.int32(slot))
 
     # ------------------------------------------------------------------ this process's part
 

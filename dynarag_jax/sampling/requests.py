@@ -28,6 +28,9 @@ class EngineConfig:
     """share of the slots that must be free before waiting prompts enter"""
     turn: int = 64
     """tokens decoded at most before finished results are handed out"""
+    patience: int = 0
+    """times that prompts enter a pool before another length that waits has its turn, for requests
+    that come without end; 0 finishes one length after the other"""
     share: int = 64
     """a prompt that begins with this many tokens of one in flight takes them from its cache;
     0 computes every prompt whole"""
@@ -40,8 +43,9 @@ class EngineConfig:
         for name in ("chunk", "turn"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine: {name} = {getattr(self, name)} must be positive")
-        if self.share < 0:
-            raise InputError(f"engine: share = {self.share} must not be negative")
+        for name in ("share", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"engine: {name} = {getattr(self, name)} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -126,3 +130,32 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     n = min(len(a), len(b))
     differs = np.asarray(a[:n]) != np.asarray(b[:n])
     return int(differs.argmax()) if differs.any() else n
+
+
+def why_refused(
+    request: Request, vocab: int, longest: int, branches: int, max_tokens: int, ids: int
+) -> str:
+    """Why an engine cannot serve a request; empty where it can.
+
+    Args:
+      longest: its longest prompt; ``branches``, ``max_tokens``: its most.
+      ids: of its grammar, 0 without one.
+    """
+    size = len(request.prompt)
+    if not size:
+        return "the prompt is empty"
+    if request.sampling.method != "independent":
+        return f"method '{request.sampling.method}' is a search, not a way to draw tokens"
+    if size > longest:
+        return f"its prompt of {size} tokens exceeds the longest of {longest}"
+    if max(request.prompt) >= vocab or min(request.prompt) < 0:
+        return f"its prompt holds a token outside the vocabulary of {vocab}"
+    if request.shown is not None and not 0 <= request.shown <= ids:
+        return f"it shows {request.shown} passages, and the grammar has {ids} ids"
+    if request.branches > branches:
+        return f"it asks for {request.branches} branches, more than {branches}"
+    if request.max_tokens > max_tokens:
+        return f"it asks for {request.max_tokens} tokens, more than {max_tokens}"
+    if len(request.stops) > STOPS:
+        return f"it has {len(request.stops)} stop tokens, more than {STOPS}"
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from dynarag_jax.records import Question, valid_list
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.reranking import try_rerank
-from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.sampling.windows import Plan, Positions, Seen, Windows, plan
+from dynarag_jax.serving.answering import warm_engine
 from dynarag_jax.serving.policies import (
     STOP,
     BatchedLists,
@@ -47,7 +48,7 @@ class WrittenLists:
         self.sampler, self.sampling = sampler, sampling
         self._windows, self._more = windows, more_passages
 
-    def _within(self, question: Question) -> Question | InputError:
+    def within(self, question: Question) -> Question | InputError:
         """The question with the candidates that a list is written over, by ``more_passages``."""
         ids = self.sampler.prompts.ids
         if len(question.passages) <= ids or self._more == "windows":
@@ -60,7 +61,7 @@ class WrittenLists:
         )
 
     def rank_lists(self, questions: Sequence[Question]) -> list[RankedList | InputError]:
-        whole = [self._within(question) for question in questions]
+        whole = [self.within(question) for question in questions]
         good = [question for question in whole if isinstance(question, Question)]
         found = iter(try_rerank(self.sampler, good, self.sampling, self._windows))
         results: list[RankedList | InputError] = []
@@ -73,15 +74,14 @@ class WrittenLists:
         return results
 
     def worker(self) -> ListWorker:
-        return BatchedLists(self, 4 * self.sampler.batch * self.sampler.prompts.ids)
+        if self.sampling.method != "independent":  # searches know no slots
+            return BatchedLists(self, 4 * self.sampler.batch * self.sampler.prompts.ids)
+        return WrittenListWorker(self, self._windows)
 
     # ------------------------------------------------------------------ why this list
 
     def explain(self, question: Question, chosen: Chosen | None = None) -> ExplainedList:
         if chosen is None:
-            question_ = self._within(question)
-            if isinstance(question_, InputError):
-                raise question_
             (ranked,) = self.rank_lists([question])
             if isinstance(ranked, InputError):
                 raise ranked
@@ -157,3 +157,126 @@ class WrittenLists:
             for group, row in zip(groups, rows, strict=True)
             for ids, logps in zip(group, row, strict=True)
         }
+
+
+@dataclass
+class _ListInWork:
+    """A question on its way: the windows that are read now, and what came of those before."""
+
+    question: Question
+    views: list[Positions]
+    plan: Plan | None = None
+    """of the windows to come; None where one prompt shows all candidates"""
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """of ``views``, by place"""
+    calls: int = 0
+    tokens: int = 0
+    shown: int = 0
+
+
+class WrittenListWorker:
+    """Lists of questions that come and go, through the slots of the sampling engine.
+
+    The windows of one question share the slots with those of all others.
+    """
+
+    def __init__(self, policy: WrittenLists, windows: Windows):
+        self._policy, self._sampler = policy, policy.sampler
+        self._windows = windows
+        self._engine = policy.sampler.new_list_engine(1)
+        self._work: dict[str, _ListInWork] = {}
+        self._asked: dict[str, tuple[str, int]] = {}
+        """which question, and which of its views, a request of the engine reads"""
+        self._shown: dict[str, int] = {}
+        self._done: list[tuple[str, RankedList | InputError]] = []
+        self._count = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._work or self._done)
+
+    @property
+    def full(self) -> bool:
+        # Some beyond those in flight, so that what enters can be chosen by its beginning.
+        return len(self._asked) >= 2 * self._sampler.batch
+
+    def warm(self) -> None:
+        """Compile what lists need, for every length of prompts."""
+        warm_engine(self._engine, self._sampler, lists=True)
+
+    def submit(self, key: str, question: Question) -> None:
+        within = self._policy.within(question)
+        if isinstance(within, InputError):
+            self._done.append((key, within))
+            return
+        n, prompts = len(within.passages), self._sampler.prompts
+        if n <= prompts.ids:
+            self._work[key] = _ListInWork(within, [tuple(range(1, n + 1))])
+        else:
+            windows = plan(n, self._windows.within(prompts.ids, prompts.max_list))
+            self._work[key] = _ListInWork(within, next(windows), windows, shown=n)
+        self._read(key)
+
+    def _read(self, key: str) -> None:
+        """Hand the views of a question to the engine."""
+        work = self._work[key]
+        for place, view in enumerate(work.views):
+            part = replace(
+                work.question,
+                passages=tuple(work.question.passages[p - 1] for p in view),
+                expert=None,
+            )
+            try:
+                request = self._sampler.list_request(part, self._policy.sampling)
+            except InputError as error:
+                self._finish(key, error)
+                return
+            self._count += 1
+            name = str(self._count)
+            self._asked[name], self._shown[name] = (key, place), request.shown or 0
+            work.calls += 1
+            work.tokens += len(request.prompt)
+            self._engine.submit(replace(request, id=name, key=request.id))
+
+    def step(self) -> list[tuple[str, RankedList | InputError]]:
+        for sampled in self._engine.step() if self._asked else ():
+            if sampled.id not in self._asked:  # its question failed meanwhile
+                continue
+            key, place = self._asked.pop(sampled.id)
+            shown = self._shown.pop(sampled.id)
+            work = self._work[key]
+            if sampled.refused:
+                self._finish(key, InputError(f"question '{work.question.id}': {sampled.refused}"))
+                continue
+            (chosen,) = self._sampler.read(shown, sampled).lists
+            work.seen[place] = Seen(chosen, shown)
+            if len(work.seen) == len(work.views):
+                self._go_on(key)
+        done, self._done = self._done, []
+        return done
+
+    def _go_on(self, key: str) -> None:
+        """All views of a question are read: the next ones, or its list."""
+        work = self._work[key]
+        seen = [work.seen[place] for place in range(len(work.views))]
+        if work.plan is None:
+            chosen, shown = tuple(seen[0].chosen), seen[0].shown
+        else:
+            try:
+                work.views, work.seen = work.plan.send(seen), {}
+                self._read(key)
+                return
+            except StopIteration as stop:
+                chosen, shown = stop.value, work.shown
+        self._finish(key, RankedList(chosen, (), work.calls, work.tokens, shown))
+
+    def _finish(self, key: str, result: RankedList | InputError) -> None:
+        self.cancel(key)
+        self._done.append((key, result))
+
+    def cancel(self, key: str) -> None:
+        self._work.pop(key, None)
+        self._done = [pair for pair in self._done if pair[0] != key]
+        for name in [name for name, (whose, _) in self._asked.items() if whose == key]:
+            del self._asked[name], self._shown[name]
+            self._engine.cancel(name)

@@ -83,6 +83,15 @@ class ListWorker(Protocol):
         """Whether some question is still to come out."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Whether it has work enough: what comes now had better wait outside."""
+        ...
+
+    def warm(self) -> None:
+        """Compile what is needed before the first question comes."""
+        ...
+
     def submit(self, key: str, question: Question) -> None:
         """Take a question; ``key`` names it among those in work."""
         ...
@@ -138,6 +147,15 @@ class BatchedLists:
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        return sum(len(question.passages) for _, question in self._waiting) >= self._most
+
+    def warm(self) -> None:
+        warm = getattr(self._policy, "warm", None)
+        if warm is not None:
+            warm()
 
     def submit(self, key: str, question: Question) -> None:
         self._waiting.append((key, question))

@@ -271,7 +271,54 @@ def test_scores_that_are_not_numbers_refuse_the_request(params):
     assert [r.refused for r in results] == ["the model's scores are NaN or infinite"] * 2
 
 
-@pytest.mark.parametrize("setting", [{"cache_gib": -1}, {"refill": 0}, {"chunk": 0}, {"share": -1}])
+def test_a_request_that_nobody_waits_for_leaves_its_slot(params, found):
+    """Waiting or in flight; what the others give stays, and what it had written could be read."""
+    work = engine(params, slots=2, turn=1, share=0)
+    requests = mixed()
+    for request in requests:
+        work.submit(request)
+    results = {r.id: r for r in work.step()}
+    begun = work.written()
+    going = next(name for name in begun if name not in results)
+    assert begun[going] == found[going].branches[0][: len(begun[going])]
+    waiting = requests[-1].id
+    work.cancel(going)
+    work.cancel(waiting)
+    work.cancel("nobody")
+    assert going not in work.written()
+    while work.busy:
+        results |= {r.id: r for r in work.step()}
+    assert set(results) == set(found) - {going, waiting}
+    same(results, {name: found[name] for name in results})
+
+
+def test_no_length_waits_forever_behind_another(params):
+    """Short prompts come without end; the long one has its turn all the same."""
+
+    def steps_until_done(patience):
+        work = engine(params, slots=2, lengths=(16, 32), patience=patience, turn=R)
+        rng = np.random.default_rng(1)
+        prompt = lambda n: rng.integers(0, 31, n).tolist()  # noqa: E731
+        how = {"shown": 3, "sampling": Sampling(0.0), "stops": (31,)}
+        for i in range(4):
+            work.submit(Request(f"s{i}", prompt(5), **how))
+        results = {r.id for r in work.step()}
+        work.submit(Request("long", prompt(30), **how))
+        for step in range(40):
+            work.submit(Request(f"t{step}", prompt(5), **how))
+            work.submit(Request(f"u{step}", prompt(5), **how))
+            results |= {r.id for r in work.step()}
+            if "long" in results:
+                return step
+        return None
+
+    assert steps_until_done(0) is None
+    assert steps_until_done(3) < 12
+
+
+@pytest.mark.parametrize(
+    "setting", [{"cache_gib": -1}, {"refill": 0}, {"chunk": 0}, {"share": -1}, {"patience": -1}]
+)
 def test_settings_without_sense_are_refused(setting):
     with pytest.raises(Exception, match="engine: "):
         EngineConfig(**setting)

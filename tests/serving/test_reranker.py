@@ -253,3 +253,54 @@ def test_scored_lists_are_a_policy_for_any_scorer(cross_encoder, one_device):
     assert set(found) == {"k0", "k2"}
     alone = policy.rank_lists([questions["k0"], questions["k2"]])
     assert [found[k].chosen for k in ("k0", "k2")] == [one.chosen for one in alone]
+
+
+def test_lists_of_questions_that_come_and_go_are_those_of_all_at_once(reranker):
+    """Windows of many questions share the slots; one that nobody waits for is left out."""
+    questions = {f"k{i}": as_question(texts(n, n)) for i, n in enumerate((4, 30, 12, 1, 25, 60, 7))}
+    questions["none"] = as_question([])
+    expected = reranker.policy.rank_lists(list(questions.values()))
+    worker = reranker.policy.worker()
+    found: dict = {}
+    for key, question in questions.items():
+        worker.submit(key, question)
+        if key == "k4":
+            found |= dict(worker.step())
+            worker.cancel("k1")
+    while worker.busy:
+        found |= dict(worker.step())
+    assert set(found) == set(questions) - {"k1"}
+    assert isinstance(found["none"], InputError) and "has no passages" in str(found["none"])
+    for (key, _), one in zip(questions.items(), expected, strict=True):
+        if key not in ("k1", "none"):
+            assert (found[key].chosen, found[key].calls, found[key].shown) == (
+                one.chosen, one.calls, one.shown,
+            )  # fmt: skip
+            assert found[key].tokens > 0
+
+
+def test_answers_are_readable_while_they_are_written(reranker):
+    from dynarag_jax.serving.answering import AnswerPart, AnswerRequest, AnswerWorker
+
+    sampler = reranker.policy.sampler
+    worker = AnswerWorker(sampler)
+    questions = {
+        f"k{i}": dataclasses.replace(as_question(texts(4, i)), id=f"q{i}") for i in range(5)
+    }
+    for key, question in questions.items():
+        worker.submit(key, AnswerRequest(question, (2, 1)))
+    worker.submit("bad", AnswerRequest(questions["k0"], (9,)))
+    worker.submit("short", AnswerRequest(questions["k1"], (2, 1), max_tokens=2))
+    worker.cancel("k4")
+    parts: dict[str, list] = {}
+    while worker.busy:
+        for key, part in worker.step():
+            parts.setdefault(key, []).append(part)
+    assert set(parts) == {"k0", "k1", "k2", "k3", "bad", "short"}
+    assert isinstance(parts.pop("bad")[0], InputError)
+    last = parts["short"][-1]
+    assert last.tokens == 2 and not last.ended and last.done
+    expected = sampler.answers([(q, (2, 1)) for q in questions.values()])
+    for (key, _), answer in zip(list(questions.items())[:4], expected, strict=False):
+        assert all(isinstance(part, AnswerPart) for part in parts[key])
+        assert parts[key][-1].text == answer and parts[key][-1].done and parts[key][-1].read == 2

@@ -179,6 +179,30 @@ def load_without_config(program: Program, arguments: Sequence[str], prog: str) -
     return StageRequest(request.run, {program.name: request.stage}, program.name, None, request.yes)
 
 
+def load_program(
+    path: PathLike, program: Program, arguments: Sequence[str], prog: str
+) -> tuple[Run, Any]:
+    """The options of a program over plain files that a config file holds, changed by arguments.
+
+    Raises:
+      InputError: the file is wrong, or none of its stages is of the program's kind.
+      SystemExit: an option is wrong, or asks for help.
+    """
+    run, stages = read_config(path)
+    found = [stage for stage in stages.values() if isinstance(stage, program.config)]
+    if not found:
+        raise InputError(
+            f"{path}: none of its stages is a {program.config.__name__}; it has {', '.join(stages)}"
+        )
+    given = parse(found[0], arguments, prog=f"{prog} {path}", description=_about(program.config))
+    texts = {
+        field.name: getattr(given, field.name).replace("{run}", run.directory)
+        for field in dataclasses.fields(given)
+        if isinstance(getattr(given, field.name), str)
+    }
+    return run, dataclasses.replace(given, **texts)
+
+
 def print_help(program: Program, prog: str) -> None:
     """Print a stage's options without a config file; their defaults are the classes' own."""
     prog = prog if program.config_optional else f"{prog} CONFIG.py"

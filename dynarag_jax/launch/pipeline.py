@@ -50,17 +50,19 @@ def run_all(run: Run, stages: Mapping[str, Any], yes: bool = False) -> None:
     Args:
       yes: make anew what stands without asking.
     """
-    bodies = {name: program_of(name, stage).run for name, stage in stages.items()}
+    programs = {name: program_of(name, stage) for name, stage in stages.items()}
+    # A server's options may stand beside the stages; it is started by itself.
+    bodies = {name: one.run for name, one in programs.items() if one.in_a_run}
     began, fresh = time.monotonic(), 0
     for number, (name, body) in enumerate(bodies.items(), 1):
         at = time.monotonic()
         ran = run_stage(Context(run, stages, name, consent(yes)), body)
         fresh += ran
         state = f"done in {clock(time.monotonic() - at)}" if ran else "done before"
-        say(f"[{number}/{len(stages)}] {name}: {state}")
+        say(f"[{number}/{len(bodies)}] {name}: {state}")
         # A stage's weights and compiled programs are not held while the next one runs.
         gc.collect()
     if fresh:
-        say(f"{fresh} of {len(stages)} stages ran, in {clock(time.monotonic() - began)}")
+        say(f"{fresh} of {len(bodies)} stages ran, in {clock(time.monotonic() - began)}")
     else:
         say(f"every stage stood already; results: {run.directory}")

@@ -23,6 +23,7 @@ from dynarag_jax.launch.console import Console, consent
 from dynarag_jax.launch.context import Context, StageDone
 from dynarag_jax.launch.exit_codes import guard
 from dynarag_jax.launch.options import (
+    load_program,
     load_stage,
     load_without_config,
     parse,
@@ -64,6 +65,11 @@ def run_program(one: Program, arguments: Sequence[str], prog: str, stage: str = 
       InputError: the command line lacks the config file, or the stage finds its input wrong.
     """
     first = arguments[0] if arguments else ""
+    if not one.in_a_run and one.config_optional and first.endswith(".py"):
+        run, options = load_program(first, one, arguments[1:], prog)
+        start_jax(run)
+        one.run(Console(one.name), options)
+        return
     if not one.in_a_run:
         options = parse(one.config(), arguments or ["--help"], prog=prog, description=_about(one))
         start_jax(Run(directory="."))

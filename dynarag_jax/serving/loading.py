@@ -59,7 +59,8 @@ class ServedModel:
     """type of weights and activations"""
     batch: int = 8
     """prompts of a language model in flight at once"""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = EngineConfig(turn=8, patience=4)
+    """turns are short, so that nobody waits long for what others write"""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

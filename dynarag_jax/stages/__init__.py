@@ -24,6 +24,7 @@ from dynarag_jax.stages.rerank import Rerank
 from dynarag_jax.stages.retrieve import Retrieve
 from dynarag_jax.stages.rollout import SampleRollouts
 from dynarag_jax.stages.score import Score
+from dynarag_jax.stages.serve import Serve
 from dynarag_jax.stages.sft import Sft
 from dynarag_jax.stages.tokenizer import TrainTokenizer
 from dynarag_jax.stages.update import Update
@@ -53,6 +54,7 @@ __all__ = [
     "Retrieve",
     "SampleRollouts",
     "Score",
+    "Serve",
     "Sft",
     "Stream",
     "TrainTokenizer",

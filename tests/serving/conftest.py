@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -74,3 +77,88 @@ def cross_encoder(tmp_path_factory) -> Path:
     )  # fmt: skip
     model.save_pretrained(where)
     return where
+
+
+class Running:
+    """A server on a free port, in a thread of this process; its models are real."""
+
+    def __init__(self, served):
+        from dynarag_jax.serving.http.app import build_app
+        from dynarag_jax.serving.http.run import listening_socket, make_server
+
+        self.served = served
+        place = listening_socket("127.0.0.1", 0)
+        self.port = place.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.said: list[str] = []
+        self.server = make_server(served, build_app(served), self.said.append)
+        served.work.start(warm=False)
+        self.thread = threading.Thread(target=self.server.run, args=([place],), daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def call(self, method, path, body=None, headers=None, timeout=60):
+        """(status, headers, body) of one request; a body that is JSON is read."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            raw = reply.read()
+            kind = reply.headers.get("content-type", "")
+            return reply.status, reply.headers, json.loads(raw) if "json" in kind else raw
+        finally:
+            connection.close()
+
+    def post(self, path, body, **headers):
+        """(status, body) of a POST."""
+        status, _, found = self.call("POST", path, body, headers)
+        return status, found
+
+    def stop(self):
+        self.server.stop()
+        self.thread.join(timeout=30)
+        self.served.work.close()
+
+
+@pytest.fixture(scope="session")
+def start(one_device):
+    """``start(model, **options)``: a running server, stopped at the end."""
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra [serve])")
+    from dynarag_jax.launch.console import Console
+    from dynarag_jax.serving.http.building import build_served
+    from dynarag_jax.serving.limits import Limits
+    from dynarag_jax.serving.loading import ServedModel
+
+    running: list[Running] = []
+
+    def begin(model, how=None, limits=None, **options) -> Running:
+        limits = limits or Limits(drain_seconds=0)
+        served = build_served(
+            str(model), how or ServedModel(batch=4), limits, Console("serve", primary=False),
+            devices=one_device, **options,
+        )  # fmt: skip
+        running.append(Running(served))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start, language_model) -> Running:
+    """A language model, served."""
+    return start(language_model, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def scoring_server(start, cross_encoder) -> Running:
+    """A cross-encoder with a rule, served."""
+    from dynarag_jax.serving.loading import ServedModel
+    from dynarag_jax.serving.rules import CutOff
+
+    return start(cross_encoder, ServedModel(rule=CutOff("fixed-k", k=3)), name="cross")

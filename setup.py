@@ -40,6 +40,14 @@ DATA = [
 ]
 # Models as GGUF files, in and out.
 GGUF = ["gguf>=0.19,<0.20"]
+# The server: HTTP, its requests checked, its counts for Prometheus.
+SERVE = [
+    "starlette>=1.10,<2",
+    "uvicorn>=0.54,<1",
+    "h11>=0.16,<1",
+    "pydantic>=2.14,<3",
+    "prometheus-client>=0.26,<1",
+]
 # Peers that the benchmarks run beside us.
 BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
@@ -85,8 +93,9 @@ setup(
         "data": DATA,
         "watch": WATCH,
         "gguf": GGUF,
+        "serve": SERVE,
         "mauve": ["mauve-text"],  # needs PyTorch and GPT-2; nothing else does
-        "all": RETRIEVAL + LISTWISE + DATA + GGUF,
+        "all": RETRIEVAL + LISTWISE + DATA + GGUF + SERVE,
         "test": TEST,
         "bench": BENCH,
         "docs": DOCS,

@@ -142,6 +142,42 @@ class Batches:
         buckets = plan(sizes, self.longest, self.tokens, self.mesh.size, self._overhead, set())
         return {(bucket.rows, bucket.length) for bucket in buckets}
 
+    def settle(self, lengths: Sequence[int], columns: int) -> Iterator[tuple[int, int]]:
+        """Compile batches of these padded lengths, and use no other shapes from then on.
+
+        For who answers requests as they come, and must not compile while somebody waits.
+
+        Args:
+          lengths: of which the last must be ``longest``; multiples of 4 (of 8 and more beyond 128).
+          columns: of what ``run`` reads, the tokens among them.
+
+        Yields:
+          each shape (rows, length) when it is compiled.
+
+        Raises:
+          ValueError: no batch of one of these lengths is ever planned.
+        """
+        ends = {min(c, self.longest) for c in _candidate_lengths(self.longest)}
+        if wrong := set(lengths) - ends:
+            raise ValueError(f"no batch is ever {min(wrong)} tokens long")
+        wanted = []
+        for length in lengths:
+            full = max(1, self.tokens // length // self.mesh.size)
+            most = int(math.log2(full))
+            wanted += [(self.mesh.size * 2**power, length) for power in range(most + 1)]
+        for rows, length in wanted:
+            padded = [np.zeros((rows, length), np.int32) for _ in range(columns)]
+            self._put_and_run(np.ones(rows, np.int32), padded).block_until_ready()
+            self.compiled.add((rows, length))
+            yield rows, length
+        self.compiled = set(wanted)
+        self._overhead = math.inf
+
+    def _put_and_run(self, used: np.ndarray, padded: Sequence[np.ndarray]) -> jax.Array:
+        by_rows = (named(self.mesh, ("batch", None)), named(self.mesh, ("batch",)))
+        tokens, *others = (jax.device_put(column, by_rows[0]) for column in padded)
+        return self.run(tokens, jax.device_put(used, by_rows[1]), *others)
+
     def through(self, columns: Sequence[Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (which texts, their results), in the order in which batches finish."""
         lengths = np.array([len(row) for row in columns[0]])
@@ -150,7 +186,6 @@ class Batches:
         buckets = plan(
             lengths, self.longest, self.tokens, self.mesh.size, self._overhead, self.compiled
         )
-        by_rows = (named(self.mesh, ("batch", None)), named(self.mesh, ("batch",)))
         waiting: deque[tuple[np.ndarray, jax.Array]] = deque()
 
         def fetch() -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +194,7 @@ class Batches:
 
         for which, used, padded in _batches(columns, buckets):
             self.compiled.add(padded[0].shape)
-            tokens, *others = (jax.device_put(column, by_rows[0]) for column in padded)
-            waiting.append((which, self.run(tokens, jax.device_put(used, by_rows[1]), *others)))
+            waiting.append((which, self._put_and_run(used, padded)))
             if len(waiting) >= _IN_FLIGHT:
                 yield fetch()
         while waiting:

@@ -185,16 +185,33 @@ def score_questions(
     Raises:
       InputError: ``batch_tokens``, the tokens of a full batch per device, is below 1.
     """
+    batches = scorer_batches(scorer, batch_tokens, devices)
+    for group in _groups(questions):
+        yield from zip(group, score_together(scorer, batches, group)[0], strict=True)
+
+
+def scorer_batches(
+    scorer: PairScorer, batch_tokens: int | None = None, devices: Sequence[Any] | None = None
+) -> Batches:
+    """A scorer on the devices, ready for batches; arguments as of ``score_questions``."""
     mesh = make_mesh(devices=devices or jax.local_devices())
     run = functools.partial(scorer.run, jax.device_put(scorer.params, named(mesh, ())))
-    batches = Batches(run, mesh, scorer.longest, scorer.weights, batch_tokens)
-    for group in _groups(questions):
-        pairs = [(q.text, passage_text(p)) for q in group for p in q.passages]
-        scores = np.empty(len(pairs), np.float32)
-        for which, part in batches.through(scorer.columns(pairs)) if pairs else ():
-            scores[which] = part
-        ends = np.cumsum([len(q.passages) for q in group])
-        yield from zip(group, np.split(scores, ends[:-1]), strict=True)
+    return Batches(run, mesh, scorer.longest, scorer.weights, batch_tokens)
+
+
+def score_together(
+    scorer: PairScorer, batches: Batches, questions: Sequence[Question]
+) -> tuple[list[np.ndarray], list[int]]:
+    """The scores [N] of each question's candidates, and the tokens read for each question."""
+    pairs = [(q.text, passage_text(p)) for q in questions for p in q.passages]
+    columns = scorer.columns(pairs) if pairs else [[]]
+    scores = np.empty(len(pairs), np.float32)
+    for which, part in batches.through(columns) if pairs else ():
+        scores[which] = part
+    ends = np.cumsum([len(q.passages) for q in questions])[:-1]
+    lengths = np.array([len(row) for row in columns[0]], np.int64)
+    tokens = [int(part.sum()) for part in np.split(lengths, ends)]
+    return np.split(scores, ends), tokens
 
 
 def score_once(

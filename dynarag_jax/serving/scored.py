@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question, valid_list
-from dynarag_jax.retrieval.relevance import PairScorer, score_questions
+from dynarag_jax.retrieval.relevance import PairScorer, score_together, scorer_batches
 from dynarag_jax.serving.policies import (
     STOP,
     BatchedLists,
@@ -17,6 +18,12 @@ from dynarag_jax.serving.policies import (
     RankedList,
 )
 from dynarag_jax.serving.rules import CutOff
+
+LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096)
+"""Padded lengths of batches while requests are served, as far as the model's longest."""
+
+BATCHES = 4
+"""full batches of pairs that are worked on before the next requests enter"""
 
 
 class ScoredLists:
@@ -28,18 +35,25 @@ class ScoredLists:
     """
 
     def __init__(self, scorer: PairScorer, rule: CutOff, devices: Sequence[Any] | None = None):
-        self._scorer, self.rule, self._devices = scorer, rule, devices
+        self._scorer, self.rule = scorer, rule
+        self._batches = scorer_batches(scorer, devices=devices)
 
     @property
     def kind(self) -> str:
         return self._scorer.kind
 
     def rank_lists(self, questions: Sequence[Question]) -> list[RankedList | InputError]:
+        if not questions:
+            return []
         found: list[RankedList | InputError] = []
-        for question, scores in score_questions(self._scorer, questions, devices=self._devices):
+        scored, tokens = score_together(self._scorer, self._batches, questions)
+        for question, scores, read in zip(questions, scored, tokens, strict=True):
             values = tuple(float(s) for s in scores)
-            n = len(question.passages)
-            found.append(RankedList(self.rule.choose(question, values), values, shown=n))
+            if not all(map(math.isfinite, values)):
+                found.append(InputError("the model's scores are NaN or infinite"))
+                continue
+            chosen = self.rule.choose(question, values)
+            found.append(RankedList(chosen, values, tokens=read, shown=len(values)))
         return found
 
     def explain(self, question: Question, chosen: Chosen | None = None) -> ExplainedList:
@@ -53,4 +67,13 @@ class ScoredLists:
         return ExplainedList(chosen, None, steps, ranked.scores)
 
     def worker(self) -> BatchedLists:
-        return BatchedLists(self)
+        pairs = self._batches.tokens // 128 * self._batches.mesh.size
+        return BatchedLists(self, max(8, BATCHES * pairs))
+
+    def warm(self) -> None:
+        """Compile every shape of batches; from then on no request waits for a compiler."""
+        longest = self._scorer.longest
+        lengths = [length for length in LENGTHS if length < longest]
+        columns = len(self._scorer.columns([("a", "b")]))
+        for _ in self._batches.settle([*lengths, longest], columns):
+            pass

@@ -304,3 +304,24 @@ def test_answers_are_readable_while_they_are_written(reranker):
     for (key, _), answer in zip(list(questions.items())[:4], expected, strict=False):
         assert all(isinstance(part, AnswerPart) for part in parts[key])
         assert parts[key][-1].text == answer and parts[key][-1].done and parts[key][-1].read == 2
+
+
+def test_a_warm_scorer_compiles_nothing_more_and_scores_the_same(cross_encoder, one_device):
+    import jax
+
+    from dynarag_jax.retrieval.relevance import load_scorer
+
+    scorer = load_scorer(cross_encoder)
+    cold, warm = (ScoredLists(scorer, CutOff(k=3), one_device) for _ in range(2))
+    warm.warm()
+    questions = [as_question(texts(n, n)) for n in (1, 3, 40, 0, 150)]
+    compiled: list[str] = []
+    listen = lambda name, *_, **__: compiled.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    found = warm.rank_lists(questions)
+    assert not [name for name in compiled if "backend_compile" in name]
+    jax.monitoring.unregister_event_duration_listener(listen)
+    for one, other in zip(found, cold.rank_lists(questions), strict=True):
+        assert isinstance(one, RankedList) and isinstance(other, RankedList)
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+        assert one.tokens == other.tokens

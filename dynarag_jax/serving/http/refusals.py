@@ -14,6 +14,10 @@ LONGEST = 300
 """characters of a value that an error quotes, at most"""
 
 
+BRANCHES = ("str", "int", "float", "DocumentObject")
+"""what pydantic calls the branches of the shapes' unions"""
+
+
 class Refusal(Exception):
     """A request that is not served.
 
@@ -90,7 +94,7 @@ def from_validation(error: ValidationError) -> Refusal:
     """What is wrong with a request's shape, by the first field that is at fault."""
     first = error.errors(include_url=False, include_context=False)[0]
     # Unions name the branch that failed; the field's own place is enough.
-    places = [str(part) for part in first["loc"]]
+    places = [str(part) for part in first["loc"] if part not in BRANCHES]
     field = ".".join(p for p in places if p.isidentifier() or p.isdigit())[:LONGEST]
     if first["type"] == "missing":
         return Refusal(422, f"field '{field}' is missing", field=field)

@@ -67,6 +67,9 @@ def test_voyageai_reads_data(server, own):
         assert status == 200
         assert [TEXTS[d["index"]] for d in found["data"]] == [TEXTS[i] for i in own[:top_k]]
         assert found["usage"]["total_tokens"] > 0 and found["object"] == "list"
+    # LiteLLM's Voyage sends no top_k, and reads data all the same.
+    _, found = server.post("/v1/rerank", COHERE | {"return_documents": True})
+    assert [d["index"] for d in found["data"]] == own
     # The rerankers package sends return_documents, and reads texts.
     body = COHERE | {"top_k": len(TEXTS), "return_documents": True}
     _, found = server.post("/v1/rerank", body)

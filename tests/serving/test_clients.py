@@ -6,6 +6,7 @@ What each of them sends stands in ``test_client_requests`` as well, for environm
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -86,11 +87,12 @@ def test_voyage(locked, own):
 @pytest.mark.parametrize(
     ("provider", "base"),
     [
+        ("cohere", ""),
         ("cohere", "/v2/rerank"),
         ("hosted_vllm", ""),
         ("infinity", ""),
-        ("jina_ai", "/v1/rerank"),
-        ("voyage", "/v1/rerank"),
+        ("jina_ai", ""),
+        ("voyage", ""),
     ],
 )
 def test_litellm(locked, own, provider, base):
@@ -154,7 +156,11 @@ def test_rerankers(locked, own, provider):
     rerankers = need("rerankers")
     path = "/tei/rerank" if provider.startswith("text") else "/v1/rerank"
     ranker = rerankers.Reranker(
-        "tiny", model_type="api", api_provider=provider, api_key="sesame", url=locked.url + path
+        "tiny",
+        model_type="APIRanker",
+        api_provider=provider,
+        api_key="sesame",
+        url=locked.url + path,
     )
     found = ranker.rank(query=QUERY, docs=texts(6), doc_ids=list(range(6)))
     order = [r.document.doc_id for r in found.results]
@@ -199,6 +205,24 @@ def test_openai_errors(locked):
     assert caught.value.param == "n"
 
 
+def test_openai_raises_where_a_stream_fails(locked, monkeypatch):
+    openai = need("openai")
+    from dynarag_jax.serving.answering import AnswerPart
+    from dynarag_jax.serving.work import ServingFailure
+
+    async def failing(self, asked):
+        yield AnswerPart("por")
+        raise ServingFailure("broken")
+
+    monkeypatch.setattr(type(locked.served.work), "answer", failing)
+    client = openai.OpenAI(api_key="sesame", base_url=f"{locked.url}/v1")
+    stream = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": QUERY}], stream=True
+    )
+    with pytest.raises(openai.APIError, match="the server failed on this request"):
+        list(stream)
+
+
 def test_openai_leaves_in_the_middle_of_a_stream(locked):
     """The work of a stream that its client closes stops."""
     openai = need("openai")
@@ -212,4 +236,7 @@ def test_openai_leaves_in_the_middle_of_a_stream(locked):
         model="tiny", messages=[{"role": "user", "content": QUERY}]
     )
     assert again.choices[0].finish_reason
+    deadline = time.monotonic() + 20
+    while locked.served.work.waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert locked.served.work.waiting == 0

@@ -240,6 +240,54 @@ def test_a_stream_puts_together_the_same_answer(server):
     assert all("usage" not in c for c in plain[:-1])
 
 
+@pytest.fixture(scope="module")
+def patient(start, language_model):
+    """A server that tells every two tokens."""
+    from dynarag_jax.sampling.requests import EngineConfig
+    from dynarag_jax.serving.loading import ServedModel
+
+    return start(language_model, ServedModel(batch=2, engine=EngineConfig(turn=2)), name="patient")
+
+
+def test_a_stream_tells_what_is_written_while_it_is(patient):
+    """Whatever the bytes of characters that are not all there yet."""
+    for seed in range(6):
+        asked = chat(documents=texts(5), temperature=1.3, seed=seed)
+        _, whole = patient.post("/v1/chat/completions", asked)
+        chunks = events(patient.call("POST", "/v1/chat/completions", asked | {"stream": True})[2])
+        pieces = [c["choices"][0]["delta"].get("content") for c in chunks[:-1]]
+        text = whole["choices"][0]["message"]["content"]
+        assert "".join(piece or "" for piece in pieces) == text
+        if seed == 0:
+            assert sum(bool(piece) for piece in pieces) > 1
+
+
+def test_a_stream_that_fails_says_so_and_claims_no_end(patient, monkeypatch):
+    from dynarag_jax.serving.answering import AnswerWorker
+
+    real, steps = AnswerWorker.step, []
+
+    def step(self):
+        steps.append(1)
+        if len(steps) > 1:
+            raise ZeroDivisionError
+        return real(self)
+
+    monkeypatch.setattr(AnswerWorker, "step", step)
+    asked = chat(documents=texts(5), stream=True)
+    status, _, raw = patient.call("POST", "/v1/chat/completions", asked)
+    chunks = events(raw)
+    assert status == 200 and chunks[-1] == {
+        "error": {
+            "message": "the server failed on this request", "type": "internal_error",
+            "param": None, "code": None,
+        }
+    }  # fmt: skip
+    assert not any(c["choices"][0]["finish_reason"] for c in chunks[:-1])
+    monkeypatch.setattr(AnswerWorker, "step", real)
+    assert patient.post("/v1/chat/completions", chat())[0] == 200
+
+
 def test_drawn_answers_follow_their_seed(server):
     drawn = [
         server.post("/v1/chat/completions", chat(temperature=1.5, seed=seed))[1]["choices"][0]

@@ -158,6 +158,8 @@ def _results(
         "id": str(uuid.uuid4()),
         "model": served.name,
         "results": results,
+        # What Voyage's clients read, where they do not show themselves by ``top_k``.
+        "data": [{"index": place, "relevance_score": score} for place, score in found],
         "usage": {"total_tokens": ranked.tokens, "prompt_tokens": ranked.tokens},
         "meta": meta,
     }

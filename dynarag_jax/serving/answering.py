@@ -139,9 +139,9 @@ def warm_engine(engine: Engine, sampler: PolicySampler, lists: bool) -> None:
     policy = sampler.policy
     stops = (policy.spelling.end,) if lists else policy.ends
     request = Request("", (), 1 if lists else None, sampling=Sampling(0.0), stops=stops)
-    # The smallest first: what is waited for at the start is there early.
+    shorter = 0
     for length in engine.lengths:
-        prompt = [0] * length
+        prompt, shorter = [0] * (shorter + 1), length  # the least that takes this length
         requests = [
             replace(request, id=f"warm {length} {n}", prompt=prompt, max_tokens=0) for n in range(2)
         ]

@@ -7,7 +7,7 @@ run that made it wrote beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,6 +46,12 @@ class ServedModel:
     prompts: PromptConfig | None = None
     """of a language model; by default those of the run that made it, where it says so beside the
     model, else the standard ones within the model's positions"""
+    ids: int = 0
+    """passages that a prompt shows at most; 0 is the prompts' own, as of the next two"""
+    max_list: int = 0
+    """passages in a list at most"""
+    rerank_tokens: int = 0
+    """longest reranker's prompt; what is shorter than the model was trained with costs less"""
     more_passages: MorePassages = "windows"
     """documents beyond what a prompt shows: windows over all of them, the first ones alone
     (show_first), or such requests are refused (set_aside)"""
@@ -67,9 +73,11 @@ class ServedModel:
             raise InputError(
                 f"kind = '{self.kind}' is none of {', '.join(KINDS)}{nearest(self.kind, KINDS)}"
             )
-        for name in ("batch", "longest"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)} must be positive")
+        for name, least in (
+            ("batch", 1), ("longest", 1), ("ids", 0), ("max_list", 0), ("rerank_tokens", 0)
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)} must be at least {least}")
 
 
 def kind_of(directory: Path, kind: Kind) -> Literal["language-model", "scorer"]:
@@ -118,10 +126,10 @@ def load_generator(
       InputError: no such model, or its tokenizer cannot spell lists.
     """
     directory = model_directory(source)
-    prompts = how.prompts or recorded_prompts(directory)
+    prompts = how.prompts or recorded_prompts(directory) or standard_prompts(directory)
+    own = {name: getattr(how, name) for name in ("ids", "max_list", "rerank_tokens")}
+    prompts = replace(prompts, **{name: value for name, value in own.items() if value})
     mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
-    if prompts is None:
-        prompts = standard_prompts(directory)
     policy = load_policy(directory, mesh, prompts, how.dtype)
     return PolicySampler(policy, prompts, how.batch, seed, how.engine)
 

@@ -265,17 +265,20 @@ class Work:
     def _feed(self) -> None:
         """Let waiting jobs enter the workers that have room, in their order."""
         later: deque[Job] = deque()
-        entered = 0
+        entered, called = 0, False
         while self._waiting:
             job = self._waiting.popleft()
             worker = self._lists if job.kind == "list" else self._answers
-            if job.kind != "call" and worker is not None and worker.full:
+            # Of calls, which hold up the others, one a turn.
+            full = called if job.kind == "call" else worker is not None and worker.full
+            if full:
                 later.append(job)
                 continue
             job.began = time.monotonic()
             entered += 1
             self._inside[job.key] = job
             if job.kind == "call":
+                called = True
                 self._call(job)
             else:
                 self._guarded((job,), partial(self._enter, job))

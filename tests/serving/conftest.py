@@ -98,7 +98,7 @@ class Running:
         while not self.server.started:
             time.sleep(0.01)
 
-    def call(self, method, path, body=None, headers=None, timeout=60):
+    def call(self, method, path, body=None, headers=None, timeout=600):
         """(status, headers, body) of one request; a body that is JSON is read."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
@@ -136,7 +136,7 @@ def start(one_device):
     running: list[Running] = []
 
     def begin(model, how=None, limits=None, **options) -> Running:
-        limits = limits or Limits(drain_seconds=0)
+        limits = limits or Limits(drain_seconds=0, request_seconds=600)
         served = build_served(
             str(model), how or ServedModel(batch=4), limits, Console("serve", primary=False),
             devices=one_device, **options,

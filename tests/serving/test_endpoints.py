@@ -407,10 +407,17 @@ def test_metrics_count_what_was_served(server):
     server.post("/v1/rerank", body())
     server.post("/v1/rerank", body(topn=1))
     server.post("/v1/chat/completions", chat(documents=texts(3)))
-    after = read()
 
     def grew(*name):
         return after.get(name, 0) - before.get(name, 0)
+
+    # A request is counted when its reply has gone, which its client may hear of first.
+    after, deadline = read(), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if grew("dynarag_request_duration_seconds_count", "/v1/chat/completions") == 1:
+            break
+        time.sleep(0.05)
+        after = read()
 
     assert grew("dynarag_request_count_total", "/v1/rerank") == 2
     assert grew("dynarag_request_success_total", "/v1/rerank", "stop") == 1

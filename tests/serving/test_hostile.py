@@ -117,7 +117,7 @@ def tight(start, language_model):
     """A server with small limits."""
     limits = Limits(
         body_mib=1, bodies_mib=3, header_seconds=0.7, documents=50, queue=4, connections=60,
-        drain_seconds=0,
+        drain_seconds=0, request_seconds=600,
     )  # fmt: skip
     return start(language_model, limits=limits, name="tight")
 
@@ -257,7 +257,8 @@ def process(language_model):
         pytest.importorskip(package, reason=f"{package} is not installed (extra [serve])")
     program = "import sys; from dynarag_jax.launch.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", str(language_model), "--port", "0",
-               "--limits.drain_seconds", "0.3", "--how.batch", "2"]  # fmt: skip
+               "--limits.drain_seconds", "0.3", "--how.batch", "2",
+               "--limits.request_seconds", "600", "--limits.stop_seconds", "300"]  # fmt: skip
     one = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert one.stderr is not None
     lines: list[str] = []
@@ -268,7 +269,7 @@ def process(language_model):
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any('"event": "ready"' in line for line in lines):
         assert one.poll() is None and time.monotonic() < deadline, "".join(lines)
         time.sleep(0.05)
@@ -288,7 +289,7 @@ def test_sigterm_under_load_loses_no_request_that_was_taken(process):
     told = threading.Event()
 
     def client():
-        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=600)
         body = json.dumps(ASK)
         while True:
             fresh = connection.sock is None
@@ -317,8 +318,8 @@ def test_sigterm_under_load_loses_no_request_that_was_taken(process):
     told.set()
     process.send_signal(signal.SIGTERM)
     for thread in threads:
-        thread.join(timeout=60)
-    assert process.wait(timeout=60) == 0, "".join(process.lines)
+        thread.join(timeout=400)
+    assert process.wait(timeout=400) == 0, "".join(process.lines)
     assert not lost and len(served) >= 30
     assert all(refused) and len(refused) == 16
     process.reader.join(timeout=10)

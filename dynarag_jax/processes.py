@@ -6,9 +6,13 @@ count as several once they have joined by ``jax.distributed.initialize``.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +88,92 @@ def raise_together(failure: OSError | InputError | None) -> None:
 def stop_requested(step: int) -> bool:
     """Whether all processes stop after this step, since one of them was sent SIGTERM.
 
-    JAX's coordination service takes the signal to itself and agrees on the step.
+    While ``stopping_together`` is entered, JAX's coordination service takes the signal to itself
+    and agrees on the step.
     """
     if count() == 1:
         return False
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+    """While entered, SIGTERM goes to JAX's coordination service: see ``stop_requested``.
+
+    Everywhere else the signal stays Python's, so that work without steps to agree on can be ended.
+    """
+    if count() == 1:
+        yield
+        return
+    from jax._src import distributed
+
+    state = distributed.global_state
+    jax.config.update("jax_enable_preemption_service", True)
+    try:
+        state.initialize_preemption_sync_manager()
+        yield
+    finally:
+        if state.preemption_sync_manager is not None:
+            state.preemption_sync_manager.shutdown()
+            state.preemption_sync_manager = None
+        jax.config.update("jax_enable_preemption_service", False)
+
+
+_STOP = "dynarag_jax/stops"
+
+
+def tell_stop() -> None:
+    """Tell all processes that this one leaves before its work is done."""
+    if count() > 1:
+        with contextlib.suppress(RuntimeError):  # the service may have gone before us
+            _client().key_value_set(f"{_STOP}/any", str(index()), allow_overwrite=True)
+
+
+def meet_before_leaving(seconds: float) -> None:
+    """Process 0 waits for the others' word that they leave: it holds the service that ends them.
+
+    Args:
+      seconds: for which it waits at most; one that is killed says nothing.
+    """
+    if count() == 1:
+        return
+    with contextlib.suppress(RuntimeError):
+        if index():
+            _client().key_value_set(f"{_STOP}/{index()}", "leaves", allow_overwrite=True)
+            return
+        end = time.monotonic() + seconds
+        for other in range(1, count()):
+            left = max(1, int(1000 * (end - time.monotonic())))
+            _client().blocking_key_value_get(f"{_STOP}/{other}", left)
+
+
+def await_stop(closed: threading.Event, seconds: float = math.inf) -> bool:
+    """Block until a process says that it leaves; False where ``closed`` is set before.
+
+    It asks now and then: a thread that waits in the service's client is in the way of leaving.
+
+    Args:
+      seconds: for which it waits at most.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not closed.wait(0.5):
+        try:
+            _client().key_value_try_get(f"{_STOP}/any")
+        except RuntimeError:  # nobody has said so
+            continue
+        return True
+    return False
+
+
+def _client() -> Any:
+    # JAX's only door to the service's key-value store, which Orbax goes through, too.
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None
+    return client
 
 
 _calls: dict[str, itertools.count] = {}
@@ -107,11 +190,7 @@ def gather(key: str, own: bytes) -> list[bytes]:
     """
     if count() == 1:
         return [own]
-    # JAX's only door to the service's key-value store, which Orbax goes through, too.
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    assert client is not None
+    client = _client()
     turn = next(_calls.setdefault(key, itertools.count()))
     here = index()
 

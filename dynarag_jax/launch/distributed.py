@@ -39,6 +39,8 @@ def join(env: Mapping[str, str] = os.environ) -> None:
     Raises:
       InputError: the environment does not say enough.
     """
+    # Only training has steps to agree on and takes this service in; it would swallow SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
     count = env.get("JAX_NUM_PROCESSES")
     index = env.get("JAX_PROCESS_ID") or (env.get("JOB_COMPLETION_INDEX") if count else None)
     try:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from dynarag_jax import processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch import signals
 from dynarag_jax.launch.compiling import compiling
@@ -39,8 +40,12 @@ def guard(work: Callable[[], object]) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to continue", 130, prefix="")
-    except Terminated:
-        return _complain("stopped; run the same command again to continue", 143, prefix="")
+    except Terminated as stop:
+        code = _complain("stopped; run the same command again to continue", 143, prefix="")
+        if main_thread and processes.count() > 1 and not stop.together:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signals.leave_others(code)
+        return code
     except BrokenPipeError:
         # Who read our output has left; leave too, without Python's complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +53,10 @@ def guard(work: Callable[[], object]) -> int:
     except Exception as error:
         if line := _explain(error):
             return _complain(line)
+        # Work in common fails where another process has left; what it said arrives beside.
+        if processes.count() > 1 and processes.await_stop(threading.Event(), 2.0):
+            code = _complain("stopped; run the same command again to continue", 143, prefix="")
+            signals.leave_others(code)
         raise
     finally:
         if main_thread:

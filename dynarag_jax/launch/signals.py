@@ -2,11 +2,12 @@
 
 The interpreter's C handler writes each signal's number to a pipe; a thread reads it, says so, and
 leaves the process where the main thread stays in the compiler: nothing is lost there, since no step
-has been made.
+has been made. Of several processes all leave when one is told to, since none can go on alone.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -15,11 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from dynarag_jax import processes
 from dynarag_jax.launch.progress import say
 
 LEAVE_AFTER = 20.0
 """seconds that the compiler is given to finish after a signal; SLURM kills after 30 or more"""
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+GRACE = 5.0
+"""seconds in which a process of several may end by itself, before it is left in the middle of
+work with the others, which answer no more"""
 AGAIN = "run the same command again to continue"
 
 
@@ -63,7 +68,12 @@ class SignalWatch:
                 if kinds and not self._closed:
                     busy = self._busy()
                     say(f"{self.meaning} (compiling {busy})" if busy else f"{self.meaning} ...")
-                    if busy:
+                    if processes.count() > 1 and signal.SIGTERM in kinds:
+                        if not _told.is_set():
+                            _told.set()
+                            processes.tell_stop()
+                            threading.Thread(target=self._leave_others, daemon=True).start()
+                    elif busy:
                         threading.Thread(
                             target=self._leave, args=(kinds[0], busy), daemon=True
                         ).start()
@@ -79,6 +89,14 @@ class SignalWatch:
             self.leaving()
         say(f"stopped while compiling {busy}; {AGAIN}")
         os._exit(CODES[kind])
+
+    def _leave_others(self) -> None:
+        """End the process where its main thread stays in work with processes that have left."""
+        time.sleep(GRACE)
+        with contextlib.suppress(Exception):
+            self.leaving()
+        say(f"stopped; {AGAIN}")
+        leave_others(CODES[signal.SIGTERM])
 
 
 _current: SignalWatch | None = None
@@ -110,6 +128,36 @@ def meaning(text: str) -> Iterator[None]:
     finally:
         if watch:
             watch.meaning = before
+
+
+_told = threading.Event()
+"""set once this process of several has been told to stop"""
+
+
+def watch_others() -> None:
+    """Of several processes: pass on to this one what another was told."""
+    closed = threading.Event()
+
+    def wait() -> None:
+        if processes.await_stop(closed) and not _told.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close() -> None:
+        closed.set()
+        thread.join(timeout=2)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    atexit.register(close)
+
+
+def leave_others(code: int) -> None:
+    """Of several processes: leave at once, without the meeting of all at the end."""
+    if processes.count() > 1:
+        _told.set()
+        processes.tell_stop()
+        processes.meet_before_leaving(3 * GRACE)
+        os._exit(code)
 
 
 def on_leaving(work: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import jax
 from dynarag_jax import processes
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from dynarag_jax.launch import distributed
+from dynarag_jax.launch import distributed, signals
 from dynarag_jax.launch.compiling import watch_compiling
 
 
@@ -41,6 +41,7 @@ def start_jax(run: Run) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if distributed.several(os.environ):
         distributed.join(os.environ)
+        signals.watch_others()
     _require_platform()
     if processes.is_primary():
         watch_compiling()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from types import FrameType
 
 from dynarag_jax import processes
@@ -12,7 +12,15 @@ from dynarag_jax.launch import signals
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: what is open gets closed."""
+    """SIGTERM, as an exception: what is open gets closed.
+
+    Attributes:
+      together: whether all processes of the run stop at the same place.
+    """
+
+    def __init__(self, together: bool = False):
+        super().__init__()
+        self.together = together
 
 
 class Stopping:
@@ -26,21 +34,25 @@ class Stopping:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._before: dict[int, object] = {}
-        self._saying: AbstractContextManager[None] | None = None
+        self._inside = ExitStack()
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             kinds = [signal.SIGINT]
             if processes.count() == 1:
                 kinds.append(signal.SIGTERM)
-            self._before = {kind: signal.signal(kind, self._note) for kind in kinds}
-            self._saying = signals.meaning("stopping after this step; once more stops at once")
-            self._saying.__enter__()
+            else:
+                # JAX's service puts a handler of its own there, and none back.
+                self._before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
+            self._before |= {kind: signal.signal(kind, self._note) for kind in kinds}
+            self._inside.enter_context(processes.stopping_together())
+            self._inside.enter_context(
+                signals.meaning("stopping after this step; once more stops at once")
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._saying is not None:
-            self._saying.__exit__(None, None, None)
+        self._inside.close()
         for kind, handler in self._before.items():
             signal.signal(kind, handler)  # type: ignore[arg-type]
 
@@ -64,4 +76,4 @@ class Stopping:
         """Raise what the signal means: KeyboardInterrupt, or Terminated."""
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        raise Terminated
+        raise Terminated(together=True)

@@ -6,9 +6,11 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,6 +299,56 @@ def test_twenty_kills_leave_the_file_of_an_uninterrupted_run(tmp_path, tiny_mode
     assert one.read_bytes() == other.read_bytes()
 
 
+def start_two(path: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            path, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow  # processes that compile for themselves
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_of_two_processes_ends_both_and_loses_nothing(
+    tmp_path, tiny_model, question, told
+):
+    rows = [question_to_json(question(f"q{i}", passages=1 + i % 4)) for i in range(400)]
+    questions = write(tmp_path / "q.jsonl", rows)
+    one = start(config(tmp_path, "one", tiny_model, questions, "1, 1, 1", 1))
+    said, _ = one.communicate(timeout=600)
+    assert one.returncode == 0, said
+    path = config(tmp_path, "two", tiny_model, questions, "-1, 1, 1", 1)
+    both = start_two(path)
+    directory = tmp_path / "two" / "rollout"
+    lines = lambda: sum(  # noqa: E731
+        len(part.read_text().splitlines()) for part in directory.glob("rollouts.part-*.jsonl")
+    )
+    while lines() < 20:
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.01)
+    both[told].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [143, 143], "\n".join(said)
+    assert all("stopp" in text for text in said) and "Traceback" not in "".join(said)
+    stood = lines()
+    assert 20 <= stood < 400
+    both = start_two(path)
+    said = [process.communicate(timeout=600)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    first, second = (
+        read_rollouts(tmp_path / name / "rollout" / "rollouts.jsonl") for name in ("one", "two")
+    )
+    assert [(r.id, [t.list for t in r.trajectories]) for r in first] == [
+        (r.id, [t.list for t in r.trajectories]) for r in second
+    ]
+
+
 @pytest.mark.slow  # processes that compile for themselves
 @pytest.mark.parametrize("mesh", ["-1, 2, 1", "1, 2, 2", "1, 1, 4"])
 def test_two_processes_make_the_file_of_one(tmp_path, tiny_model, question, mesh):
@@ -314,16 +366,7 @@ def test_two_processes_make_the_file_of_one(tmp_path, tiny_model, question, mesh
     said, _ = one.communicate(timeout=600)
     assert one.returncode == 0, said
     path = config(tmp_path, "two", model, questions, mesh, 2)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    both = [
-        start(
-            path, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    both = start_two(path)
     said = [p.communicate(timeout=600)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0], "\n".join(said)
     files = [tmp_path / name / "rollout" for name in ("one", "two")]

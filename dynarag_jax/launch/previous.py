@@ -75,7 +75,7 @@ def set_aside(
 def remove_oldest(root: Path, stage: str, keep: int, log: Callable[[str], None]) -> None:
     """Remove the oldest finished results beyond ``keep``; 0 keeps all."""
     finished = [p for p in previous(root, stage).values() if (p / "done.json").is_file()]
-    for path in finished[: len(finished) - keep] if keep else []:
+    for path in finished[: max(len(finished) - keep, 0)] if keep else []:
         _remove(path, f"run.keep_previous = {keep}", log)
 
 

@@ -19,23 +19,21 @@ from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.status import run_status
 from dynarag_jax.stages.gather import Gather
 
-KEEP = 2
-
 
 class Killed(BaseException):
     """As a SIGKILL would have it: nothing of ours runs after it."""
 
 
-def attempt(root: Path, source: str, end: str, yes: bool = True) -> bool:
+def attempt(root: Path, source: str, end: str, yes: bool = True, keep: int = 2) -> bool:
     """Make the stage from ``source``, and end as told: well, failed early or late, or killed."""
-    run = Run(str(root), keep_previous=KEEP)
+    run = Run(str(root), keep_previous=keep)
     context = Context(run, {"gather": Gather(source=source)}, "gather", lambda question: yes)
 
     def body(context: Context, stage: Gather) -> None:
         context.manifest(inputs={"source": root.parent / "input.txt"})
         if end == "wrong input":
             raise InputError("the input is wrong")
-        (context.stage_directory / "made.txt").write_text(source)
+        (context.begin() / "made.txt").write_text(source)
         if end != "well":
             raise Killed if end == "killed" else RuntimeError(end)
 
@@ -70,8 +68,8 @@ STEPS = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(STEPS)
-def test_a_finished_result_is_never_lost(tmp_path_factory, steps):
+@given(STEPS, st.integers(0, 5))
+def test_a_finished_result_is_never_lost(tmp_path_factory, steps, keep):
     place = tmp_path_factory.mktemp("x")
     (place / "input.txt").write_text("in")
     root = place / "run"
@@ -84,7 +82,7 @@ def test_a_finished_result_is_never_lost(tmp_path_factory, steps):
                 assert not root.exists() or how not in previous(root, "gather") or not how
             assert sorted(finished(root).values()) == sorted(before.values())
             continue
-        new = attempt(root, source, how)
+        new = attempt(root, source, how, keep=keep)
         after = finished(root)
         if not new:
             # Nothing finished has gone; it may have moved.
@@ -93,7 +91,7 @@ def test_a_finished_result_is_never_lost(tmp_path_factory, steps):
         assert after["gather"] == source
         # Only the oldest beyond the bound go, and only now that a new one has finished.
         lost = len(before) + 1 - len(after)
-        assert lost == max(0, len(before) - KEEP)
+        assert lost == (max(0, len(before) - keep) if keep else 0)
     shutil.rmtree(place)
 
 

@@ -91,8 +91,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     options = parser.parse_args()
 
+    from dynarag_jax.atomic import atomic_write
     from dynarag_jax.exchange.encoders import load_encoder
-    from dynarag_jax.files import atomic_write, fingerprint, read_jsonl
+    from dynarag_jax.files import fingerprint, read_jsonl
     from dynarag_jax.retrieval.embed import Embedder, embed_shards
     from dynarag_jax.retrieval.shards import Plan, finish, open_vectors, standing
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, append-only JSONL, fingerprints."""
+"""Files that are read and written: JSON, JSONL that is appended to, packed files, fingerprints."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import io
 import json
 import math
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError, MissingExtra
 
 PathLike = str | os.PathLike[str]
@@ -191,61 +190,10 @@ def dump_line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-@contextlib.contextmanager
-def atomic_write(path: PathLike, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; rename it to ``path`` only if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = None if "b" in mode else "utf-8"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, mode, encoding=encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside ``path``; rename it to ``path`` if the block succeeds.
-
-    Raises:
-      InputError: ``path`` exists already and ``overwrite`` is false.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; remove it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        if path.exists():
-            # A directory cannot be replaced in one rename: move the old one aside first.
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old / path.name, path)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def output_stem(name: str) -> str:
+    """Under which name a question file's results are written: ``q`` of ``q.jsonl`` or its .gz."""
+    path = Path(name)
+    return Path(path.stem).stem if path.suffix in (".gz", ".zst") else path.stem
 
 
 def write_json(path: PathLike, value: Any) -> None:

@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import atomic_write, parse_object, read_jsonl
+from dynarag_jax.files import parse_object, read_jsonl
 from dynarag_jax.sharding import batch_shards, named
 
 TIMEOUT_MS = 600_000

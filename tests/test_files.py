@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,11 +18,10 @@ import zstandard
 from hypothesis import given, settings
 
 from dynarag_jax import files
+from dynarag_jax.atomic import atomic_directory, atomic_write
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.files import (
     JsonlAppender,
-    atomic_directory,
-    atomic_write,
     dump_line,
     fingerprint,
     read_json,
@@ -217,6 +217,39 @@ def test_the_old_directory_comes_back_if_the_new_one_cannot_take_its_place(tmp_p
         make()
     assert (tmp_path / "d" / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["d"]
+
+
+def test_what_a_killed_process_left_is_cleared_up_and_what_it_moved_comes_back(tmp_path):
+    """A process is killed in a write, in a directory's, and between the two renames of another."""
+    script = """
+import os, sys
+from pathlib import Path
+from dynarag_jax import atomic
+os.chdir(sys.argv[1])
+with atomic.atomic_directory("d"):
+    pass
+Path("d/file").write_text("old")
+replace = os.replace
+def replace_once(source, target):
+    replace(source, target)
+    os.kill(os.getpid(), 9)
+with atomic.atomic_write("half.json") as stream, atomic.atomic_directory("e") as place:
+    Path(place, "x").write_text("half")
+    with atomic.atomic_directory("d", overwrite=True) as place:
+        Path(place, "file").write_text("new")
+        os.replace = replace_once
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[1])
+    assert done.returncode == -9
+    left = {name.split(".")[1] for name in os.listdir(tmp_path)}
+    assert left == {"half", "e", "d"} and not (tmp_path / "d").exists()
+    # A living process's are left alone, and so is what only looks like them.
+    others = {f".x.json.{platform.node().replace('.', '-')}-{os.getpid()}.abcd", ".x.json.abcd1234"}
+    for name in others:
+        (tmp_path / name).touch()
+    write_json(tmp_path / "new.json", {})
+    assert set(os.listdir(tmp_path)) == others | {"d", "new.json"}
+    assert (tmp_path / "d" / "file").read_text() == "old"
 
 
 # ---------------------------------------------------------------------------- appending

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from dynarag_jax.atomic import atomic_directory, atomic_write
 from dynarag_jax.data.builders import PreparedQuestions, is_prepared, splits
 from dynarag_jax.data.formats import WRITTEN, detect, losses, named, write_rows
 from dynarag_jax.data.layouts import judgments_file, queries_file
@@ -22,7 +23,7 @@ from dynarag_jax.data.sidecars import JudgedGold, RankedCandidates, TitledCandid
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.delimited import Quotes
 from dynarag_jax.errors import InputError, MissingExtra, nearest
-from dynarag_jax.files import atomic_directory, atomic_write, dump_line, require_file, write_jsonl
+from dynarag_jax.files import dump_line, require_file, write_jsonl
 from dynarag_jax.records import Question, passage_to_json, question_to_json
 from dynarag_jax.retrieval.trec import trec_lines
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.evaluation.runs import Scored
 from dynarag_jax.evaluation.scoring import Row, row_to_json
 from dynarag_jax.evaluation.summary import Summary, summarize, summary_to_json
 from dynarag_jax.evaluation.tables import file_name, report
-from dynarag_jax.files import atomic_write, write_json, write_jsonl
+from dynarag_jax.files import write_json, write_jsonl
 from dynarag_jax.retrieval.trec import judgment_lines, list_lines, value_lines
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.gguf_names import FAMILIES, SPLITS, TOP, halved, layer_tensor
@@ -22,7 +23,7 @@ from dynarag_jax.exchange.known import TrackedFields
 from dynarag_jax.exchange.names import TOP as THEIRS
 from dynarag_jax.exchange.names import expected_tensors, layer_names
 from dynarag_jax.exchange.safetensors import header_bytes
-from dynarag_jax.files import PathLike, atomic_directory, fingerprint, write_json
+from dynarag_jax.files import PathLike, fingerprint, write_json
 from dynarag_jax.models.config import DecoderConfig, RopeScaling, rope_frequencies
 
 _FORMAT = 1
@@ -43,10 +44,7 @@ def unpack(path: PathLike) -> Path:
         tensor or tokenizer that is not known.
     """
     path = Path(path).resolve()
-    state = path.stat()
-    key = fingerprint([str(path), state.st_size, state.st_mtime_ns, _FORMAT])
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    target = root / "dynarag_jax" / "gguf" / f"{path.stem}-{key}"
+    target = unpacked_place(path)
     if not target.is_dir():
         try:
             with atomic_directory(target) as place:
@@ -55,6 +53,15 @@ def unpack(path: PathLike) -> Path:
             if not target.is_dir():  # another process was faster
                 raise
     return target
+
+
+def unpacked_place(path: PathLike) -> Path:
+    """Where ``unpack`` puts this file; it is not there yet where nobody has asked for it."""
+    path = Path(path).resolve()
+    state = path.stat()
+    key = fingerprint([str(path), state.st_size, state.st_mtime_ns, _FORMAT])
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "dynarag_jax" / "gguf" / f"{path.stem}-{key}"
 
 
 def _write(path: Path, place: Path) -> None:

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, atomic_directory
+from dynarag_jax.files import PathLike
 from dynarag_jax.processes import agree, is_primary, raise_together, wait
 
 Failure = OSError | InputError

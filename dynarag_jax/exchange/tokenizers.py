@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.files import PathLike, atomic_directory, fingerprint, read_json, write_json
+from dynarag_jax.files import PathLike, fingerprint, read_json, write_json
 from dynarag_jax.models.config import DecoderConfig
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from dynarag_jax.files import PathLike, atomic_write
+from dynarag_jax.atomic import atomic_write
+from dynarag_jax.files import PathLike
 from dynarag_jax.report.page import templates
 from dynarag_jax.report.schema import RunReport
 from dynarag_jax.report.svg.matrices import heat_map, rank_map, same_shape

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dynarag_jax.files import PathLike, atomic_write
+from dynarag_jax.atomic import atomic_write
+from dynarag_jax.files import PathLike
 from dynarag_jax.prompts import format_list
 from dynarag_jax.report import numbers
 from dynarag_jax.report.schema import (

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError, MissingExtra
-from dynarag_jax.files import PathLike, atomic_directory, read_json, write_json
+from dynarag_jax.files import PathLike, read_json, write_json
 from dynarag_jax.retrieval.words import PAIRS, has_unbroken, split_words
 
 _MANIFEST = "bm25.json"

@@ -15,9 +15,10 @@ from typing import Literal
 import jax
 import numpy as np
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
-from dynarag_jax.files import JsonlAppender, atomic_write, fingerprint
+from dynarag_jax.files import JsonlAppender, fingerprint, output_stem
 from dynarag_jax.processes import ids_of, is_primary, merge, part, parts, wait
 from dynarag_jax.records import Question, question_to_json, stream_questions
 from dynarag_jax.retrieval.bm25 import Bm25Config
@@ -220,12 +221,6 @@ def _from_run(path: Path, n: int, row: Callable[[str], int | None]) -> Search:
         return [(positions[:n], scores[:n]) for positions, scores in found]
 
     return search
-
-
-def output_stem(name: str) -> str:
-    """Under which name a question file's results are written: ``q`` of ``q.jsonl`` or its .gz."""
-    path = Path(name)
-    return Path(path.stem).stem if path.suffix in (".gz", ".zst") else path.stem
 
 
 def fill_questions(

@@ -23,10 +23,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.safetensors import header_bytes, read_header
 from dynarag_jax.fields import Fields
-from dynarag_jax.files import PathLike, atomic_write, read_json, sha256_file, write_json
+from dynarag_jax.files import PathLike, read_json, sha256_file, write_json
 
 Stored = Literal["float32", "bfloat16"]
 _TYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", ml_dtypes.bfloat16)}

@@ -20,16 +20,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import (
-    PathLike,
-    atomic_directory,
-    dump_line,
-    parse_object,
-    read_json,
-    require_file,
-    write_json,
-)
+from dynarag_jax.files import PathLike, dump_line, parse_object, read_json, require_file, write_json
 from dynarag_jax.records import Passage, passage_from_json, passage_to_json
 from dynarag_jax.retrieval.corpora import CorpusAccount
 

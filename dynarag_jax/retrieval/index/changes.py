@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import atomic_directory, read_json, write_json
+from dynarag_jax.files import read_json, write_json
 from dynarag_jax.retrieval.index.base import Index
 from dynarag_jax.retrieval.index.exact import ExactIndex
 from dynarag_jax.retrieval.index.manifest import (

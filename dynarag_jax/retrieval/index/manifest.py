@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, atomic_directory, read_json, sha256_file, write_json
+from dynarag_jax.files import PathLike, read_json, sha256_file, write_json
 
 FORMAT = 3
 MANIFEST, IDS = "manifest.json", "ids.json"

@@ -7,8 +7,12 @@ the TPU versions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError, nearest
 
@@ -55,6 +59,22 @@ def accelerator(name: str) -> Accelerator:
         known = ", ".join(ACCELERATORS)
         raise InputError(f"accelerator '{name}' is not known{nearest(name, ACCELERATORS)}: {known}")
     return ACCELERATORS[name]
+
+
+def measured_rate(size: int = 1024, tries: int = 20) -> float:
+    """Operations a second of this machine in float32 matrix products; takes a fraction of a second.
+
+    The best of some tries, since another program may be at work beside them.
+    """
+    a = jnp.ones((size, size))
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
+    best = float("inf")
+    for _ in range(tries):
+        began = time.perf_counter()
+        multiply(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
 
 
 def of_kind(device_kind: str) -> Accelerator | None:

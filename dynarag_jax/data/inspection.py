@@ -123,8 +123,8 @@ def _gold(questions: Sequence[Question]) -> str:
     none = sum(not q.gold for q in known)
     mean = np.mean([len(q.gold or ()) for q in known])
     return (
-        f"needed passages: known of {len(known)} questions, {mean:.1f} each, {none} need none; of "
-        f"{absent} one is no candidate"
+        f"needed passages: known of {len(known)} questions, {mean:.1f} each, {none} need none, "
+        f"{absent} need one that is not among their candidates"
     )
 
 

@@ -25,6 +25,13 @@ _LISTS = (
 )  # fmt: skip
 """Fields whose elements are candidates."""
 
+_KEPT_AND_READ = {
+    "hotpotqa": ("supporting_facts",),
+    "2wikimultihopqa": ("supporting_facts",),
+    "musique": ("question_decomposition",),
+}
+"""By format, fields that say which passages are needed, and are kept beside that."""
+
 
 @dataclass
 class QuestionAccount:
@@ -67,6 +74,8 @@ class QuestionAccount:
         for name in question.extra:
             source = name.removeprefix("source_") if name not in row else name
             if source in RESERVED and source == name:
+                continue
+            if source in _KEPT_AND_READ.get(self.format, ()):
                 continue
             value = row.get(source)
             if isinstance(value, str | list | dict) and value:

@@ -6,11 +6,12 @@ import importlib.util
 from pathlib import Path
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.gguf_in import unpack
+from dynarag_jax.exchange.gguf_in import unpack, unpacked_place
 from dynarag_jax.files import PathLike
 
 # Weights as safetensors only: pickles are not even fetched.
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_PACKED = ("model.safetensors", "*.gguf")
 
 
 def package_file(package: str, *names: str) -> Path:
@@ -44,6 +45,31 @@ def package_file(package: str, *names: str) -> Path:
     return files[0]
 
 
+def gguf_file(source: PathLike) -> Path | None:
+    """The GGUF file that ``model_directory`` unpacks for this model; None where it needs none.
+
+    Raises:
+      InputError: it names a package that is not installed, or that holds no model.
+    """
+    path, name = Path(source), str(source)
+    if name.startswith("package:"):
+        path = package_file(name.removeprefix("package:"), *_PACKED)
+    elif path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        path = files[0] if len(files) == 1 else path
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def to_unpack(source: PathLike) -> Path | None:
+    """The GGUF file that ``model_directory`` would unpack now, which takes a while; else None.
+
+    Raises:
+      InputError: as ``gguf_file``.
+    """
+    file = gguf_file(source)
+    return file if file is not None and not unpacked_place(file).is_dir() else None
+
+
 def model_directory(source: PathLike, revision: str | None = None) -> Path:
     """The directory of a model.
 
@@ -59,14 +85,12 @@ def model_directory(source: PathLike, revision: str | None = None) -> Path:
       InputError: no such directory, or the hub does not give the model.
     """
     path, name = Path(source), str(source)
+    if (file := gguf_file(source)) is not None:
+        return unpack(file)
     if name.startswith("package:"):
-        path = package_file(name.removeprefix("package:"), "model.safetensors", "*.gguf")
-        return unpack(path) if path.suffix == ".gguf" else path.parent
+        return package_file(name.removeprefix("package:"), *_PACKED).parent
     if path.is_dir():
-        files = [] if (path / "config.json").is_file() else sorted(path.glob("*.gguf"))
-        return unpack(files[0]) if len(files) == 1 else path
-    if path.is_file() and path.suffix == ".gguf":
-        return unpack(path)
+        return path
     if path.is_file():
         raise InputError(f"{name}: expected a model directory, found a file")
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:

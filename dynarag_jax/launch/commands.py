@@ -72,7 +72,7 @@ def new(arguments: Sequence[str]) -> None:
     options = parse(NewConfig(), arguments[1:], prog=f"dynarag new {first}", description=about)
     start_jax(Run(directory="."))
     devices = checking.parse_devices(options.devices) if options.devices else devices_of()
-    for line in new_config(Path(first), options, devices):
+    for line in new_config(Path(first), options, devices, say):
         say(line)
     run, stages = read_config(first)
     filled = {name: inherit(run, stage) for name, stage in stages.items()}

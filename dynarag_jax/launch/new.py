@@ -9,30 +9,26 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import random
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynarag_jax.config import inherit
 from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
-from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.hub import model_directory, to_unpack
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
-from dynarag_jax.launch.config_file import read_config
-from dynarag_jax.launch.new_config import Data, Layout, Lengths, config_text
-from dynarag_jax.launch.plan import ID_TOKENS, Devices, hub_config, is_packed, plan_stage
+from dynarag_jax.launch.new_config import Data, Lengths, Pace
+from dynarag_jax.launch.new_layout import Sized, first_that_suits, paces, sized
+from dynarag_jax.launch.plan import ID_TOKENS, Devices, hub_config, is_packed
+from dynarag_jax.launch.progress import clock
 from dynarag_jax.prompts import answer_messages, format_passage, render, rerank_messages
 from dynarag_jax.records import Passage, Question, write_questions
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
-from dynarag_jax.retrieval.index.memory import machine_memory
-from dynarag_jax.training.config import Train
-from dynarag_jax.training.plan import USABLE
 
 SAMPLE = 2000
 """Questions and passages that are looked at closely."""
@@ -52,13 +48,21 @@ class NewConfig:
     corpus: tuple[str, ...] = ()
     """corpus files; none where the questions come with their passages"""
     small: bool = False
-    """a first run in minutes: few questions, steps and samples"""
+    """a first run: few questions, steps and samples; on CPUs few enough for half an hour"""
     devices: str = ""
     """devices to size it for, as KIND:N (h100:8, v5p:64, cpu:2); empty takes those at hand"""
 
 
-def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
+def new_config(
+    path: Path,
+    options: NewConfig,
+    devices: Devices,
+    log: Callable[[str], None] = lambda text: None,
+) -> list[str]:
     """Write the config file; returns lines that say what it was sized by.
+
+    Args:
+      log: hears what takes a while.
 
     Raises:
       InputError: the file stands already, an input is missing or wrong, or nothing fits.
@@ -73,6 +77,8 @@ def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
         raise InputError("--questions takes one file, or two: for training and for evaluation")
     directory = Path(options.model)
     if is_packed(options.model):
+        if (file := to_unpack(options.model)) is not None:
+            log(f"unpacking {file.name}, once ...")
         directory = model_directory(options.model)
     if not (directory / "config.json").is_file():
         if directory.exists():
@@ -82,10 +88,18 @@ def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
     sets = [list(stream_questions(file)) for file in options.questions]
     passages = list(_passages(options, sets[0]))
     divided = _divided(path, options, sets)
-    data = _data(options, sets[0], passages, divided, exact)
-    lengths = _lengths(data, sets[0], passages, count, _positions(directory))
-    data = replace(data, candidates=lengths.ids if data.corpus else data.candidates)
-    text = _sized(path.stem, options, data, lengths, devices)
+    counted = _counted(sets[0], passages, count)
+    positions = _positions(directory)
+
+    def at(pace: Pace | None) -> tuple[Data, Sized]:
+        data = _data(options, sets, passages, divided, exact, pace)
+        lengths = _lengths(data.candidates, counted, positions)
+        data = replace(data, candidates=lengths.ids if data.corpus else data.candidates)
+        return data, sized(path.stem, options.model, data, lengths, pace, devices)
+
+    pace, (data, found) = first_that_suits(at, paces(options.small, not options.corpus, devices))
+    if pace is not None and divided:
+        divided[data.evaluation] = divided[data.evaluation][: pace.evaluated]
     for file in divided:
         if Path(file).exists():
             raise InputError(f"{file}: stands already; choose another name for the config")
@@ -94,8 +108,11 @@ def new_config(path: Path, options: NewConfig, devices: Devices) -> list[str]:
         write_questions(file, questions)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x") as stream:
-        stream.write(text)
-    return [*data.notes, *(f"{file}: {len(qs)} questions" for file, qs in divided.items())]
+        stream.write(found.text)
+    files = [f"{file}: {len(questions)} questions" for file, questions in divided.items()]
+    took = f"about {clock(found.seconds)}" if found.seconds >= 60 else "less than a minute"
+    took = [f"{took} for all stages on this machine, by an estimate"] if found.seconds else []
+    return [*data.notes, *files, *took]
 
 
 # ---------------------------------------------------------------------------- looking at the data
@@ -150,26 +167,28 @@ def _divided(
         held_out = min(max(len(sets[0]) // 5, 1), 500)
         sets[:] = [sets[0][held_out:], sets[0][:held_out]]
     if options.small:
-        sets[:] = [sets[0][:200], sets[1][:40]]
+        sets[:] = [sets[0][:200], sets[1][: Pace().evaluated]]
     folder = path.with_name(f"{path.stem}-data")
     return {str(folder / "train.jsonl"): sets[0], str(folder / "evaluation.jsonl"): sets[1]}
 
 
 def _data(
     options: NewConfig,
-    questions: Sequence[Question],
+    sets: Sequence[Sequence[Question]],
     passages: Sequence[Passage],
     divided: dict[str, list[Question]],
     exact: bool,
+    pace: Pace | None,
 ) -> Data:
     train, evaluation = list(divided) or options.questions
+    questions = sets[0]
     looked = questions[:SAMPLE]
     marked = sum(q.gold is not None for q in looked)
     answered = sum(bool(q.answers) for q in looked)
     label = "gold" if 2 * marked > len(looked) else "answer" if 2 * answered > len(looked) else ""
     candidates = max((len(q.passages) for q in looked), default=0)
     if options.corpus:
-        candidates = min(10 if options.small else 45, len(passages))
+        candidates = min(pace.candidates if pace else 45, len(passages))
     installed = importlib.util.find_spec(MINILM) is not None
     more = " or more" if len(passages) == SAMPLE else ""
     notes = [
@@ -184,6 +203,7 @@ def _data(
         evaluation=evaluation,
         corpus=options.corpus,
         count=len(questions),
+        evaluated=len(sets[1]),
         candidates=candidates,
         label=label or "scores",
         answered=2 * answered > len(looked),
@@ -198,19 +218,23 @@ def _positions(directory: Path) -> int:
     return config_from_hf(read_json(config), str(config)).positions
 
 
-def _lengths(
-    data: Data,
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    tokenizer: Any,
-    positions: int,
-) -> Lengths:
-    """The prompts' limits: nearly all questions with so many passages fit.
+@dataclass(frozen=True)
+class Counted:
+    """What questions and passages take of a prompt, in tokens.
 
-    Raises:
-      InputError: the model has no positions for a single passage.
+    Attributes:
+      passages: of each passage, its line's end included.
+      rerank, answer: of the prompts without passages, with the longest question.
+      reply: of nearly all answers.
     """
 
+    passages: np.ndarray
+    rerank: int
+    answer: int
+    reply: int
+
+
+def _counted(questions: Sequence[Question], passages: Sequence[Passage], tokenizer: Any) -> Counted:
     def tokens(text: str) -> int:
         if tokenizer is None:
             return round(1.4 * len(text.split())) + 1
@@ -222,14 +246,25 @@ def _lengths(
         return len(render(tokenizer, messages))
 
     some = questions[:SAMPLE]
-    each = np.array([tokens(format_passage(10, p)) + 1 for p in passages])
     # The question stands before and after the passages.
     question = 2 * max(tokens(q.text) for q in some) + 8
     empty = Question("", "?", task=some[0].task)
-    head = bare(rerank_messages(empty, (), "instruct")) + question
-    answer_head = bare(answer_messages(empty, (), "instruct")) + question
     written = sorted(tokens(a) for q in some for a in q.answers) or [49]
-    answer = _up(int(np.percentile(written, 99.5)) + 1, 8)
+    return Counted(
+        np.array([tokens(format_passage(10, p)) + 1 for p in passages]),
+        bare(rerank_messages(empty, (), "instruct")) + question,
+        bare(answer_messages(empty, (), "instruct")) + question,
+        int(np.percentile(written, 99.5)),
+    )
+
+
+def _lengths(candidates: int, counted: Counted, positions: int) -> Lengths:
+    """The prompts' limits: nearly all questions with so many passages fit.
+
+    Raises:
+      InputError: the model has no positions for a single passage.
+    """
+    each, answer = counted.passages, _up(counted.reply + 1, 8)
     rng = np.random.default_rng(0)
 
     def together(n: int) -> int:
@@ -237,7 +272,7 @@ def _lengths(
         sums = [each[rng.integers(0, len(each), n)].sum() for _ in range(400)]
         return int(1.1 * np.percentile(sums, 99))
 
-    ids = max(data.candidates, 1)
+    ids, head = max(candidates, 1), counted.rerank
     while ids > 1 and _up(head + together(ids), 64) > positions - _list_tokens(ids):
         ids -= 1
     most = min(15, ids)
@@ -247,7 +282,7 @@ def _lengths(
         raise InputError(
             f"the model has {positions} positions, too few for a question and a passage"
         )
-    reading = min(_up(answer_head + together(most), 64), positions - answer)
+    reading = min(_up(counted.answer + together(most), 64), positions - answer)
     return Lengths(ids, most, rerank, max(reading, 64), answer)
 
 
@@ -257,78 +292,3 @@ def _list_tokens(ids: int) -> int:
 
 def _up(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-# --------------------------------------------------------------------------- looking at the machine
-
-
-def _sized(name: str, options: NewConfig, data: Data, lengths: Lengths, devices: Devices) -> str:
-    """The text of the first layout that fits; whole weights before adapters, and little recomputed.
-
-    Raises:
-      InputError: none does.
-    """
-    accelerated = devices.platform.name != "cpu"
-    where = f"{devices.count} x {devices.name}"
-    if not accelerated:
-        where = f"{devices.count} device(s) of a CPU"
-    memory = USABLE * devices.memory
-    if not accelerated:
-        memory = (machine_memory() or 0) / devices.count
-    if not memory:
-        raise InputError(f"memory of {where} is not known; --devices KIND:N sizes it for a kind")
-    fewest, wrong = float("inf"), None
-
-    def written(layout: Layout) -> str:
-        return config_text(name, options.model, data, lengths, layout, options.small)
-
-    for layout in _layouts(where, devices, data, accelerated, options.small):
-        try:
-            needed = _needed(written(layout), devices)
-        except InputError as error:  # a mesh that does not divide the model's arrays
-            wrong = error
-            continue
-        if needed <= memory:
-            return written(layout)
-        fewest = min(fewest, needed)
-    if wrong is not None and fewest == float("inf"):
-        raise wrong
-    raise InputError(
-        f"{options.model}: training takes {fewest / 2**30:.3g} GiB a device at the least, and "
-        f"{where} have {memory / 2**30:.3g} each; take more or larger ones (--devices says which)"
-    )
-
-
-def _layouts(
-    where: str, devices: Devices, data: Data, accelerated: bool, small: bool
-) -> Iterator[Layout]:
-    """Layouts of training, the ones to prefer first."""
-    n = devices.count
-    wanted = 32 if accelerated and not small else 4
-    batch = _up(min(wanted, max(data.count, 1)), n)
-    meshes = ["Mesh()"]
-    if n > 1:
-        meshes.append("Mesh(data=1, fsdp=-1)")
-    remats = ("none", "dots", "full") if accelerated else ("none", "full")
-    steps = [a for a in (1, 2, 4, 8, 16, 32) if batch % (a * n) == 0]
-    for lora in (False, True):
-        # What is copied by fewer hands is simpler; recomputing costs more than microbatches.
-        for mesh, remat, accumulate in itertools.product(meshes, remats, steps):
-            if n > 1 and mesh == "Mesh()" and not accelerated and remat != "none":
-                continue
-            yield Layout(where, lora, batch, accumulate, remat, mesh, accelerated, n > 8)
-
-
-def _needed(text: str, devices: Devices) -> float:
-    """Bytes of a device by the plan of the config's largest training stage."""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "sized.py"
-        file.write_text(text)
-        run, stages = read_config(file)
-    filled = {name: inherit(run, stage) for name, stage in stages.items()}
-    plans = [
-        plan_stage(run, filled, stage, devices, tokenizer=False).plan.total
-        for stage in filled.values()
-        if isinstance(stage, Train)
-    ]
-    return max(plans)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dynarag_jax.files import output_stem
+
 
 @dataclass(frozen=True)
 class Data:
@@ -14,6 +16,7 @@ class Data:
       train, evaluation: question files.
       corpus: its files; empty where the questions bring their candidates.
       count: training questions.
+      evaluated: questions of the evaluation.
       candidates: of a question, found or given.
       label: what their expert lists are made of; "scores" needs a model that scores passages.
       answered: whether questions have answers, so that there is a reward.
@@ -26,6 +29,7 @@ class Data:
     evaluation: str
     corpus: tuple[str, ...]
     count: int
+    evaluated: int
     candidates: int
     label: Literal["gold", "answer", "scores"]
     answered: bool
@@ -59,18 +63,41 @@ class Layout:
     several_hosts: bool = False
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How much a first run does.
+
+    Attributes:
+      candidates: of a question, where a corpus is searched for them.
+      batch: rows of a training step.
+      steps: of behavior cloning; feedback takes half of them.
+      limit: questions that lists are sampled for.
+      samples: lists of each.
+      evaluated: questions that are evaluated.
+      examples: of them shown in full in the report.
+    """
+
+    candidates: int = 10
+    batch: int = 4
+    steps: int = 20
+    limit: int = 64
+    samples: int = 4
+    evaluated: int = 40
+    examples: int = 10
+
+
 SCORER = "castorini/monot5-base-msmarco-10k"
 """A model that scores passages, from the hub."""
 
 
 def config_text(
-    name: str, model: str, data: Data, lengths: Lengths, layout: Layout, small: bool
+    name: str, model: str, data: Data, lengths: Lengths, layout: Layout, pace: Pace | None
 ) -> str:
     """A config file.
 
     Args:
       name: of the file, without its ending.
-      small: a first run in minutes: few steps and samples.
+      pace: of a first run; None takes all questions.
     """
     names = ["Export", "Label", "Sft", "Stream"]
     names += ["Retrieve"] if data.corpus else []
@@ -91,15 +118,15 @@ def config_text(
         "from dynarag_jax.training.optimizer import OptimizerConfig",
     ]  # fmt: skip
     parts = [
-        _head(name, model, data, layout, small),
+        _head(name, model, data, layout, pace),
         "\n".join(imports),
-        _shared(name, data, lengths, layout),
-        "stages = {\n" + "".join(_stages(model, data, layout, small)) + "}",
+        _shared(name, data, lengths, layout, pace),
+        "stages = {\n" + "".join(_stages(model, data, layout, pace)) + "}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(name: str, model: str, data: Data, layout: Layout, small: bool) -> str:
+def _head(name: str, model: str, data: Data, layout: Layout, pace: Pace | None) -> str:
     lines = [
         f'"""{model} as a reranker over {", ".join(data.corpus) or "given candidates"}.',
         "",
@@ -115,12 +142,12 @@ def _head(name: str, model: str, data: Data, layout: Layout, small: bool) -> str
             "On several hosts each runs the stages; label, evaluate and rerank run on one alone",
             "(docs/running-on-pods.md).",
         ]
-    if small:
+    if pace:
         lines.append("A first run in small: few questions, steps and samples.")
     return "\n".join(lines) + '\n"""'
 
 
-def _shared(name: str, data: Data, p: Lengths, layout: Layout) -> str:
+def _shared(name: str, data: Data, p: Lengths, layout: Layout, pace: Pace | None) -> str:
     sampled = "bfloat16" if layout.accelerated else "float32"
     stored = "bfloat16" if layout.lora and layout.accelerated else "float32"
     lines = [
@@ -156,12 +183,17 @@ def _shared(name: str, data: Data, p: Lengths, layout: Layout) -> str:
     elif data.answered:
         lines += [
             "# 1 for a right answer, and up to 0.25 more for having read few passages.",
-            "reward = RewardWeights(em=1.0, passages=0.25)",
+            *(
+                ["# A model is seldom right at first: how likely it finds the answer counts, too."]
+                if pace
+                else []
+            ),
+            f"reward = RewardWeights(em=1.0, passages=0.25{', likelihood=0.5' if pace else ''})",
         ]
     return "\n".join(lines)
 
 
-def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
+def _stages(model: str, data: Data, layout: Layout, pace: Pace | None) -> list[str]:
     """The stages, each as a piece of text."""
     found = "{run}/retrieve/%s" if data.corpus else ""
     train, evaluation = (
@@ -176,6 +208,7 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
         "        model=numerics,\n",
         "        lora=lora,\n" if layout.lora else "",
         f"        accumulate={layout.accumulate},\n",
+        "        lengths=2,  # that prompts are padded to: each is compiled\n" if pace else "",
     ]
     generator = f"Stream(batch={batch})" if data.answered else "Stream(batch=0)  # no answers"
     pieces = []
@@ -203,17 +236,17 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
         f"        generator={generator.replace(')', '),', 1)}\n",
         *shared,
         f"        optimizer={_optimizer(first)},\n",
-        "        steps=20,\n" if small else
+        f"        steps={pace.steps},\n" if pace else
         f"        epochs=1.0,  # {-(-data.count // batch)} steps\n",
         "    ),\n",
     ]  # fmt: skip
     if data.answered:
-        limit = "        limit=64,\n" if small else ""
+        limit = f"        limit={pace.limit},\n" if pace else ""
         pieces += [
             '    "rollout": SampleRollouts(\n',
             f"        questions={_text(labeled)},\n",
             limit,
-            f"        samples={4 if small else 8},\n",
+            f"        samples={pace.samples if pace else 8},\n",
             "        reward=reward,\n",
             f"        batch={rows},\n",
             "    ),\n",
@@ -230,7 +263,7 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
             f"        generator=Stream(batch={batch}),\n",
             *shared,
             f"        optimizer={_optimizer(second)},\n",
-            "        steps=10,\n" if small else "        epochs=1.0,\n",
+            f"        steps={pace.steps // 2},\n" if pace else "        epochs=1.0,\n",
             "    ),\n",
             '    "evaluate": Evaluate(\n',
             "        models={\n",
@@ -238,7 +271,9 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
             '            "after feedback": "{run}/feedback/model",\n',
             "        },\n",
             f"        questions={_text(evaluation)},\n",
-            f"        top_k={_ints(k for k in (1, 3, 5, 10) if k <= data.candidates)},\n",
+            f"        top_k={_ints(top_ks(data.candidates))},\n",
+            f"        examples={pace.examples},\n" if pace else "",
+            f"        samples={pace.samples},\n" if pace else "",
             "        reward=reward,\n",
             f"        batch={rows},\n",
             "    ),\n",
@@ -254,6 +289,11 @@ def _stages(model: str, data: Data, layout: Layout, small: bool) -> list[str]:
     return pieces
 
 
+def top_ks(candidates: int) -> list[int]:
+    """The fixed cuts of the retriever's order that are evaluated."""
+    return [k for k in (1, 3, 5, 10) if k <= candidates]
+
+
 _LABELS = {
     "gold": "The expert's lists are the needed passages that the questions mark.",
     "answer": "The expert's lists are the passages that contain an answer.",
@@ -266,7 +306,8 @@ def _optimizer(rate: float) -> str:
 
 
 def _base(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    """The name under which a stage writes what it made of a question file."""
+    return f"{output_stem(path)}.jsonl"
 
 
 def _text(value: str) -> str:

@@ -22,7 +22,7 @@ import jax
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
-from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.hub import model_directory, to_unpack
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.hardware import ALIASES, Accelerator, accelerator, of_kind
@@ -257,7 +257,7 @@ def model_shape(
         vocab = -(-len(load_tokenizer(str(directory))) // 64) * 64
         return dataclasses.replace(stage.model, vocab=vocab), directory
     if is_packed(text):
-        if not fetch:
+        if not fetch and to_unpack(text) is not None:
             raise NotFetched(f"{text}: is not unpacked yet")
         text = str(model_directory(text))
     path = Path(text)

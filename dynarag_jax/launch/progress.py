@@ -40,6 +40,7 @@ class Progress:
         self._first, self._began = 0, time.monotonic()
         self._spoke, self._spoke_at = self._began, -1
         self._figures: Mapping[str, Any] = {}
+        self._spoke_of: Mapping[str, Any] = {}
         if shown and _on_terminal():
             self._bar = tqdm(total=total, desc=description, file=sys.stderr, dynamic_ncols=True)
 
@@ -85,7 +86,11 @@ class Progress:
         """Leave the bar as it stands, or write the last line."""
         if self._bar is not None:
             self._bar.close()
-        elif self._shown and self.n != self._spoke_at and self.n > self._first:
+        elif (
+            self._shown
+            and self.n > self._first
+            and (self.n != self._spoke_at or self._figures != self._spoke_of)
+        ):
             self._speak()
 
     def __enter__(self) -> Progress:
@@ -106,7 +111,7 @@ class Progress:
                 parts.append(f"{clock((self._total - self.n) / rate)} left")
         parts += [f"{name} {_short(value)}" for name, value in self._figures.items()]
         say(f"[{self._description}] " + ", ".join(parts))
-        self._spoke, self._spoke_at = now, self.n
+        self._spoke, self._spoke_at, self._spoke_of = now, self.n, self._figures
 
 
 def _on_terminal() -> bool:

@@ -30,6 +30,7 @@ from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
+from dynarag_jax.stages.common.files import questions_by_output
 from dynarag_jax.stages.common.predicting import counted
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import generator_of
@@ -98,13 +99,7 @@ def list_of(stage: Answer, question: Question, scores: Mapping[str, Sequence[flo
 def run(context: Context, stage: Answer) -> None:
     """Write the predictions of every question file under its own name."""
     context.require_one_process()
-    paths = {path.name.removesuffix(".gz"): path for path in map(context.path, stage.questions)}
-    if not paths:
-        raise InputError("answer: name at least one file with --questions")
-    if len(paths) < len(stage.questions):
-        raise InputError(
-            "answer: two question files have the same name, and so would their answers"
-        )
+    paths = questions_by_output(context, stage.questions)
     models = {"model": context.model(stage.model)}
     if stage.lists == "static":
         models["scorer"] = context.model(stage.scorer)
@@ -120,7 +115,7 @@ def run(context: Context, stage: Answer) -> None:
     if stage.lists == "static":
         scorer = load_scorer(models["scorer"], stage.dtype)
         for name, questions in asked.items():
-            output = context.stage_directory / f"scores-{name}"
+            output = context.begin() / f"scores-{name}"
             scores[name] = score_once(context, scorer, output, f"scores of {name}", questions)
         del scorer
     # Wrong lists are found before a model is loaded.
@@ -131,7 +126,7 @@ def run(context: Context, stage: Answer) -> None:
     policy = load_policy(models["model"], context.mesh, stage.prompts, stage.dtype)
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for name, questions in asked.items():
-        output = context.stage_directory / name
+        output = context.begin() / name
         with (
             JsonlAppender(output) as rows,
             generator_of(context, stage.generator, sampler) as generator,

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import jax
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError, nearest
@@ -36,7 +37,7 @@ from dynarag_jax.evaluation.tuning import (
     retriever_scores,
     rule_systems,
 )
-from dynarag_jax.files import JsonlAppender, atomic_write, read_json, write_json
+from dynarag_jax.files import JsonlAppender, read_json, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
 from dynarag_jax.policy.model import Policy, load_policy
@@ -253,13 +254,14 @@ def run(context: Context, stage: Bench) -> None:
         tuned_on[name], _ = to_rerank(
             questions, stage.prompts.ids, stage.more_passages, str(tuning[name]), context.log
         )
+    directory = context.begin()
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in data}
     tuning_scores: dict[str, dict[str, list[float]]] = {name: {} for name in tuned_on}
     if scorer:
         loaded = load_scorer(scorer, stage.dtype)
         for found, what, asked in ((scores, "", data), (tuning_scores, "tuning-", tuned_on)):
             for name, questions in asked.items():
-                output = context.stage_directory / f"scores-{what}{name}.jsonl"
+                output = directory / f"scores-{what}{name}.jsonl"
                 said = f"scores of {what}{name}"
                 found[name] = score_once(context, loaded, output, said, questions)
         del loaded
@@ -271,13 +273,12 @@ def run(context: Context, stage: Bench) -> None:
         for system, chosen in own.items():
             fixed[name][0][system], fixed[name][1][system] = chosen, "other"
     if rules:
-        write_json(context.stage_directory / "rules.json", rules)
+        write_json(directory / "rules.json", rules)
     kinds: dict[str, Kind] = dict.fromkeys(models, "model")
     for _, own in fixed.values():
         kinds |= own
     if clash := [name for name in models if name in lists_of(fixed)]:
         raise InputError(f"bench: '{clash[0]}' is a baseline's name; call the model otherwise")
-    directory = context.stage_directory
     # Parameters of each model, so that one whose work is done need not be loaded to say so.
     counted = directory / "parameters.json"
     sizes: dict[str, int] = read_json(counted) if counted.exists() else {}

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.evaluation.comparison import compare, compared_to_json, comparison_table
-from dynarag_jax.files import atomic_write, write_json
+from dynarag_jax.files import write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.stages.common.scored import ScoredPredictions, score_or_show
 
@@ -36,15 +37,14 @@ class Compare(ScoredPredictions):
 
 def run(context: Context, stage: Compare) -> None:
     """Score, compare and write."""
-    page = context.stage_directory / "compare.md"
-    scored, scores = score_or_show(context, stage, page)
+    scored, scores = score_or_show(context, stage, "compare.md")
     compared = compare(scored.rows, stage.baseline, context.seed, stage.every)
+    directory = context.begin()
     text = f"{scores}\n# Differences\n\n{comparison_table(compared)}"
-    with atomic_write(page) as stream:
+    with atomic_write(directory / "compare.md") as stream:
         stream.write(text)
     differences = [compared_to_json(c) for c in compared]
     write_json(
-        context.stage_directory / "compare.json",
-        {"protocol": stage.protocol, "compared": differences},
+        directory / "compare.json", {"protocol": stage.protocol, "compared": differences}
     )
     context.print(text)

@@ -56,12 +56,13 @@ def run(context: Context, stage: Embed) -> None:
     corpus = located(stage.corpus, context.path)
     context.manifest(inputs=corpus_inputs(corpus))
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
-    store = store_of(context, corpus, context.stage_directory / PASSAGES)
+    directory = context.begin()
+    store = store_of(context, corpus, directory / PASSAGES)
     vectors = passage_vectors(
         context,
         encoder,
         store,
-        context.stage_directory / VECTORS,
+        directory / VECTORS,
         "passages",
         stored=stage.stored,
         shard=stage.shard,

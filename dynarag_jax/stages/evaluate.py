@@ -135,6 +135,7 @@ def run(context: Context, stage: Evaluate) -> None:
     # No baseline sees more candidates than a model: all that are left, by windows or in a prompt.
     seen_at_most = max(len(q.passages) for q in questions)
     fixed = fixed_systems(questions, stage.top_k, seen_at_most)
+    tuned = None
     if stage.rules.names:
         tuned_on, _ = to_rerank(
             read_tuning(tuning["rules"], stage.rules), ids, rule, tuning["rules"].name, context.log
@@ -145,9 +146,11 @@ def run(context: Context, stage: Evaluate) -> None:
             for some in both
         ]
         lists, tuned = rule_systems(stage.rules, *asked)
-        write_json(context.stage_directory / "rules.json", tuned)
         fixed |= lists
-    output = context.stage_directory / "predictions.jsonl"
+    directory = context.begin()
+    if tuned is not None:
+        write_json(directory / "rules.json", tuned)
+    output = directory / "predictions.jsonl"
     seen = ("", SHUFFLED) if stage.shuffled else ("",)
     systems = [name + how for name in models for how in seen] + [*fixed]
     with (
@@ -171,7 +174,7 @@ def run(context: Context, stage: Evaluate) -> None:
             last = place == len(models) - 1
             own = [name + how for how in seen]
             work = [*own, *(fixed if last else ())]
-            shown = place > 0 or (context.stage_directory / "examples.jsonl").exists()
+            shown = place > 0 or (directory / "examples.jsonl").exists()
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
@@ -209,7 +212,7 @@ def run(context: Context, stage: Evaluate) -> None:
     scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
     ordered = [row for system in systems for row in scored_rows if row.system == system]
     summaries = summarize(ordered, context.run.seed, one_by_one=True)
-    write_json(context.stage_directory / "scores.json", scores_by_system(summaries))
+    write_json(directory / "scores.json", scores_by_system(summaries))
     context.log(side_by_side(summaries))
     if foot := stage.metrics.note():
         context.log(foot)

@@ -47,8 +47,8 @@ class Export:
 
 def run(context: Context, stage: Export) -> None:
     """Write ``model/`` in the export's type, read it back, and say how far it is off."""
-    target = context.stage_directory / "model"
     model = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
+    target = context.stage_directory / "model"
     if model is None:
         context.log(f"{target}: {stage.dtype}; not checked, since check is off")
         return
@@ -67,7 +67,7 @@ def _model(context: Context, stage: Export) -> Differences | None:
     return convert(
         Convert(
             source=str(source),
-            target=str(context.stage_directory / "model"),
+            target=str(context.begin() / "model"),
             dtype=stage.dtype,
             shard_bytes=stage.shard_bytes,
             overwrite=True,
@@ -98,16 +98,16 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     start = start_stage(context, training, weights=False)
     step, trained = restore_trained(start, context.mesh, folder, step)
     context.log(f"stage '{name}' at step {step}")
-    style = training.prompts.style
+    directory, style = context.begin(), training.prompts.style
     manifest = {"step": step, "seed": context.run.seed, "stages": context.made_by()}
     if start.lora:
         save_adapters(
-            context.stage_directory / "adapters", start.cfg, start.lora, trained,
+            directory / "adapters", start.cfg, start.lora, trained,
             base=start.init, overwrite=True,
             card=model_card(TITLE, ABOUT, "float32", manifest, start.init, style),
         )  # fmt: skip
     return export_live(
-        context.stage_directory / "model",
+        directory / "model",
         start.cfg,
         merged(start, trained),
         start.tokenizer,

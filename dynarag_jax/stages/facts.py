@@ -29,7 +29,7 @@ def run(context: Context, stage: Facts) -> None:
     """Write corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/."""
     context.manifest(inputs={})
     world = make_world(stage.world, context.run.seed)
-    directory = context.stage_directory
+    directory = context.begin()
     write_passages(directory / "corpus.jsonl", world.passages)
     write_questions(directory / "train.jsonl", world.train)
     write_questions(directory / "evaluation.jsonl", world.evaluation)

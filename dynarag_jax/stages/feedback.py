@@ -138,7 +138,16 @@ def run(context: Context, stage: Feedback) -> None:
             f"{kind}" + (f", {counts.missing} for want of whole rewards" if counts.missing else "")
         )
         if not judged:
-            raise InputError(f"{rollouts_path}: no question has two {kind}s of different reward")
+            mend = (
+                f"more samples, or a higher sampling.temperature, make {kind}s differ"
+                if counts.single > counts.ties
+                else "a reward that is seldom 0 tells them apart, such as reward.likelihood, or "
+                "more behavior cloning first"
+            )
+            raise InputError(
+                f"{rollouts_path}: no question has two {kind}s of different reward; in 'rollout', "
+                f"{mend}"
+            )
         build = answer_example if answers else list_example
 
         def make(_: int, index: int) -> Example:

@@ -1,5 +1,6 @@
 """Make a corpus and question files from questions that come with their passages.
 
+    dynarag gather --source FILE.jsonl.gz                   # into runs/gather/gather
     dynarag gather configs/nq_litm.py --source FILE.jsonl.gz
 
 Writes corpus.jsonl, train.jsonl and evaluation.jsonl into RUN/gather, in seconds.
@@ -15,6 +16,9 @@ from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Passage, Question, write_passages, write_questions
+
+CONFIG_OPTIONAL = True
+"""Options alone will do: no config file is needed."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ def run(context: Context, stage: Gather) -> None:
     parts: dict[str, list[Question]] = {"train": [], "evaluation": []}
     for i, question in enumerate(questions):
         parts["evaluation" if i in evaluation else "train"].append(question)
-    write_passages(context.stage_directory / "corpus.jsonl", corpus.values())
+    directory = context.begin()
+    write_passages(directory / "corpus.jsonl", corpus.values())
     for name, part in parts.items():
-        write_questions(context.stage_directory / f"{name}.jsonl", part)
+        write_questions(directory / f"{name}.jsonl", part)
     context.log(
-        f"{len(corpus)} passages, {len(parts['train'])} + {len(parts['evaluation'])} questions"
+        f"{len(corpus)} passages, {len(parts['train'])} + {len(parts['evaluation'])} questions "
+        f"in {directory}"
     )

@@ -52,5 +52,5 @@ def run(context: Context, stage: BuildIndex) -> None:
         require_encoder(stage.embedded, vectors, stage.encoder, encoder)
         texts = [question.text for question in stream_questions(asked["queries"])]
         queries = embed(encoder, texts, prompt=encoder.query_prompt)
-    directory = context.stage_directory / INDEX
+    directory = context.begin() / INDEX
     index_of(context, store, vectors, directory, stage.index, queries, stage.shards)

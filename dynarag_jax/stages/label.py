@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.rewards.judge import Judge, JudgeConfig
+from dynarag_jax.stages.common.files import questions_by_output
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import key_of, replies_of
 
@@ -66,8 +67,8 @@ class Label:
 def run(context: Context, stage: Label) -> None:
     """Label every question file and write it under its own name."""
     context.require_one_process()
-    paths = [context.path(path) for path in stage.questions]
-    inputs = {path.name: path for path in paths}
+    paths = questions_by_output(context, stage.questions)
+    inputs = dict(paths)
     if stage.source == "scores":
         inputs["scorer"] = context.model(stage.scorer)
     context.manifest(inputs=inputs)
@@ -82,17 +83,18 @@ def run(context: Context, stage: Label) -> None:
 def label_files(
     context: Context,
     stage: Label,
-    paths: Sequence[Path],
+    paths: Mapping[str, Path],
     scorer: PairScorer | None,
     judge: Judge | None,
 ) -> None:
     """Label each file by what the stage asks for; a question without candidates has no list."""
-    for path in paths:
+    directory = context.begin()
+    for name, path in paths.items():
         every = read_questions(path, context.log)
         questions = with_candidates(every, path, context.log)
-        scores = context.stage_directory / f"scores-{path.name}"
+        scores = directory / f"scores-{name}"
         if scorer is not None:
-            scores_of = score_once(context, scorer, scores, path.name, questions)
+            scores_of = score_once(context, scorer, scores, name, questions)
             named = f"{scorer.kind} {stage.scorer}"
             labeled = lists_by_scores(questions, scores_of, named, stage.threshold, stage.limit)
         elif judge is not None:
@@ -103,13 +105,13 @@ def label_files(
         lists = [q.expert for q in labeled if q.expert is not None]
         mine = {q.id: dataclasses.replace(q, expert=None, expert_source="") for q in every}
         mine |= {q.id: q for q in labeled}
-        write_questions(context.stage_directory / path.name, (mine[q.id] for q in every))
+        write_questions(directory / name, (mine[q.id] for q in every))
         mean = sum(map(len, lists)) / max(len(lists), 1)
-        context.log(f"{path.name}: {len(lists)} lists, {mean:.2f} passages on average")
+        context.log(f"{name}: {len(lists)} lists, {mean:.2f} passages on average")
         if scorer is None and judge is None:
             whys = Counter(why for q in labeled if (why := why_empty(q)))
             for why, count in whys.most_common():
-                context.log(f"{path.name}: {count} of {len(labeled)} questions have {why}")
+                context.log(f"{name}: {count} of {len(labeled)} questions have {why}")
 
 
 def judged(

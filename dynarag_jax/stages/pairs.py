@@ -59,18 +59,20 @@ def run(context: Context, stage: Pairs) -> None:
     if rollouts and all(rollout.answers is not None for rollout in rollouts):
         kinds.append(("answer", "answers"))
     records = preference_records if stage.form == "preference" else llama_factory_records
-    counted, files = {}, {}
+    counted, files, found = {}, {}, {}
     for kind, name in kinds:
-        pairs, counts = all_pairs(
+        found[name], counts = all_pairs(
             questions, rollouts, kind, which=stage.which, min_gap=stage.min_gap, style=stage.style
         )
         files[f"dynarag_{name}"] = f"{name}.jsonl"
         counted[name] = asdict(counts)
-        write_jsonl(context.stage_directory / f"{name}.jsonl", records(pairs))
         said = ", ".join(f"{what} {count}" for what, count in counted[name].items())
         context.log(f"{name} of {len(rollouts)} questions: {said}")
     if not sum(counts["pairs"] for counts in counted.values()):
         raise InputError(f"{paths['rollouts']}: no two lists or answers differ enough in reward")
+    directory = context.begin()
+    for name, pairs in found.items():
+        write_jsonl(directory / f"{name}.jsonl", records(pairs))
     if stage.form == "llama-factory":
-        write_json(context.stage_directory / "dataset_info.json", llama_factory_info(files))
-    write_json(context.stage_directory / "counts.json", counted)
+        write_json(directory / "dataset_info.json", llama_factory_info(files))
+    write_json(directory / "counts.json", counted)

@@ -98,7 +98,7 @@ def run(context: Context, stage: Reference) -> None:
     if stage.policy and paths["policy"] != paths["model"]:
         other = load_policy(paths["policy"], mesh, stage.prompts, stage.dtype)
         sampler = PolicySampler(other, stage.prompts, stage.batch, seed)
-    output = context.stage_directory / "rollouts.jsonl"
+    output = context.begin() / "rollouts.jsonl"
     with JsonlAppender(output) as rows, context.progress(len(rollouts), context.stage) as bar:
         if rows.repaired:
             context.log(f"{output}: removed an unfinished last line of {rows.repaired} bytes")

@@ -160,10 +160,11 @@ def run(context: Context, stage: Report) -> None:
     directory = context.directory / stage.evaluation
     context.manifest(inputs={"predictions": directory / "predictions.jsonl"})
     found = gather(context, stage)
-    write_summary(context.stage_directory / "summary.json", found)
-    write_report(context.stage_directory / "report.html", found)
-    write_figures(context.stage_directory, found)
+    directory = context.begin()
+    write_summary(directory / "summary.json", found)
+    write_report(directory / "report.html", found)
+    write_figures(directory, found)
     for name in ("summary.json", "report.html"):
-        shutil.copyfile(context.stage_directory / name, context.directory / name)
+        shutil.copyfile(directory / name, context.directory / name)
     context.log("\n" + terminal_table(found))
     context.log(f"read {context.directory / 'report.html'}")

@@ -31,6 +31,7 @@ from dynarag_jax.sampling.reranking import Reranked, expected_prompts, try_reran
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.files import questions_by_output
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 
 
@@ -69,26 +70,23 @@ def record(question: Question, found: Reranked) -> dict[str, Any]:
 def run(context: Context, stage: Rerank) -> None:
     """Write every question file under its own name, with the lists."""
     context.require_one_process()
-    paths = [context.path(path) for path in stage.questions]
-    if not paths:
-        raise InputError("rerank: name at least one file in 'questions'")
-    if len({path.name for path in paths}) < len(paths):
-        raise InputError("rerank: two question files have the same name, and so would their lists")
+    paths = questions_by_output(context, stage.questions)
     model = context.model(stage.model)
-    context.manifest(inputs={path.name: path for path in paths} | {"model": model})
+    context.manifest(inputs=paths | {"model": model})
     policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
-    for path in paths:
+    directory = context.begin()
+    for name, path in paths.items():
         questions = read_questions(path, context.log)
         kept, aside = to_rerank(
-            questions, stage.prompts.ids, stage.more_passages, path.name, context.log
+            questions, stage.prompts.ids, stage.more_passages, name, context.log
         )
         given = {question.id: question for question in questions}
-        output = context.stage_directory / path.name
+        output = directory / name
         with (
             JsonlAppender(output) as rows,
-            JsonlAppender(context.stage_directory / f"rejects-{path.name}") as rejects,
-            context.progress(None, f"{path.name}: prompts") as bar,
+            JsonlAppender(directory / f"rejects-{name}") as rejects,
+            context.progress(None, f"{name}: prompts") as bar,
         ):
             done = rows.done | rejects.done
             for reject in aside:
@@ -98,7 +96,7 @@ def run(context: Context, stage: Rerank) -> None:
             count = PromptCount(stage.prompts, stage.windows).add(todo, lists=True, answers=False)
             bar.start_at(0, count.most)
             context.log(
-                f"{path.name}: {len(todo)} questions to rerank, {count}"
+                f"{name}: {len(todo)} questions to rerank, {count}"
                 + (f"; {len(done)} stand" if done else "")
             )
             # Some batches at once, so that the windows of many questions meet.
@@ -116,12 +114,12 @@ def run(context: Context, stage: Rerank) -> None:
         lines = [line for _, line in read_jsonl(output)]
         rejected = len(questions) - len(lines)
         if questions and not lines:
-            _, first = next(read_jsonl(context.stage_directory / f"rejects-{path.name}"))
+            _, first = next(read_jsonl(directory / f"rejects-{name}"))
             raise InputError(f"{path}: no question can be reranked ({first['reason']})")
         sizes = [len(line["list"]) for line in lines] or [0]
         calls = [line["calls"] for line in lines] or [0]
         context.log(
-            f"{path.name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
+            f"{name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
             f"{np.mean(calls):.2f} prompts a question"
-            + (f"; {rejected} rejected, see rejects-{path.name}" if rejected else "")
+            + (f"; {rejected} rejected, see rejects-{name}" if rejected else "")
         )

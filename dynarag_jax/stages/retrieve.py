@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import write_json
+from dynarag_jax.files import output_stem, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import wait
 from dynarag_jax.records import Question
@@ -35,10 +35,10 @@ from dynarag_jax.retrieval.search import (
     SearchConfig,
     Searched,
     fill_questions,
-    output_stem,
     searches,
 )
 from dynarag_jax.retrieval.shards import Vectors
+from dynarag_jax.stages.common.files import questions_by_output
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ def without_effect(stage: Retrieve) -> list[str]:
 def run(context: Context, stage: Retrieve) -> None:
     """Embed, index, search; write each question file, its run, and recall.json."""
     files = {name: context.path(name) for name in stage.questions}
-    if len({path.name for path in files.values()}) < len(files):
-        raise InputError("retrieve: two question files have one name, under which both are written")
+    questions_by_output(context, stage.questions)
     corpus = located(stage.corpus, context.path)
     inputs = {path.name: path for path in files.values()}
     if stage.embedded:
@@ -139,22 +138,21 @@ def run(context: Context, stage: Retrieve) -> None:
         for name, path in files.items()
     }
     vectors: Vectors | None = None
+    directory = context.begin()
     if stage.embedded:
         _, store, vectors = embedded(context.path(stage.embedded))
     else:
-        store = store_of(context, corpus, context.stage_directory / PASSAGES)
+        store = store_of(context, corpus, directory / PASSAGES)
     for name, questions in sets.items():
         lacking = check(questions, store, stage.passages, stage.keep_gold)
         if lacking:
             context.log(f"{name}: {lacking} questions need a passage that the corpus lacks")
     runs = {name: context.path(place) for name, place in stage.runs.items()}
-    what = Searched(
-        store, context.stage_directory, files, sets, vectors, stage.embedded, indexed, runs
-    )
+    what = Searched(store, directory, files, sets, vectors, stage.embedded, indexed, runs)
     search, together = searches(context, stage, what, context.run.seed)
     for name, questions in sets.items():
         fill_questions(
-            context, context.stage_directory, store, files[name].name, questions, search[name],
+            context, directory, store, files[name].name, questions, search[name],
             stage.batch, together,
         )  # fmt: skip
     if context.primary:

@@ -96,13 +96,15 @@ def run(context: Context, stage: SampleRollouts) -> None:
         raise InputError(f"{paths['questions']}: no question can be used{reason}")
     ids, rule = stage.prompts.ids, stage.more_passages
     to_learn(questions, ids, rule, paths["questions"].name, context.log)
-    seed, directory, team = context.run.seed, context.stage_directory, ProcessTeam(context.mesh)
+    seed, team = context.run.seed, ProcessTeam(context.mesh)
+    scorer = scorer_of(context, stage, team)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
     sampler = reference = PolicySampler(policy, stage.prompts, stage.batch, seed, stage.engine)
     if stage.reference:
         other = load_policy(paths["reference"], context.mesh, stage.prompts, stage.dtype)
         reference = PolicySampler(other, stage.prompts, stage.batch, seed, stage.engine)
 
+    directory = context.begin()
     # What stands, whoever wrote it; process 0 mends it before anyone reads.
     if context.primary:
         for path in parts(directory, ROLLOUTS) + parts(directory, REJECTS):
@@ -116,7 +118,6 @@ def run(context: Context, stage: SampleRollouts) -> None:
     mine = questions[team.index :: team.count]
     todo = [q for q in mine if q.id not in done]
     source = source_of(stage, sampler, todo)
-    scorer = scorer_of(context, stage, team)
     context.truncate_metrics(len(done))
     outputs = {
         kind: JsonlAppender(part(directory, kind, team.index)) if team.leader else None

@@ -37,5 +37,5 @@ def run(context: Context, stage: TrainTokenizer) -> None:
             texts += [question.text, *question.answers]
             for make in (rerank_messages, answer_messages):
                 texts += [m["content"] for m in make(question, (), "instruct")]
-    train_bpe(texts, context.stage_directory / "tokenizer", stage.vocabulary, overwrite=True)
+    train_bpe(texts, context.begin() / "tokenizer", stage.vocabulary, overwrite=True)
     context.log(f"vocabulary of {stage.vocabulary} tokens from {len(texts)} texts")

@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
-from dynarag_jax.files import atomic_directory, read_lines
+from dynarag_jax.files import read_lines
 from dynarag_jax.launch.context import Context
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, CorpusFormat, located
@@ -69,20 +70,21 @@ class Update:
 def run(context: Context, stage: Update) -> None:
     """Write passages/, vectors/ and index/."""
     context.require_one_process()
-    directory, indexed = context.path(stage.embedded), context.path(stage.indexed) / INDEX
+    embeddings, indexed = context.path(stage.embedded), context.path(stage.indexed) / INDEX
     added = None
     if stage.add:
         added = located(CorpusConfig(files=stage.add, format=stage.format), context.path)
-    inputs = {"vectors": directory / VECTORS / "manifest.json"}
+    inputs = {"vectors": embeddings / VECTORS / "manifest.json"}
     inputs |= corpus_inputs(added) if added else {}
     inputs |= {"remove": context.path(stage.remove)} if stage.remove else {}
     context.manifest(inputs=inputs)
-    _, store, vectors = embedded(context.path(stage.embedded))
+    _, store, vectors = embedded(embeddings)
     encoder = load_encoder(stage.encoder, dtype=stage.dtype)
     require_encoder(stage.embedded, vectors, stage.encoder, encoder)
 
     gone = removed_rows(store, inputs["remove"]) if stage.remove else set()
-    work = context.stage_directory / "added"
+    directory = context.begin()
+    work = directory / "added"
     new: Sequence[Passage] = ()
     fresh: Vectors | None = None
     if added:
@@ -96,10 +98,9 @@ def run(context: Context, stage: Update) -> None:
     if not len(kept) + len(new):
         raise InputError("update: no passage is left; remove fewer")
 
-    changed = joined_store(store, kept, new, context.stage_directory / PASSAGES)
-    vectors_directory = context.stage_directory / VECTORS
-    joined = joined_vectors(vectors, kept, fresh, changed, vectors_directory)
-    target = context.stage_directory / INDEX
+    changed = joined_store(store, kept, new, directory / PASSAGES)
+    joined = joined_vectors(vectors, kept, fresh, changed, directory / VECTORS)
+    target = directory / INDEX
     if not target.exists():
         with atomic_directory(target) as temporary:
             shutil.copytree(indexed, temporary, dirs_exist_ok=True)

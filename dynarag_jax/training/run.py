@@ -23,7 +23,6 @@ from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.records import Question
-from dynarag_jax.sharding import require_divisible
 from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.exports import Start, save_trained
@@ -32,7 +31,13 @@ from dynarag_jax.training.loop import Trace, fit
 from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
 from dynarag_jax.training.order import uniform_hash
-from dynarag_jax.training.sources import ExampleSource, Input, step_operations, total_steps
+from dynarag_jax.training.sources import (
+    ExampleSource,
+    Input,
+    require_batches,
+    step_operations,
+    total_steps,
+)
 from dynarag_jax.training.step import (
     Adapting,
     State,
@@ -287,19 +292,7 @@ def train(
       Stopped: ``stop`` said so.
       InputError: the batches do not divide, or what the figures say cannot be trained on.
     """
-    sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
-    if not sources:
-        raise InputError("nothing to train on: every stream has batch 0 or no objective")
-    for source in sources:
-        require_divisible(source.stream.batch, mesh, f"{source.name}.batch")
-        if source.stream.batch % stage.accumulate:
-            raise InputError(
-                f"{source.name}.batch = {source.stream.batch} does not divide into "
-                f"accumulate = {stage.accumulate} microbatches"
-            )
-        require_divisible(
-            source.stream.batch // stage.accumulate, mesh, f"{source.name}.batch / accumulate"
-        )
+    sources = require_batches(stage, sources, mesh)
     steps = total_steps(stage, sources)
     optimizer = make_optimizer(stage.optimizer, steps)
     rate = learning_rate(stage.optimizer, steps)

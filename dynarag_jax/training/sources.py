@@ -10,9 +10,11 @@ from functools import partial
 
 from jax.sharding import Mesh
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.batches import Batch, BatchShape, Example, collate, place, process_rows
+from dynarag_jax.sharding import require_divisible
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import PaddedShape, step_work
@@ -40,6 +42,30 @@ class ExampleSource:
         """The example that a mixture names."""
         part = self.others[item.part - 1][0] if item.part else self
         return part.make(item.epoch, item.index)
+
+
+def require_batches(
+    stage: Train, sources: Sequence[ExampleSource], mesh: Mesh
+) -> list[ExampleSource]:
+    """The sources that take part, whose batches divide over the mesh and into microbatches.
+
+    Raises:
+      InputError: one's do not, or none takes part.
+    """
+    sources = [s for s in sources if s.stream.batch > 0 and s.stream.objectives.active()]
+    if not sources:
+        raise InputError("nothing to train on: every stream has batch 0 or no objective")
+    for source in sources:
+        require_divisible(source.stream.batch, mesh, f"{source.name}.batch")
+        if source.stream.batch % stage.accumulate:
+            raise InputError(
+                f"{source.name}.batch = {source.stream.batch} does not divide into "
+                f"accumulate = {stage.accumulate} microbatches"
+            )
+        require_divisible(
+            source.stream.batch // stage.accumulate, mesh, f"{source.name}.batch / accumulate"
+        )
+    return sources
 
 
 def total_steps(stage: Train, sources: Sequence[ExampleSource]) -> int:

@@ -35,7 +35,8 @@ def test_everything_that_is_in_a_file_of_questions(tmp_path):
     for part in (
         "3 questions of format records; tasks: short 3",
         "answers: 2 questions have some, 1.0 each",
-        "needed passages: known of 2 questions, 1.0 each, 1 need none; of 1 one is no candidate",
+        "needed passages: known of 2 questions, 1.0 each, 1 need none, 1 need one that is not "
+        "among their candidates",
         "candidates: median 1, 95 % up to 3, at most 3; 1 questions have none; 2 of 4 have a score",
         "expert's lists: 1, 1.0 passages each",
         "length of questions in words: median 3, 95 % up to 3, at most 3",

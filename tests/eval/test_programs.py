@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import re
 from pathlib import Path
@@ -24,13 +25,14 @@ from dynarag_jax.launch.options import load_config
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.records import Passage, question_to_json, write_questions
+from dynarag_jax.records import Passage, question_to_json, read_questions, write_questions
 from dynarag_jax.retrieval.relevance import load_scorer, score_questions
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.label import Label
 from dynarag_jax.stages.rerank import Rerank
 from dynarag_jax.stages.score import Score
 
@@ -134,8 +136,8 @@ def test_answering_continues_and_keeps_what_fails(model, tmp_path):
     [
         ({"lists": "given"}, "question 'q0' has no field 'list'; make the lists with eval.rerank"),
         ({"lists": "oracle"}, "question 'q0' does not say which passages are needed"),
-        ({"questions": ()}, "name at least one file with --questions"),
-        ({"questions": ("asked.jsonl", "x/asked.jsonl")}, "two question files have the same name"),
+        ({"questions": ()}, "name at least one file in 'questions'"),
+        ({"questions": ("asked.jsonl", "x/asked.jsonl")}, "would both be written to asked.jsonl"),
     ],
 )
 def test_lists_that_cannot_be_made(fields, message, model, tmp_path, monkeypatch):
@@ -374,3 +376,16 @@ def test_an_evaluation_keeps_a_question_whose_prompt_is_too_long(model):
     assert rows[0]["set_f1"] == pytest.approx(2 / 3) and rows[0]["needed"] == 2
     assert "takes more than 32 tokens" in rows[1]["failed"]
     assert (rows[1]["answer"], rows[1]["score"], rows[1]["k"]) == ("", 0.0, 1)
+
+
+def test_results_of_a_packed_file_are_named_without_the_packing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    question = dataclasses.replace(ask(0), gold=(ask(0).passages[0].id,))
+    write_questions("asked.jsonl", [question])
+    Path("asked.jsonl.gz").write_bytes(gzip.compress(Path("asked.jsonl").read_bytes()))
+    ran(tmp_path, Label(questions=("asked.jsonl.gz",)), "label")
+    (labeled,) = read_questions(tmp_path / "label" / "asked.jsonl")
+    assert labeled.expert == (1,)
+    both = Label(questions=("asked.jsonl.gz", "asked.jsonl"))
+    with pytest.raises(InputError, match=r"asked\.jsonl\.gz and asked\.jsonl would both"):
+        ran(tmp_path, both, "label")

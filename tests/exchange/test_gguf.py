@@ -18,7 +18,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf, config_to_hf
 from dynarag_jax.exchange.decoders import expected_tensors, load_decoder
 from dynarag_jax.exchange.generation import generation_ends
-from dynarag_jax.exchange.hub import model_directory, package_file
+from dynarag_jax.exchange.hub import model_directory, package_file, to_unpack
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
 from dynarag_jax.models import decoder
 from dynarag_jax.templates import render
@@ -87,7 +87,9 @@ def cache(tmp_path, monkeypatch):
 def test_a_file_holds_what_it_was_written_from(family, source, tmp_path):
     path = tmp_path / "model.gguf"
     save_gguf(source(family), path, "f16")
+    assert to_unpack(path) == path
     again = model_directory(path)
+    assert to_unpack(path) is None and to_unpack(again) is None
     before = load_file(source(family) / "model.safetensors")
     after = load_file(again / "model.safetensors")
     assert before.keys() == after.keys()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.files import output_stem
 from dynarag_jax.records import Passage, Question, question_from_json, question_to_json
 from dynarag_jax.retrieval.embed import embed, passage_text
 from dynarag_jax.retrieval.index import ScannIndex, ScannSettings, build_index
 from dynarag_jax.retrieval.rankings import check, fill, nearest, rows_by_id, with_gold
-from dynarag_jax.retrieval.search import output_stem
 
 from .conftest import WORDS
 

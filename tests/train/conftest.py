@@ -63,7 +63,7 @@ from dynarag_jax.processes import wait
 def run(context: Context, stage: Count) -> None:
     source = context.path(stage.source)
     context.manifest(inputs={"words": source})
-    output = context.stage_directory / "counted.txt"
+    output = context.begin() / "counted.txt"
     words = source.read_text().split()
     with output.open("a") as lines, context.progress(None) as bar:
         first = output.read_text().count("\\n")

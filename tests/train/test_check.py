@@ -6,14 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from dynarag_jax.config import Mesh, Run, inherit
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.tokenizers import train_word_level
+from dynarag_jax.exchange.decoders import save_decoder
+from dynarag_jax.exchange.gguf_out import save_gguf
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.tokenizers import train_bpe, train_word_level
 from dynarag_jax.launch import check, checks
 from dynarag_jax.launch.checks import Subject
 from dynarag_jax.launch.cli import main
+from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import ListMle, Objectives
@@ -89,6 +94,28 @@ def test_a_whole_run_has_nothing_wrong(place):
     found = check.check(replace(subject(replace(run, prompts=prompts)), here=False))
     assert problems(found) == []
     assert [f.text for f in found if f.level == "note"] == []
+
+
+def test_a_packed_model_is_looked_into_once_it_is_unpacked(place, monkeypatch):
+    pytest.importorskip("gguf", reason="packed models need the extra gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    tokenizer = train_bpe(["[1], [2] None : Question Passages Answer"] * 4, place / "tokens", 280)
+    cfg = DecoderConfig(
+        vocab=320, width=64, layers=1, heads=2, kv_heads=1, head_size=32, mlp=64, positions=128
+    )
+    save_decoder(place / "tiny", cfg, decoder.init_params(cfg, jax.random.key(0)), tokenizer)
+    save_gguf(place / "tiny", place / "tiny.gguf", "f16")
+    packed = subject(sft=Sft(init="tiny.gguf"), devices="cpu:1")
+
+    def said(one):
+        return [f for f in one(packed) if f.stage == "sft"]
+
+    assert said(checks.check_memory) == said(checks.check_lengths) == []
+    model_directory("tiny.gguf")
+    (fits,) = said(checks.check_memory)
+    assert "GiB a device by the plan" in fits.text
+    (long, _) = said(checks.check_lengths)
+    assert long.level == "problem" and "the model has 128 positions" in long.text
 
 
 @pytest.mark.parametrize(

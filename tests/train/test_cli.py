@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_a_stage_goes_by_its_own_name_in_a_config_file(capsys, monkeypatch, tmp_
     assert code == 2 and "nowhere.jsonl: no such file ('source' of stage 'first')" in err
     code, out, _ = ended(capsys, "first", str(tmp_path / "c.py"), "--help")
     assert code == 0 and "dynarag first" in out and "--evaluation FLOAT" in out
+
+
+def test_a_corpus_is_gathered_without_a_config_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    passages = [{"id": f"p{i}", "text": f"text {i}"} for i in range(4)]
+    rows = [
+        {"id": f"q{i}", "question": "who?", "answers": ["a"], "ctxs": passages[i : i + 2]}
+        for i in range(3)
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = ended(capsys, "gather", "--source", "q.jsonl", "--evaluation", "0.34")
+    assert code == 0 and "4 passages, 2 + 1 questions in runs/gather/gather" in err
+    assert {p.name for p in Path("runs/gather/gather").glob("*.jsonl")} == {
+        "corpus.jsonl", "train.jsonl", "evaluation.jsonl"
+    }  # fmt: skip
 
 
 def test_the_earlier_name_of_feedback_is_known():

@@ -39,7 +39,7 @@ def load(path: Path):
 def count_words(context: Context, stage) -> None:
     source = context.path(stage.source)
     context.manifest(inputs={"words": source})
-    (context.stage_directory / "counted.txt").write_text(f"{len(source.read_text().split())}\n")
+    (context.begin() / "counted.txt").write_text(f"{len(source.read_text().split())}\n")
 
 
 def run_one(stage: str = "count", *overrides: str) -> bool:
@@ -152,6 +152,16 @@ def test_two_classes_of_equal_fields_are_not_taken_for_each_other(place, countin
     assert run_it(Retort())
 
 
+def test_a_manifest_says_what_led_to_a_stage_whatever_ran_since(place):
+    run_one("count")
+    run, stages = load_config("good.py")
+    before = Context(run, stages, "count").made_by()
+    assert list(before) == ["count"]
+    run_one("again")
+    assert Context(run, stages, "count").made_by() == before
+    assert list(Context(run, stages, "again").made_by()) == ["count", "again"]
+
+
 def test_directories_are_inputs_by_names_and_contents(place, counting):
     run = Run(directory="runs/b")
     (place / "model/deep").mkdir(parents=True)
@@ -228,12 +238,19 @@ def test_a_second_process_is_kept_off_a_stage(place):
 
 def test_metrics_are_whole_lines_and_resume_without_doubles(place, counting):
     context = Context(Run(directory="runs/m"), {"count": counting.Count()}, "count")
+    context.manifest({})
+    with pytest.raises(RuntimeError, match=r"context\.begin\(\) opens its directory"):
+        context.metrics(2, loss=1.0)
+    context.begin()
     for step in (2, 4, 6):
         context.metrics(step, loss=jnp.float32(step / 2), count=step)
     path = place / "runs/m/count/metrics.jsonl"
     with path.open("a") as lines:
         lines.write('{"stage": "count", "step": 8, "lo')  # killed in mid-write
+    context.abandon()
     later = Context(Run(directory="runs/m"), {"count": counting.Count()}, "count")
+    later.manifest({})
+    assert place / later.unfinished == place / later.begin() == path.parent
     later.truncate_metrics(4)
     later.metrics(6, loss=30.0)
     assert [(r["step"], r["loss"]) for r in records(path)] == [(2, 1.0), (4, 2.0), (6, 30.0)]

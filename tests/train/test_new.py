@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from dynarag_jax.config import Mesh
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.exchange.decoders import save_decoder
 from dynarag_jax.exchange.tokenizers import load_tokenizer, train_bpe
-from dynarag_jax.launch import new as making
+from dynarag_jax.launch import new_layout
 from dynarag_jax.launch.check import check_config, parse_devices
 from dynarag_jax.launch.cli import main
+from dynarag_jax.launch.new_config import Data, Pace
 from dynarag_jax.launch.options import load_config
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
@@ -108,6 +111,50 @@ def test_on_a_cpu_a_small_model_is_trained_whole(place, capsys):
     assert longest < p.answer_tokens <= longest + 16
 
 
+def test_a_first_run_is_as_long_as_the_machine_is_fast(place, capsys, monkeypatch):
+    """From a machine on which everything is quick to one on which nothing is."""
+    seen = []
+    for rate in 10.0 ** np.arange(15, 3, -2):
+        monkeypatch.setattr(new_layout, "measured_rate", lambda rate=rate: rate)
+        for path in (Path("mine.py"), *Path("mine-data").glob("*")):
+            path.unlink(missing_ok=True)
+        run, stages, _ = made(capsys, "--small")
+        pace = Pace(
+            run.prompts.ids,
+            stages["sft"].reranker.batch,
+            stages["sft"].steps,
+            stages["rollout"].limit,
+            stages["rollout"].samples,
+            # Never more than were held out.
+            len(read_questions("mine-data/evaluation.jsonl")),
+            stages["evaluate"].examples,
+        )
+        assert stages["feedback"].steps == pace.steps // 2
+        assert problems(run, stages, "cpu:2") == []
+        seen.append(pace)
+    ladder = [*new_layout.PACES, *new_layout.FEWER_CANDIDATES]
+    ladder = [dataclasses.replace(pace, evaluated=min(pace.evaluated, 12)) for pace in ladder]
+    steps = [ladder.index(pace) for pace in seen]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0, len(ladder) - 1) and len(set(steps)) > 2
+
+
+def test_a_first_runs_operations_are_those_of_its_prompts():
+    """Steps of each training stage, and a third of a step, by its prompts, for every prompt."""
+    data = Data("t", "e", ("c",), 30, 20, 5, "gold", True, False, "x")
+    pace = Pace(5, batch=4, steps=10, limit=64, samples=3, evaluated=16, examples=2)
+    prompts = 0
+    for _ in range(min(64, 30)):  # rollouts: a list's prompt, of each list two of the generator
+        prompts += 1 + 3 + 3
+    for _ in range(16):
+        prompts += 2 * 2  # of two models a list and an answer
+        prompts += len((1, 3, 5)) + 2  # fixed cuts, nothing, what is needed
+    for _ in range(2):
+        prompts += 1 + 3
+    found = new_layout.operations([24.0, 48.0], 4, data, pace)
+    assert found == 10 * 24.0 + 5 * 48.0 + prompts * 24.0 / (3 * 2 * 4)
+
+
 @pytest.mark.parametrize(
     ("devices", "lora", "mesh"),
     [("h100:1", True, Mesh()), ("v5p:64", False, Mesh(data=1, fsdp=-1))],
@@ -186,8 +233,8 @@ def test_a_config_that_stands_is_left_alone(place, capsys):
 
 
 def test_whole_weights_come_before_adapters_and_microbatches_before_recomputing(place):
-    data = making.Data("t", "e", ("c",), 1000, 10, "gold", True, False, "x")
-    layouts = list(making._layouts("h100", parse_devices("h100:8"), data, True, False))
+    data = Data("t", "e", ("c",), 1000, 100, 10, "gold", True, False, "x")
+    layouts = list(new_layout.layouts("h100", parse_devices("h100:8"), data, True, None))
     assert not layouts[0].lora and layouts[0].remat == "none" and layouts[0].accumulate == 1
     first_lora = next(i for i, one in enumerate(layouts) if one.lora)
     assert all(one.lora for one in layouts[first_lora:])

@@ -73,6 +73,10 @@ def test_a_missing_config_file_names_the_nearest(place, capsys):
     assert line == "god.py: no such config file (did you mean 'good.py'?)"
     assert guard(lambda: load_config(place)) == 2
     assert "found a directory" in one_line(capsys.readouterr().err)
+    (place / "q.jsonl").write_text("{}\n")
+    assert guard(lambda: load_config("q.jsonl")) == 2
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith("q.jsonl: the config file comes first, and is Python"), line
 
 
 def test_a_good_config_file_gives_its_stages_in_order(place):

@@ -54,6 +54,7 @@ def test_a_stage_writes_its_metrics_to_tensorboard_too(tmp_path):
     pytest.importorskip("tensorboard")
     context = Context(Run(str(tmp_path / "run"), tensorboard=True), {"sft": Run("x")}, "sft")
     context.manifest({})
+    context.begin()
     context.truncate_metrics(0)
     context.metrics(1, loss=0.5, note="text", flag=True)
     context.finish()

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.hub import gguf_file
 from dynarag_jax.launch.checks.finding import Finding, Subject
 from dynarag_jax.launch.plan import NotFetched, StagePlan, is_hub_id, is_packed, plan_stage
 from dynarag_jax.retrieval.index.memory import machine_memory
@@ -52,7 +53,11 @@ def _planned(subject: Subject, stage: Train) -> StagePlan | None:
 
 def _known(subject: Subject, stage: Train) -> bool:
     """Whether the shape of a stage's model can be read."""
-    if is_packed(str(subject.place(stage.init))):
+    if is_packed(text := str(subject.place(stage.init))):
+        try:
+            gguf_file(text)
+        except InputError:
+            return False  # the check of paths says that it is not installed
         return True
     path, maker = subject.place(stage.init), subject.stages.get(subject.maker(stage.init))
     if not stage.init or path.exists():

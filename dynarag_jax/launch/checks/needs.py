@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from dynarag_jax.evaluation.predictions import split_name
+from dynarag_jax.files import output_stem
 from dynarag_jax.launch.checks.finding import kinds
 
 Kind = Literal["file", "corpus", "model", "encoder", "tokenizer"]
@@ -106,10 +106,9 @@ def makes(stage: Any) -> set[str] | None:
             *(["adapters"] if stage.lora.rank or stage.adapters else []),
         }
     if kind & {"Label", "Rerank", "Answer"}:
-        names = {Path(text).name for text in stage.questions}
-        return names | {name.removesuffix(".gz") for name in names}
+        return {f"{output_stem(text)}.jsonl" for text in stage.questions}
     if "Retrieve" in kind:
-        stems = [Path(text).stem for text in stage.questions]
+        stems = [output_stem(text) for text in stage.questions]
         return {f"{stem}{ending}" for stem in stems for ending in (".jsonl", ".trec")}
     fixed = {
         "Facts": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import split_name
+from dynarag_jax.files import output_stem
 from dynarag_jax.launch.context import Context
 
 
@@ -19,6 +20,26 @@ def sources(context: Context, given: Sequence[str], what: str) -> list[tuple[str
     if not given:
         raise InputError(f"{context.stage}: name at least one file with --{what}")
     return [(name, context.path(path)) for name, path in map(split_name, given)]
+
+
+def questions_by_output(context: Context, given: Sequence[str]) -> dict[str, Path]:
+    """Question files by the name that their results get: ``q.jsonl``, also of ``q.jsonl.gz``.
+
+    Raises:
+      InputError: there are none, or two would be written to one file.
+    """
+    if not given:
+        raise InputError(f"{context.stage}: name at least one file in 'questions'")
+    found: dict[str, Path] = {}
+    for path in map(context.path, given):
+        name = f"{output_stem(path.name)}.jsonl"
+        if name in found:
+            raise InputError(
+                f"{context.stage}: {found[name]} and {path} would both be written to {name}; "
+                f"rename one"
+            )
+        found[name] = path
+    return found
 
 
 def inputs(kinds: dict[str, list[Path]]) -> dict[str, Path]:

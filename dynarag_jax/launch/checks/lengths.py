@@ -148,7 +148,13 @@ def check_candidates(subject: Subject) -> list[Finding]:
         p = getattr(stage, "prompts", None)
         if isinstance(p, PromptConfig) and "Facts" not in kinds(stage) and count > p.ids:
             text = f"'{where}' finds {count} passages a question, and a prompt shows {p.ids}"
-            if getattr(stage, "more_passages", "") == "set_aside":
+            rule = getattr(stage, "more_passages", "")
+            if rule == "set_aside":
                 text += "; such questions are set aside (more_passages = show_first samples them)"
+            elif rule:
+                written = {"Evaluate", "Rerank", "Bench"} & kinds(stage) and rule == "windows"
+                text += (
+                    "; windows go over all of them" if written else "; the first ones are shown"
+                ) + f" (more_passages = {rule})"
             findings.append(Finding("note", name, text))
     return findings

@@ -48,6 +48,8 @@ def inspect_file(
     Raises:
       InputError: it is none of the kinds, with what speaks against each.
     """
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or directory")
     wrong = {}
     for kind, look in (
         ("questions", lambda: _questions(path, reading, against, count, unit)),

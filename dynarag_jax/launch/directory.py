@@ -238,6 +238,7 @@ class StageDirectory:
             "config": key["config"],
             "seed": key["seed"],
             "run": plain(self._run),
+            "folder": os.getcwd(),
             "inputs": {
                 name: {"path": str(path), "sha256": key["inputs"][name]}
                 for name, path in inputs.items()

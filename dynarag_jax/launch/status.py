@@ -95,6 +95,8 @@ def _of_config(run: Run, stages: Mapping[str, Any]) -> list[StageStatus]:
         else:
             verdict, reason = StageDirectory(run, stages, name).judge(inputs)
             state = {"done": "done", "continue": "unfinished"}.get(verdict, "to be made anew")
+            if verdict == "done":
+                reason = read_json(root / name / "done.json")["finished"]
             if verdict == "done" and waits:
                 reason += f"; anew, if '{waits[0]}' makes something else"
         if state == "to be made anew":
@@ -132,8 +134,9 @@ def _numbers(root: Path, name: str) -> tuple[int, ...]:
 def _now(root: Path, recorded: Mapping[str, Any], path: str) -> Path:
     """Where an input is, for who looks at the run from another folder than it was made in."""
     made_in = Path(recorded["run"]["directory"])
-    inside = Path(path).is_relative_to(made_in)
-    return root / Path(path).relative_to(made_in) if inside else Path(path)
+    if Path(path).is_relative_to(made_in):
+        return root / Path(path).relative_to(made_in)
+    return Path(recorded.get("folder", "")) / path
 
 
 def _inside(directory: Path, path: Path) -> bool:

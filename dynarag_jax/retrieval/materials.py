@@ -114,7 +114,7 @@ def vectors_of(
         parts = [part for part in range(plan.shards) if mine(part)]
         there = standing(directory, plan)
         total = sum(len(plan.rows(part)) for part in parts)
-        with voice.progress(total, what) as bar:
+        with voice.progress(total, f"embedding {what}") as bar:
             bar.start_at(sum(len(plan.rows(part)) for part in parts if part in there), total)
             embedder = Embedder(encoder, batch_tokens or None)
             embed_shards(embedder, texts, prompt, directory, plan, mine, bar.update)
@@ -161,16 +161,23 @@ def index_of(
             processes=jax.process_count(),
             done=lambda number, text: voice.log(f"shard {number}: {text}"),
         )
-    elif is_primary() and not directory.exists():
+    built = not shards and is_primary() and not directory.exists()
+    if built:
         index = build_index(vectors.parts, config, queries)
         index.save(directory, list(store.ids()), vectors.encoder)
         voice.log(index.describe())
     wait("the index is built")
-    return load_index_of(voice, store, vectors, directory)
+    return load_index_of(voice, store, vectors, directory, described=built)
 
 
-def load_index_of(voice: Voice, store: Store, vectors: Vectors, directory: Path) -> Index:
-    """The index that was built of a corpus' vectors; of one in shards, this process's share."""
+def load_index_of(
+    voice: Voice, store: Store, vectors: Vectors, directory: Path, described: bool = False
+) -> Index:
+    """The index that was built of a corpus' vectors; of one in shards, this process's share.
+
+    Args:
+      described: what it is was said already.
+    """
     index = load_index(
         directory,
         vectors.encoder,
@@ -178,7 +185,8 @@ def load_index_of(voice: Voice, store: Store, vectors: Vectors, directory: Path)
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    voice.log(index.description)
+    if not described:
+        voice.log(index.description)
     return index
 
 

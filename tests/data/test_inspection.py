@@ -64,6 +64,8 @@ def test_a_corpus_judgments_and_what_is_neither(tmp_path, capsys):
     assert "3 judgments of 2 questions; grades 0: 2, 1: 1" in out
     assert "odd: 1 questions have no relevant passage" in out
     (tmp_path / "x").write_text("hello\n")
+    with pytest.raises(InputError, match=r"^nowhere: no such file or directory$"):
+        inspect_file("nowhere")
     with pytest.raises(InputError, match=r"no questions: .*no passages: .*no judgments: "):
         inspect_file(tmp_path / "x")
     with pytest.raises(InputError, match="name the file"):

@@ -169,7 +169,8 @@ def test_status_says_what_stands_and_what_would_be_made_anew(tmp_path, monkeypat
     assert "to be made anew" in capsys.readouterr().out
     # Looked at from elsewhere.
     monkeypatch.chdir("/")
-    assert run_status(str(tmp_path / "run"))[1][0].name == "gather"
+    (one,) = run_status(str(tmp_path / "run"))[1]
+    assert (one.name, one.state) == ("gather", "done")
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["restore", "x"], ["restore", "x", "y", "z"]])

@@ -85,5 +85,5 @@ def run(context: Context, stage: Contrast) -> None:
     said = "; ".join(f"{count} {why}" for why, count in left_out.items())
     if not rows:
         raise InputError(f"{path}: no question gives a pair{f' ({said})' if said else ''}")
-    write_jsonl(context.stage_directory / "rollouts.jsonl", rows)
+    write_jsonl(context.begin() / "rollouts.jsonl", rows)
     context.log(f"{len(rows)} pairs" + (f"; of the other questions {said}" if said else ""))

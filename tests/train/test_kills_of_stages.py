@@ -83,6 +83,7 @@ stages = {
     ),
     "bench": Bench(datasets={"nq": asked}, baselines=("none", "top-k"), top_k=(1,), batch=4),
     "pairs": Pairs(style="compact"),
+    "contrast": Contrast(),
     "export": Export(dtype="float32"),
     "report": Report(),
 }

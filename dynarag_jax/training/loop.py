@@ -75,6 +75,7 @@ def fit(
       log_every: steps between calls of ``on_figures(step, means since the last call)``, which also
         get ``seconds`` per step, ``waiting``, the share of it spent waiting for input, and what
         ``meter`` adds.
+      on_step: called for every step when the devices have made it.
       on_ready: called before ``on_step`` with the number of steps made and a function that gives
         the figures of a late step, and waits for them: of the first step made, of that one.
       trace: steps that the profiler records.
@@ -94,6 +95,15 @@ def fit(
     pending: list[dict[str, jax.Array]] = []
     ids: list[list[str]] = []
     mean = checkpoints.mean_at(first) if checkpoints else Mean()
+    counted = first
+
+    def count_to(step: int) -> None:
+        """Tell of every step that the devices have made by now."""
+        nonlocal counted
+        while counted < step:
+            counted += 1
+            on_step()
+
     began, waited, clock = time.perf_counter(), 0.0, time.perf_counter()
     try:
         for number, (batches, names) in prefetch(make, first, steps):
@@ -108,12 +118,13 @@ def fit(
             tracer.after(done, state)
             ready = pending[max(len(pending) - 1 - AHEAD, 0)]
             on_ready(done, lambda ready=ready: {k: float(v) for k, v in ready.items()})
-            on_step()
+            count_to(done - AHEAD)
             stopping = done < steps and stop(done)
             scheduled = every > 0 and done % every == 0
             save = checkpoints is not None and (scheduled or stopping or done == steps)
             if done % log_every == 0 or done == steps or save or stopping:
                 values = [{k: float(v) for k, v in f.items()} for f in jax.device_get(pending)]
+                count_to(done)
                 kept = _finite(values, done - len(values), ids, checkpoints, log)
                 now = time.perf_counter()
                 if checkpoints is not None and checkpoints.best and kept:

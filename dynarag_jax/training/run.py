@@ -365,6 +365,7 @@ def train(
     params = state.params
     if stage.final == "best":
         params = _best(checkpoints, layout, state, shapes, log)
+    log(f"writing {directory / 'model'}")
     save_trained(directory, start, params, card=card)
     checkpoints.close()
     jax.block_until_ready(params)

@@ -199,5 +199,13 @@ def test_few_updates_are_in_flight_at_once():
         most.append(len(waiting))
         return State(state.step + 1, state.params, ()), {"loss": Loss(batch["number"])}
 
-    fit(begin(), slow, lambda number: ({"number": number}, []), 20, log_every=50)
+    early = []
+
+    def on_step() -> None:
+        number = len(early)
+        early.append(number in waiting and number < 20 - AHEAD)
+
+    fit(begin(), slow, lambda number: ({"number": number}, []), 20, log_every=50, on_step=on_step)
     assert max(most) == AHEAD + 1
+    # A step is counted when it is done, not when it is handed over.
+    assert len(early) == 20 and not any(early)

@@ -48,6 +48,11 @@ SERVE = [
     "pydantic>=2.14,<3",
     "prometheus-client>=0.26,<1",
 ]
+# Rerankers in RAG frameworks, each by itself; PyTerrier's own retrievers need Java besides.
+LANGCHAIN = ["langchain-core>=1.8,<2"]
+LLAMAINDEX = ["llama-index-core>=0.14.25,<0.15"]
+HAYSTACK = ["haystack-ai>=3.4,<4"]
+PYTERRIER = ["pyterrier>=1.1,<2"]
 # Peers that the benchmarks run beside us.
 BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
@@ -82,7 +87,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["dynarag_jax", "dynarag_jax.*"]),
-    package_data={"dynarag_jax.report": ["templates/*"]},
+    package_data={"dynarag_jax.report": ["templates/*"], "dynarag_jax.explore": ["page/*"]},
     install_requires=CORE,
     extras_require={
         "cuda": ["jax[cuda12]"],
@@ -94,6 +99,10 @@ setup(
         "watch": WATCH,
         "gguf": GGUF,
         "serve": SERVE,
+        "langchain": LANGCHAIN,
+        "llamaindex": LLAMAINDEX,
+        "haystack": HAYSTACK,
+        "pyterrier": PYTERRIER,
         "mauve": ["mauve-text"],  # needs PyTorch and GPT-2; nothing else does
         "all": RETRIEVAL + LISTWISE + DATA + GGUF + SERVE,
         "test": TEST,

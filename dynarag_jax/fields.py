@@ -83,6 +83,9 @@ class Fields:
             return ()
         if not isinstance(value, list):
             raise self.fail(name, "must be a list of numbers")
+        # By far the most lists are of plain numbers, and files of rollouts hold millions of them.
+        if all(type(x) is float and math.isfinite(x) for x in value):
+            return tuple(value)
         each = Fields(f"{self.where}: {name}", {str(i): x for i, x in enumerate(value)})
         numbers = tuple(each.number(place) for place in each.values)
         if None in numbers:

@@ -14,6 +14,7 @@ import pytest
 from dynarag_jax import Reranker
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
+from tests.serving.conftest import Running
 from tests.small_model import save_small_model
 
 IDS = 6
@@ -75,8 +76,28 @@ def expected(reranker):
     return ask
 
 
+@pytest.fixture(scope="session")
+def address(model):
+    """The address of ``dynarag serve`` over it."""
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra [serve])")
+    from dynarag_jax.launch.console import Console
+    from dynarag_jax.serving.http.building import build_served
+    from dynarag_jax.serving.limits import Limits
+    from dynarag_jax.serving.loading import ServedModel
+
+    limits = Limits(drain_seconds=0, request_seconds=600)
+    console = Console("serve", primary=False)
+    devices = jax.devices()[:1]
+    running = Running(
+        build_served(str(model), ServedModel(batch=4), limits, console, devices=devices)
+    )
+    yield running.url
+    running.stop()
+
+
 class RerankServer(ThreadingHTTPServer):
-    """Speaks ``/v1/rerank`` over a reranker; the first answers can be others.
+    """Speaks ``/v1/rerank`` over a reranker, and gives answers before that no good server gives.
 
     Attributes:
       replies: (status, headers, content) to give before it begins to answer.
@@ -135,7 +156,7 @@ class RerankHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(reranker):
-    """The reranker behind an address."""
+    """A server that may fail and lie."""
     with RerankServer(reranker) as one:
         threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True).start()
         yield one

@@ -23,8 +23,8 @@ def seen(output):
 
 
 @pytest.mark.parametrize("where", ["here", "by address"])
-def test_documents_are_those_of_the_reranker(reranker, server, expected, where):
-    source = reranker if where == "here" else server.url
+def test_documents_are_those_of_the_reranker(reranker, request, expected, where):
+    source = reranker if where == "here" else request.getfixturevalue("address")
     ranker = DynamicRanker(source)
     assert seen(ranker.run(QUERY, DOCUMENTS)) == expected(TEXTS)
     assert {d.score for d in DOCUMENTS} == {0.1}
@@ -40,9 +40,9 @@ def test_documents_are_those_of_the_reranker(reranker, server, expected, where):
     assert [seen(d) for d in asyncio.run(many())] == [expected(TEXTS[:n]) for n in range(1, 6)]
 
 
-def test_it_works_in_a_pipeline_and_survives_saving(server, expected):
+def test_it_works_in_a_pipeline_and_survives_saving(address, expected):
     pipeline = Pipeline()
-    pipeline.add_component("ranker", DynamicRanker(server.url, top_k=3))
+    pipeline.add_component("ranker", DynamicRanker(address, top_k=3))
     asked = {"ranker": {"query": QUERY, "documents": DOCUMENTS}}
     assert seen(pipeline.run(asked)["ranker"]) == expected(TEXTS, top_k=3)
     again = Pipeline.loads(pipeline.dumps(), allowed_modules=["dynarag_jax.integrations.haystack"])

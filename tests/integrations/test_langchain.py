@@ -31,8 +31,8 @@ def seen(documents):
 
 
 @pytest.mark.parametrize("where", ["here", "by address"])
-def test_documents_are_those_of_the_reranker(reranker, server, expected, where):
-    source = reranker if where == "here" else server.url
+def test_documents_are_those_of_the_reranker(reranker, request, expected, where):
+    source = reranker if where == "here" else request.getfixturevalue("address")
     compressor = DynamicCompressor(reranker=source)
     kept = compressor.compress_documents(DOCUMENTS, QUERY)
     assert seen(kept) == expected(TEXTS)

@@ -27,8 +27,8 @@ def seen(nodes):
 
 
 @pytest.mark.parametrize("where", ["here", "by address"])
-def test_nodes_are_those_of_the_reranker(reranker, server, expected, where):
-    source = reranker if where == "here" else server.url
+def test_nodes_are_those_of_the_reranker(reranker, request, expected, where):
+    source = reranker if where == "here" else request.getfixturevalue("address")
     postprocessor = DynamicPostprocessor(reranker=source)
     assert seen(postprocessor.postprocess_nodes(NODES, query_str=QUERY)) == expected(TEXTS)
     assert {n.score for n in NODES} == {0.1}

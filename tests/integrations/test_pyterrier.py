@@ -34,8 +34,8 @@ BOTH = pd.concat([frame("b", QUERY, TEXTS), frame("a", "what works", TEXTS[:3])]
 
 
 @pytest.mark.parametrize("where", ["here", "by address"])
-def test_rows_are_those_of_the_reranker(reranker, server, expected, where):
-    source = reranker if where == "here" else server.url
+def test_rows_are_those_of_the_reranker(reranker, request, expected, where):
+    source = reranker if where == "here" else request.getfixturevalue("address")
     before = BOTH.copy()
     found = DynamicTransformer(source)(BOTH)
     assert seen(found, "b") == expected(TEXTS)

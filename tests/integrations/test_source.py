@@ -24,7 +24,20 @@ def places(rows):
     return [(row["corpus_id"], row["score"]) for row in rows]
 
 
-def test_a_server_gives_what_the_model_gives(server, expected):
+def test_a_server_gives_what_the_model_gives(address, expected):
+    remote = open_reranker(address + "/")
+    documents = [{"text": text} for text in TEXTS]
+    for top_k in (None, 1, 2, 50):
+        (found,) = remote.rank_all([QUERY], [documents], top_k)
+        assert places(found) == expected(TEXTS, top_k=top_k)
+    titled = [{"text": "ada", "title": "arlo"}, {"text": ""}, {"text": "Ünïcode 🜁"}]
+    (found,) = remote.rank_all([QUERY], [titled])
+    assert places(found) == expected(titled)
+    with pytest.raises(InputError, match=r"HTTP 4\d\d: .*query"):
+        remote.rank_all([" "], [documents])
+
+
+def test_what_is_sent(server, expected):
     remote = open_reranker(server.url + "/")
     assert isinstance(remote, RemoteReranker)
     documents = [{"text": text} for text in TEXTS]

@@ -24,6 +24,7 @@ from dynarag_jax.templates import (
     render,
     without_markers,
 )
+from dynarag_jax.thoughts import CUES, Thinking
 
 # Lists as text and templates have files of their own; prompts is where both are found.
 __all__ = [
@@ -63,6 +64,9 @@ class PromptConfig:
     """passages shown to the reranker at most"""
     max_list: int = 15
     """ids in a list at most"""
+    thought_tokens: int = 0
+    """longest thought that the reranker writes before a list, its end included: free text, in the
+    markers of the model's family or before a cue; 0 writes none, and lists begin at once"""
     rerank_tokens: int = 8192
     """longest reranker's prompt; passages beyond it are dropped from the end"""
     answer_prompt_tokens: int = 4096
@@ -77,6 +81,10 @@ class PromptConfig:
         for name in ("ids", "max_list", "rerank_tokens", "answer_prompt_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"prompts: {name} = {getattr(self, name)} must be positive")
+        if self.thought_tokens < 0:
+            raise InputError(
+                f"prompts: thought_tokens = {self.thought_tokens} must not be negative"
+            )
 
 
 def buckets(limit: int, shortest: int = 64) -> tuple[int, ...]:
@@ -89,11 +97,16 @@ def buckets(limit: int, shortest: int = 64) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------------------- the wording
 
-_RERANK_INSTRUCTION = (
+_RERANK_TASK = (
     "You select the passages that are needed to answer a question. The passages are numbered "
-    "[1], [2] and so on. Write the numbers of the needed passages, the most useful first, in the "
+    "[1], [2] and so on. "
+)
+_RERANK_FORM = (
+    " the numbers of the needed passages, the most useful first, in the "
     "form [2], [1]. Write only what is needed. If no passage is needed or none helps, write None."
 )
+_RERANK_INSTRUCTION = f"{_RERANK_TASK}Write{_RERANK_FORM}"
+_THINK_FIRST = "First consider in a few sentences which passages help and why. Then write"
 _ANSWER_INSTRUCTION: dict[Task, str] = {
     "short": (
         "Answer the question with a short phrase of a few words, without explanation. "
@@ -152,11 +165,24 @@ def _instruct(
     ]
 
 
-def rerank_messages(question: Question, passages: Sequence[Passage], style: Style) -> list[Message]:
-    """The reranker's prompt over ``passages``, numbered from 1, as chat messages."""
+def rerank_messages(
+    question: Question,
+    passages: Sequence[Passage],
+    style: Style,
+    thinking: Thinking | None = None,
+) -> list[Message]:
+    """The reranker's prompt over ``passages``, numbered from 1, as chat messages.
+
+    With ``thinking`` it asks for a thought before the list.
+    """
+    cued = thinking is not None and thinking.cued
     if style == "compact":
-        return _compact(question, passages, "list")
-    return _instruct(question, passages, _RERANK_INSTRUCTION, "Needed passages")
+        return _compact(question, passages, "passages" if cued else "list")
+    if thinking is None:
+        return _instruct(question, passages, _RERANK_INSTRUCTION, "Needed passages")
+    behind = f" '{CUES[style]}' and" if cued else ""
+    instruction = f"{_RERANK_TASK}{_THINK_FIRST}{behind}{_RERANK_FORM}"
+    return _instruct(question, passages, instruction, "Thoughts" if cued else "Needed passages")
 
 
 def answer_messages(question: Question, passages: Sequence[Passage], style: Style) -> list[Message]:
@@ -201,7 +227,12 @@ def _fit(
 
 
 def rerank_prompt(
-    tokenizer: ChatTokenizer, question: Question, style: Style, limit: int, n: int | None = None
+    tokenizer: ChatTokenizer,
+    question: Question,
+    style: Style,
+    limit: int,
+    n: int | None = None,
+    thinking: Thinking | None = None,
 ) -> Prompt:
     """The reranker's prompt of at most ``limit`` tokens over the first ``n`` passages.
 
@@ -215,7 +246,9 @@ def rerank_prompt(
     if not passages:
         raise InputError(f"question '{question.id}' has no passages; retrieve some first")
     prompt = _fit(
-        lambda k: render(tokenizer, rerank_messages(question, passages[:k], style)),
+        lambda k: render(
+            tokenizer, rerank_messages(question, passages[:k], style, thinking), thinking
+        ),
         len(passages), limit, question, "reranker's prompt",
     )  # fmt: skip
     if prompt.shown == 0:

@@ -6,6 +6,8 @@ A question file has one object a line, in the layout that Self-RAG, DPR and Dyna
      "ctxs": [{"id": "p7", "title": "...", "text": "...", "score": 0.83}],
      "gold": ["p7"], "expert": {"list": [1], "source": "gold"}}
 
+An expert may say what it thought before its list: ``"expert": {"list": [1], "thought": "..."}``.
+
 ``ctxs`` are the candidates in the retriever's order, so that list id ``i`` is ``ctxs[i - 1]``.
 Fields not named here are kept and written back.
 """
@@ -51,6 +53,7 @@ class Question:
         needed, None when unknown.
       expert: the list to imitate, as 1-based positions in ``passages``; ``()`` is ``None``.
       expert_source: who made ``expert``.
+      expert_thought: what was thought before ``expert``, for policies that think; empty is nothing.
       extra: fields of the file that this library does not use.
     """
 
@@ -63,6 +66,7 @@ class Question:
     gold: tuple[str, ...] | None = None
     expert: tuple[int, ...] | None = None
     expert_source: str = ""
+    expert_thought: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def gold_list(self) -> tuple[int, ...] | None:
@@ -75,7 +79,8 @@ class Question:
     def shuffled(self, shown: int, rng: random.Random) -> tuple[Question, tuple[int, ...]]:
         """The question with its first ``shown`` passages in random order, the others left out.
 
-        The expert's list names the same passages as before, without those left out.
+        The expert's list names the same passages as before, without those left out; its thought,
+        which may name them by number, is left out.
 
         Returns:
           The question, and for each new position (from 1) the old one.
@@ -87,7 +92,7 @@ class Question:
         expert = self.expert
         if expert is not None:
             expert = tuple(number[old] for old in expert if old in number)
-        return replace(self, passages=passages, expert=expert), order
+        return replace(self, passages=passages, expert=expert, expert_thought=""), order
 
 
 # ---------------------------------------------------------------------------- reading
@@ -142,10 +147,11 @@ def question_from_json(value: dict[str, Any], where: str) -> Question:
         if passage.id in seen:
             raise InputError(f"{where}: ctxs[{i}] repeats the passage id '{passage.id}'")
         seen.add(passage.id)
-    expert, source = None, ""
+    expert, source, thought = None, "", ""
     if fields.has("expert"):
         inner = Fields(f"{where}: expert", fields.mapping("expert"))
         expert, source = inner.integers("list"), inner.string("source", default="", blank=True)
+        thought = inner.string("thought", default="", blank=True)
         wrong = valid_list(expert, len(passages))
         if wrong:
             raise InputError(f"{where}: field 'expert.list' {wrong}")
@@ -159,6 +165,7 @@ def question_from_json(value: dict[str, Any], where: str) -> Question:
         gold=fields.strings("gold") if fields.has("gold") else None,
         expert=expert,
         expert_source=source,
+        expert_thought=thought,
         extra={k: v for k, v in value.items() if k not in _QUESTION_FIELDS},
     )
 
@@ -177,6 +184,8 @@ def question_to_json(question: Question) -> dict[str, Any]:
         value["gold"] = list(question.gold)
     if question.expert is not None:
         value["expert"] = {"list": list(question.expert), "source": question.expert_source}
+        if question.expert_thought:
+            value["expert"]["thought"] = question.expert_thought
     value["ctxs"] = [passage_to_json(p) for p in question.passages]
     return value | question.extra
 

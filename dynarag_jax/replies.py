@@ -66,9 +66,16 @@ _CHAT_MARKERS = re.compile(
     re.IGNORECASE,
 )
 
-# How a thought that a prompt has opened is closed; Qwen3 writes an empty one so.
-_OPENED = re.compile(
-    rf"(?:<(?P<name>{_NAMES[3:-1]})>|(?P<kimi>◁think▷)|(?P<mistral>\[THINK\]))\s*\Z"
+# How a thought that a prompt has opened at its end is closed; Qwen3 writes an empty one so.
+_CLOSED_BY = (
+    (rf"<({_NAMES[3:-1]})>", r"</\1>"),
+    (r"◁think▷", "◁/think▷"),
+    (r"\[THINK\]", "[/THINK]"),
+    (r"<\|begin_of_thought\|>", "<|end_of_thought|>"),
+    (r"<\|START_THINKING\|>", "<|END_THINKING|>"),
+    (r"<unused94>(?:thought)?", "<unused95>"),
+    (r"<\|channel>thought", "<channel|>"),
+    (r"<\|channel\|>analysis<\|message\|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
 )
 
 FINISHED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
@@ -167,13 +174,10 @@ def without_chat_markers(text: str) -> str:
 
 def close_thought(prompt: str) -> str:
     """``prompt`` with the thought closed that it opens at its end, if it does."""
-    opened = _OPENED.search(prompt)
-    if opened is None:
-        return prompt
-    closing = (
-        f"</{opened['name']}>" if opened["name"] else "◁/think▷" if opened["kimi"] else "[/THINK]"
-    )
-    return f"{prompt.rstrip()}\n\n{closing}\n\n"
+    for opening, closing in _CLOSED_BY:
+        if opened := re.search(rf"{opening}\s*\Z", prompt):
+            return f"{prompt.rstrip()}\n\n{opened.expand(closing)}\n\n"
+    return prompt
 
 
 def read_choice(choice: Mapping[str, Any]) -> Reply:

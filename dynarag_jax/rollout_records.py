@@ -15,6 +15,26 @@ from dynarag_jax.records import unique, valid_list
 
 
 @dataclass(frozen=True)
+class Thought:
+    """What the policy thought before a list.
+
+    Attributes:
+      text: what was thought, without what closes it.
+      tokens: with what closes it; those that the policy itself wrote, and not those of the text.
+      logps: their log-probabilities under the weights that sampled them, 0 where the grammar leaves
+        no choice; empty where the rollout comes from elsewhere.
+      reference_logps: the same under the reference weights.
+      cut: whether it reached the limit, and was closed for the policy.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logps: tuple[float, ...] = ()
+    reference_logps: tuple[float, ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """One list written by the policy, and what came of it.
 
@@ -24,7 +44,8 @@ class Trajectory:
       answer: what the generator answered from it.
       terms: the reward's terms, each in [0, 1] before weighting.
       reward: their weighted sum.
-      logp: log-probability under the weights that sampled it (constrained policy, temperature 1).
+      logp: log-probability under the weights that sampled it (constrained policy, temperature 1),
+        given the thought before it.
       reference_logp: log-probability under the reference weights.
       logps: ``logp`` by token; empty where the rollout comes from elsewhere.
       reference_logps: ``reference_logp`` by token.
@@ -33,6 +54,7 @@ class Trajectory:
       missing: terms of the reward that could not be had (a judge's, say) and are in ``reward``
         with nothing, ``answer`` where there is none, or ``reward`` itself; such a reward is to be
         compared with none.
+      thought: what was thought before it; None where the policy does not think.
     """
 
     list: tuple[int, ...]
@@ -46,6 +68,12 @@ class Trajectory:
     reference_logps: tuple[float, ...] = ()
     weight: float | None = None
     missing: tuple[str, ...] = ()
+    thought: Thought | None = None
+
+    @property
+    def written(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """The list, and the tokens of the thought before it: what tells trajectories apart."""
+        return self.list, self.thought.tokens if self.thought else None
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,7 @@ class Rollout:
       max_list: the longest list of the grammar they were computed under; 0 is not on record.
       dtype: the type of the activations they were computed in; empty is not on record.
       generator: the server that answered, by its model and settings; empty where the policy did.
+      thought_tokens: the longest thought of the grammar; 0 where the policy does not think.
       answers: what preference training of the generator needs, where it was asked for.
     """
 
@@ -98,9 +127,26 @@ class Rollout:
     max_list: int = 0
     dtype: str = ""
     generator: dict[str, Any] = field(default_factory=dict)
+    thought_tokens: int = 0
 
 
 # ---------------------------------------------------------------------------- JSON
+
+
+def _thought_from_json(value: dict[str, Any], where: str) -> Thought:
+    fields = Fields(where, value)
+    thought = Thought(
+        text=fields.string("text", blank=True),
+        tokens=fields.integers("tokens"),
+        logps=fields.numbers("logps"),
+        reference_logps=fields.numbers("reference_logps"),
+        cut=bool(value.get("cut", False)),
+    )
+    for name in ("logps", "reference_logps"):
+        numbers = getattr(thought, name)
+        if numbers and len(numbers) != len(thought.tokens):
+            raise fields.fail(name, f"has {len(numbers)} numbers for {len(thought.tokens)} tokens")
+    return thought
 
 
 def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Trajectory:
@@ -127,6 +173,9 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         reference_logps=fields.numbers("reference_logps"),
         weight=fields.number("weight"),
         missing=tuple(dict.fromkeys([*missing, *unsaid])),
+        thought=_thought_from_json(fields.mapping("thought"), f"{where}: thought")
+        if fields.has("thought")
+        else None,
     )
 
 
@@ -164,14 +213,14 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         _trajectory_from_json(item, f"{where}: trajectories[{i}]", shown)
         for i, item in enumerate(fields.objects("trajectories"))
     )
-    first: dict[tuple[int, ...], int] = {}
+    first: dict[Any, int] = {}
     for i, t in enumerate(trajectories):
-        if t.list in first:
+        if t.written in first:
             raise InputError(
                 f"{where}: trajectories[{i}] repeats the list {list(t.list)} of "
-                f"trajectories[{first[t.list]}]; give each list once, with its count"
+                f"trajectories[{first[t.written]}]; give each list once, with its count"
             )
-        first[t.list] = i
+        first[t.written] = i
     return Rollout(
         id=fields.string("id"),
         shown=shown,
@@ -186,6 +235,7 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         max_list=fields.integer("max_list", 0, least=0),
         dtype=fields.string("dtype", default="", blank=True),
         generator=fields.mapping("generator"),
+        thought_tokens=fields.integer("thought_tokens", 0, least=0),
     )
 
 
@@ -200,6 +250,7 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "prompt": rollout.prompt,
         **({"max_list": rollout.max_list} if rollout.max_list else {}),
         **({"dtype": rollout.dtype} if rollout.dtype else {}),
+        **({"thought_tokens": rollout.thought_tokens} if rollout.thought_tokens else {}),
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
         **({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {}),
         **({"generator": rollout.generator} if rollout.generator else {}),
@@ -219,6 +270,9 @@ def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
         del value["weight"]
     if not value["missing"]:
         del value["missing"]
+    value["thought"] = dict(vars(trajectory.thought)) if trajectory.thought else None
+    if value["thought"] is None:
+        del value["thought"]
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.replies import close_thought
+from dynarag_jax.thoughts import Thinking
 
 Message = dict[str, str]
 
@@ -42,8 +43,18 @@ TEMPLATE_SETTINGS: Mapping[str, Any] = {
 Some write today's date into the prompt, and a policy would be trained, sampled and evaluated on
 other prompts each day; the date here is the one that Llama 3's templates fall back to. Qwen3's let
 the model think aloud first unless told otherwise (``thinking`` in DeepSeek's and Granite's); a list
-or an answer begins at once.
+or an answer begins at once, unless the policy is one that thinks: ``template_settings``.
 """
+
+
+def template_settings(thinking: Thinking | None = None) -> dict[str, Any]:
+    """What chat templates are given beside the messages, for a model that thinks or does not.
+
+    Only a family with markers of its own is told to think; a cue stands in the messages.
+    """
+    thinks = thinking is not None and not thinking.cued
+    return dict(TEMPLATE_SETTINGS) | {"enable_thinking": thinks, "thinking": thinks}
+
 
 # transformers lets templates call ``strftime_now`` for the time; a macro of that name comes first.
 _STOPPED_CLOCK = (
@@ -69,7 +80,9 @@ def without_markers(text: str, tokenizer: ChatTokenizer) -> str:
     return re.sub("|".join(map(re.escape, reversed(spellings))) or "(?!)", " ", text)
 
 
-def conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[Message]:
+def conversation(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: Thinking | None = None
+) -> list[Message]:
     """The messages as the chat template takes them, without special tokens in their contents.
 
     Some templates refuse a system message (Gemma's), or any role but the user's in the first place
@@ -79,22 +92,30 @@ def conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[
     Raises:
       InputError: the chat template fails, or leaves out what it is given.
     """
-    return _templated(tokenizer, messages)[0]
+    return _templated(tokenizer, messages, thinking)[0]
 
 
-def render(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[int]:
+def render(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: Thinking | None = None
+) -> list[int]:
     """Token ids of a prompt: the model's own chat template, or plain lines where it has none.
 
     Where the template's generation prompt opens a thought, it is closed: what the model writes next
-    is the list or the answer.
+    is the list or the answer. With ``thinking`` it stays open, or is opened: next comes a thought.
 
     Raises:
       InputError: the chat template fails, or leaves out what it is given.
     """
-    messages, text = _templated(tokenizer, messages)
+    messages, text = _templated(tokenizer, messages, thinking)
+    opening = thinking.opening if thinking is not None else ""
     if text is not None:
-        return list(tokenizer(close_thought(text), add_special_tokens=False)["input_ids"])
-    tokens = list(tokenizer("\n".join(m["content"] for m in messages))["input_ids"])
+        if not opening:
+            text = close_thought(text)
+        elif not text.rstrip().endswith(opening.strip()):
+            text += opening
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    lines = [m["content"] for m in messages] + ([opening] if opening else [])
+    tokens = list(tokenizer("\n".join(lines))["input_ids"])
     # A tokenizer that closes every text (``add_eos_token``) would end the prompt before the answer.
     return tokens[:-1] if tokens[-1:] == [tokenizer.eos_token_id] else tokens
 
@@ -115,7 +136,7 @@ def turn_end(tokenizer: ChatTokenizer) -> int | None:
 
 
 def _templated(
-    tokenizer: ChatTokenizer, messages: Sequence[Message]
+    tokenizer: ChatTokenizer, messages: Sequence[Message], thinking: Thinking | None = None
 ) -> tuple[list[Message], str | None]:
     """The messages as they are given, and the template's text up to where the model writes."""
     cleaned = [m | {"content": without_markers(m["content"], tokenizer)} for m in messages]
@@ -131,7 +152,7 @@ def _templated(
     if cleaned[0]["role"] == "system":
         joined = "\n\n".join(m["content"] for m in cleaned)
         conversations.append([{"role": "user", "content": joined}])
-    settings: dict[str, Any] = dict(TEMPLATE_SETTINGS)
+    settings = template_settings(thinking)
     if "strftime_now" in template:
         settings["chat_template"] = _STOPPED_CLOCK + template
     failures = []

@@ -128,3 +128,25 @@ def test_an_opened_thought_is_closed():
     assert close_thought("user?<think>\n") == "user?<think>\n\n</think>\n\n"
     assert close_thought("user?<think>") == "user?<think>\n\n</think>\n\n"
     assert close_thought("<think> user?") == "<think> user?"
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>\n", "</think>"),
+        ("<seed:think>", "</seed:think>"),
+        ("◁think▷", "◁/think▷"),
+        ("[THINK]", "[/THINK]"),
+        ("<|begin_of_thought|>\n", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<unused94>thought\n", "<unused95>"),
+        ("<|channel>thought\n", "<channel|>"),
+        ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ],
+)
+def test_thoughts_of_all_families_are_closed_where_a_prompt_opens_them(opening, closing):
+    """And what is written behind is read as the reply alone."""
+    prompt = close_thought(f"user?{opening}")
+    assert prompt.startswith(f"user?{opening.rstrip()}") and closing in prompt
+    assert close_thought(prompt) == prompt
+    assert read_reply(f"{prompt.removeprefix('user?')}[2]").text == "[2]"

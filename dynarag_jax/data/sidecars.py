@@ -109,7 +109,9 @@ class RankedCandidates:
             ranked = self.ranking.get(question.id) or self.ranking.get(trec_word(question.id), ())
             known += bool(ranked)
             passages = tuple(replace(self.corpus[name], score=score) for name, score in ranked)
-            yield replace(question, passages=passages, expert=None, expert_source="")
+            yield replace(
+                question, passages=passages, expert=None, expert_source="", expert_thought=""
+            )
         if not known:
             raise InputError(f"{self.path}: ranks none of these questions; are the ids the same?")
 

@@ -8,7 +8,8 @@ One object a line, keyed by the question's id:
 
 ``list`` holds 1-based positions in the question's candidates, ``chosen`` passage ids, best first;
 either will do, and so will none, or a list without an answer (what ``eval.rerank`` writes). Lines
-without ``system`` belong to one named like their file.
+without ``system`` belong to one named like their file. Of a policy that thinks before it lists, a
+line holds ``thought``, ``thought_tokens`` and how many of its thoughts were ``thoughts_cut``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike, read_jsonl
 from dynarag_jax.records import Question, valid_list
+from dynarag_jax.rollout_records import Thought
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Prediction:
       tokens: of the passages that the generator read.
       read: passages of the list that the generator's prompt had room for; None where it was all.
       failed: why there is no answer; empty where nothing failed.
+      thought_tokens: written before the list; None where the system does not think.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Prediction:
     tokens: float | None = None
     read: int | None = None
     failed: str = ""
+    thought_tokens: float | None = None
 
     def has_list(self) -> bool:
         """Whether the line says which passages were chosen, be it none."""
@@ -92,12 +96,24 @@ def prediction_from_json(value: dict[str, Any], where: str) -> Prediction:
         chosen=fields.strings("chosen") if fields.has("chosen") else None,
         tokens=fields.number("tokens"),
         failed=fields.string("failed", default="", blank=True),
+        thought_tokens=fields.number("thought_tokens"),
     )
     if prediction.answer is None and not prediction.has_list() and not prediction.failed:
         if "answer" in value:  # null: there is none
             return prediction
         fields.string("answer")  # says that it is missing, and what was meant
     return prediction
+
+
+def thoughts_to_json(thoughts: Sequence[Thought]) -> dict[str, Any]:
+    """What a line says of the thoughts before its list; nothing where there are none."""
+    if not thoughts:
+        return {}
+    return {
+        "thought": "\n\n".join(one.text for one in thoughts),
+        "thought_tokens": sum(len(one.tokens) for one in thoughts),
+        "thoughts_cut": sum(one.cut for one in thoughts),
+    }
 
 
 def prediction_to_json(prediction: Prediction, question: Question, system: str) -> dict[str, Any]:
@@ -112,6 +128,8 @@ def prediction_to_json(prediction: Prediction, question: Question, system: str) 
     line["answer"] = prediction.answer
     if prediction.list is not None:
         line |= {"k": len(prediction.list), "tokens": prediction.tokens}
+    if prediction.thought_tokens is not None:
+        line["thought_tokens"] = prediction.thought_tokens
     if prediction.read is not None:
         line["read"] = prediction.read
     return line | ({"failed": prediction.failed} if prediction.failed else {})

@@ -47,6 +47,7 @@ class Row:
       lists: metrics of the list: those that apply to the question.
       k: passages in the list; None where it is unknown.
       tokens: of the passages that the generator read; None where it is unknown.
+      thought_tokens: written before the list; None where the system does not think.
     """
 
     id: str
@@ -58,10 +59,11 @@ class Row:
     lists: dict[str, float] = field(default_factory=dict)
     k: int | None = None
     tokens: float | None = None
+    thought_tokens: float | None = None
 
     def figures(self) -> dict[str, float]:
         """All numbers of the row by name."""
-        sizes = {"k": self.k, "tokens": self.tokens}
+        sizes = {"k": self.k, "tokens": self.tokens, "thought_tokens": self.thought_tokens}
         return self.answer | self.lists | {n: float(v) for n, v in sizes.items() if v is not None}
 
 
@@ -216,6 +218,7 @@ def score_system(
                 lists=scores,
                 k=None if ranking is None else len(ranking),
                 tokens=None if prediction is None else prediction.tokens,
+                thought_tokens=None if prediction is None else prediction.thought_tokens,
             )
         )
     return rows
@@ -257,4 +260,5 @@ def row_of_line(line: Mapping[str, Any]) -> Row:
         lists={} if line["set_f1"] is None else {"set_f1": line["set_f1"]},
         k=line["k"],
         tokens=line["tokens"],
+        thought_tokens=line.get("thought_tokens"),
     )

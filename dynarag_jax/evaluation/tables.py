@@ -26,8 +26,9 @@ _SHOWN: Mapping[str, str] = {
     "mrr": "MRR",
     "k": "mean k",
     "tokens": "passage tokens",
+    "thought_tokens": "thought tokens",
 }
-SIZES = ("k", "tokens")
+SIZES = ("k", "tokens", "thought_tokens")
 
 
 def shown(figure: str) -> str:
@@ -46,7 +47,7 @@ def number(figure: str, value: float) -> str:
     """A figure as tables show it: shares in percent, passages and tokens as they are."""
     if figure == "k":
         return f"{value:.2f}"
-    return f"{value:.1f}" if figure == "tokens" else f"{100 * value:.1f}"
+    return f"{value:.1f}" if figure in SIZES else f"{100 * value:.1f}"
 
 
 def interval(figure: str, found: Interval | None) -> str:
@@ -93,19 +94,25 @@ def _sizes(summary: Summary) -> list[str]:
 
 
 def answer_table(summaries: Sequence[Summary]) -> str:
-    """The systems' answers: every metric, what was not answered, k and its spread, tokens."""
+    """The systems' answers: every metric, what was not answered, k and its spread, tokens.
+
+    Tokens of thoughts have a column where some system thinks before it lists.
+    """
     figures = [f for f in _figures(summaries) if not is_list_figure(f) and f not in SIZES]
     sized = any(s.sizes for s in summaries)
     read = any("tokens" in s.figures for s in summaries)
     head = ["system", "questions", "not answered", *map(_unit, figures)]
     head += ["mean k", "sd of k"] if sized else []
     head += ["passage tokens"] if read else []
+    thinks = any("thought_tokens" in s.figures for s in summaries)
+    head += [shown("thought_tokens")] if thinks else []
     rows = []
     for s in summaries:
         row = [s.system, f"{s.n:,}", _unanswered(s)]
         row += [_of(s, f) for f in figures]
         row += _sizes(s) if sized else []
         row += [interval("tokens", s.figures.get("tokens"))] if read else []
+        row += [interval("thought_tokens", s.figures.get("thought_tokens"))] if thinks else []
         rows.append(row)
     return markdown(head, rows)
 
@@ -185,14 +192,17 @@ def report(summaries: Sequence[Summary], notes: Sequence[str] = (), foot: str = 
 def side_by_side(summaries: Sequence[Summary]) -> str:
     """The systems as aligned text for a terminal: the headline, set F1, mean k, tokens."""
     wide = max(24, *(len(summary.system) + 1 for summary in summaries), 0)
-    lines = [f"{'system':<{wide}}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}"]
+    thinks = any("thought_tokens" in s.figures for s in summaries)
+    more = f"{'thought':>9}" if thinks else ""
+    lines = [f"{'system':<{wide}}{'score %':>10}{'set F1 %':>10}{'mean k':>8}{'tokens':>8}{more}"]
     for summary in summaries:
         known = {name: f for name, f in summary.figures.items() if f.n == summary.n}
         cells = [
             number(name, known[name].mean) if name in known else "–"
-            for name in (summary.headline, "set_f1", "k", "tokens")
+            for name in (summary.headline, "set_f1", "k", "tokens", "thought_tokens")
         ]
-        row = "".join(f"{cell:>{w}}" for cell, w in zip(cells, (10, 10, 8, 8), strict=True))
+        widths = (10, 10, 8, 8, 9) if thinks else (10, 10, 8, 8)
+        row = "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=False))
         lines.append(f"{summary.system:<{wide}}{row}")
     return "\n".join(lines)
 

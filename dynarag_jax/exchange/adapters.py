@@ -19,7 +19,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.known import Idle, TrackedFields
-from dynarag_jax.exchange.names import module_names
+from dynarag_jax.exchange.names import fused, module_names
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
@@ -75,6 +75,20 @@ _KNOWN: Idle = {
 }
 
 
+def require_adaptable(cfg: DecoderConfig) -> None:
+    """Refuse a family whose adapters PEFT and this library do not have in common.
+
+    Raises:
+      InputError: the family stores several matrices as one, which PEFT adapts together.
+    """
+    if fused(cfg):
+        raise InputError(
+            f"family {cfg.family!r} stores query, key and value as one matrix, beside which PEFT "
+            f"has one adapter, and here there is one beside each: train the whole model (lora.rank "
+            f"0), or merge adapters with PEFT first"
+        )
+
+
 def _names(cfg: DecoderConfig, name: str, half: str) -> list[str]:
     """PEFT's tensor of each layer; ``half`` is ``a`` or ``b``."""
     prefix, module = "base_model.model.model.layers", module_names()[name]
@@ -109,8 +123,9 @@ def save_adapters(
       card: README.md and manifest.json.
 
     Raises:
-      InputError: the directory exists or cannot be written.
+      InputError: the directory exists or cannot be written, or PEFT has no form for them.
     """
+    require_adaptable(cfg)
     plan = []
     for name, pair in adapters.items():
         for half in ("a", "b"):
@@ -151,6 +166,7 @@ def load_adapters(
     Raises:
       InputError: no adapters there, of a kind that is not LoRA, or they do not fit the model.
     """
+    require_adaptable(cfg)
     directory = model_directory(source)
     where = directory / "adapter_config.json"
     config = read_json(where)

@@ -33,7 +33,7 @@ place = "."  # this directory, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained(place)
 model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
 {prompt}
-written = model.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
+written = model.generate(torch.tensor([prompt]), max_new_tokens={tokens}, do_sample=False)
 print(tokenizer.decode(written[0, len(prompt):], skip_special_tokens=True))
 ```
 
@@ -42,7 +42,7 @@ With vLLM, after the same lines up to `prompt`:
 ```python
 from vllm import LLM, SamplingParams
 
-greedy = SamplingParams(temperature=0.0, max_tokens=64)
+greedy = SamplingParams(temperature=0.0, max_tokens={tokens})
 print(LLM(place).generate({{"prompt_token_ids": prompt}}, greedy)[0].outputs[0].text)
 ```
 """
@@ -59,10 +59,24 @@ _RERANK = """question = Question(
 # answer from them.
 prompt = render(tokenizer, rerank_messages(question, question.passages, "{style}"))
 """
+_THINK = """question = Question(
+    "q1",
+    "What is the capital of Switzerland?",
+    passages=(
+        Passage("a", "The Aare flows around the old town."),
+        Passage("b", "Bern is the seat of the Swiss government."),
+    ),
+)
+# It thinks first. Behind what closes its thought stand the ids of the passages to read, best first.
+thinking = find_thinking(tokenizer, "{style}")
+messages = rerank_messages(question, question.passages, "{style}", thinking)
+prompt = render(tokenizer, messages, thinking)
+"""
 _RERANK_IMPORTS = """
 from dynarag_jax.prompts import render, rerank_messages
 from dynarag_jax.records import Passage, Question
 """
+_THINK_IMPORTS = f"{_RERANK_IMPORTS}from dynarag_jax.thoughts import find_thinking\n"
 _PLAIN = """prompt = tokenizer("The capital of Switzerland is")["input_ids"]
 """
 
@@ -93,6 +107,7 @@ def model_card(
     manifest: Mapping[str, Any],
     base: str = "",
     style: str = "",
+    thought_tokens: int = 0,
 ) -> ModelCard:
     """The card of a model.
 
@@ -101,7 +116,10 @@ def model_card(
       manifest: what made it.
       base: the hub id of the model it was made from; anything else is not named.
       style: of a reranker, the style of its prompts; empty shows how any model is used.
+      thought_tokens: of a reranker that thinks before it lists, its longest thought.
     """
+    asked = (_THINK if thought_tokens else _RERANK).format(style=style) if style else _PLAIN
+    imports = _THINK_IMPORTS if thought_tokens else _RERANK_IMPORTS
     hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     stages = manifest.get("stages")
     made = f"`{MANIFEST}` says what made it" if manifest else ""
@@ -112,7 +130,8 @@ def model_card(
         about=about,
         dtype=dtype,
         made=made,
-        imports=_RERANK_IMPORTS if style else "",
-        prompt=_RERANK.format(style=style) if style else _PLAIN,
+        imports=imports if style else "",
+        prompt=asked,
+        tokens=64 + thought_tokens,
     )
     return ModelCard(page, manifest)

@@ -84,6 +84,7 @@ def convert(
     about: str = "",
     manifest: Mapping[str, Any] | None = None,
     style: str = "",
+    thought_tokens: int = 0,
 ) -> Differences | None:
     """Import, export and check as ``stage`` says.
 
@@ -91,6 +92,7 @@ def convert(
       title, about: the model card's; by default they say what was converted.
       manifest: what made the model, for the card.
       style: of a reranker, the style of its prompts.
+      thought_tokens: of one that thinks before it lists, its longest thought.
 
     Returns:
       The differences where they were asked for, of the target from the source (with adapters, the
@@ -139,6 +141,7 @@ def convert(
         made if manifest is None else {**manifest, **made},
         stage.source,
         style,
+        thought_tokens,
     )
     save_decoder(
         stage.target, cfg, merged, tokenizer, dtype=dtype, shard_bytes=stage.shard_bytes,

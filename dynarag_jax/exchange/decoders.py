@@ -10,17 +10,26 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.generation import generation_settings
 from dynarag_jax.exchange.hub import model_directory
-from dynarag_jax.exchange.names import TOP, expected_tensors, inputs, layer_names
+from dynarag_jax.exchange.names import (
+    TOP,
+    expected_tensors,
+    fused,
+    inputs,
+    layer_names,
+    separated,
+)
 from dynarag_jax.exchange.output import shared_directory
 from dynarag_jax.exchange.safetensors import Tensors
 from dynarag_jax.exchange.tensors import (
@@ -89,6 +98,7 @@ def load_decoder(
     # Tied models may store the head as well; old ones store a table of rotary frequencies.
     copies = {TOP["head"]: TOP["embedding"]} if cfg.tied else None
     tensors.check(expected_tensors(cfg), lambda name: name.endswith("rotary_emb.inv_freq"), copies)
+    tensors = separated(cfg, tensors)
     table = decoder.parameter_table(cfg)
     places = shardings(cfg) if shardings else None
     if places is None:
@@ -133,12 +143,22 @@ def tensor_plan(cfg: DecoderConfig, params: Params) -> list[Planned]:
         for name, theirs in TOP.items()
         if name in params
     ]
+    inside = {part: (theirs, parts) for theirs, parts in fused(cfg).items() for part in parts}
     for i in range(cfg.layers):
         for name, theirs in layer_names(cfg).items():
+            theirs, parts = inside.get(name, (theirs, (name,)))
+            if name != parts[0]:
+                continue  # written with the first of its tensor
+            arrays = [(params["layers"][part], inputs(part)) for part in parts]
             full = f"model.layers.{i}.{theirs}"
-            get = functools.partial(fetch, params["layers"][name], inputs(name), i)
-            plan.append(Planned(full, shapes[full], get))
+            plan.append(Planned(full, shapes[full], functools.partial(_together, arrays, i)))
     return plan
+
+
+def _together(arrays: Sequence[tuple[Any, int]], i: int) -> jax.Array:
+    """Matrices of a layer as Hugging Face has them, one below the other."""
+    each = [fetch(array, axes, i) for array, axes in arrays]
+    return each[0] if len(each) == 1 else jnp.concatenate(each)
 
 
 def save_decoder(

@@ -7,18 +7,17 @@ again only where it changed. Needs the package ``gguf`` (extra ``[gguf]``).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
-from dynarag_jax.exchange.gguf_names import FAMILIES, SPLITS, TOP, halved, layer_tensor
+from dynarag_jax.exchange.gguf_names import FAMILIES, PAIRED, TOP, halved, layer_tensor
+from dynarag_jax.exchange.gguf_tokenizers import read_tokenizer
 from dynarag_jax.exchange.known import TrackedFields
 from dynarag_jax.exchange.names import TOP as THEIRS
 from dynarag_jax.exchange.names import expected_tensors, layer_names
@@ -26,13 +25,11 @@ from dynarag_jax.exchange.safetensors import header_bytes
 from dynarag_jax.files import PathLike, fingerprint, write_json
 from dynarag_jax.models.config import DecoderConfig, RopeScaling, rope_frequencies
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised where files are unpacked otherwise."""
 
 # Fields that say nothing about what is computed: names, licenses, how it was quantized.
 _IDLE_PREFIXES = ("general.", "GGUF.", "quantize.", "split.", "tokenizer.chat_template.")
-# Of tokenizer.ggml.token_type: special tokens, others that are added, and those nobody uses.
-_CONTROL, _USER, _UNUSED = 3, 4, 5
 
 
 def unpack(path: PathLike) -> Path:
@@ -84,7 +81,7 @@ def _write(path: Path, place: Path) -> None:
             f"read are {', '.join(FAMILIES)}"
         )
     cfg = config_from_hf(_config(fields, tensors, str(path)), str(path))
-    tokenizer, settings = _tokenizer(fields, str(path))
+    tokenizer, settings = read_tokenizer(fields, str(path))
     ends = _ends(fields, str(path))
     ids = {
         "eos_token_id": ends[0],
@@ -165,6 +162,12 @@ def _config(fields: TrackedFields, tensors: dict[str, Any], where: str) -> dict[
         hf["hidden_act"] = "silu"
         if get("attention.sliding_window"):
             raise InputError(f"{where}: attention.sliding_window is not supported for {kind}")
+    if family == "granite":
+        # What llama.cpp takes where a file says nothing, or zero.
+        hf["attention_multiplier"] = float(get("attention.scale") or head**-0.5)
+        hf["embedding_multiplier"] = float(get("embedding_scale") or 1.0)
+        hf["residual_multiplier"] = float(get("residual_scale") or 1.0)
+        hf["logits_scaling"] = float(get("logit_scale") or 1.0)
     return hf
 
 
@@ -242,14 +245,11 @@ def _write_weights(path: Path, place: Path, cfg: DecoderConfig, tensors: dict[st
                     f"{path}: {theirs} has shape {list(array.shape)}, not {list(shapes[hf])}"
                 )
             part = name.removesuffix("_bias")
-            if cfg.family == "llama" and part in heads:
+            if cfg.family in PAIRED and part in heads:
                 array = halved(array, heads[part])
             if cfg.norm_offset and "norm" in name:
                 array = array - 1.0
             stream.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8).data)
-
-
-# ---------------------------------------------------------------------------- tokenizer
 
 
 def _ends(fields: TrackedFields, where: str) -> list[int]:
@@ -259,88 +259,3 @@ def _ends(fields: TrackedFields, where: str) -> list[int]:
     if not ends:
         raise InputError(f"{where}: tokenizer.ggml.eos_token_id is missing")
     return ends
-
-
-def byte_level_bpe(
-    vocabulary: Mapping[str, int],
-    merges: Iterable[str],
-    pre: str,
-    added: Iterable[tuple[str, bool]],
-) -> Tokenizer:
-    """A byte-level BPE tokenizer that cuts texts as llama.cpp's kind ``pre`` does.
-
-    Args:
-      merges: pairs, a space between.
-      added: tokens that stand alone, and whether they are special.
-    """
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(dict(vocabulary), pairs, ignore_merges=pre == "llama-bpe"))  # type: ignore[arg-type]
-    digits, pattern = SPLITS[pre]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *([pre_tokenizers.Digits(individual_digits=True)] if digits else []),
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, special in added:
-        one = [AddedToken(token, special=special, normalized=False)]
-        tokenizer.add_special_tokens(one) if special else tokenizer.add_tokens(one)
-    return tokenizer
-
-
-def _tokenizer(fields: TrackedFields, where: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer that a file's fields describe, and its tokenizer_config.json."""
-
-    def get(name: str, default: Any = None) -> Any:
-        return fields.get(f"tokenizer.ggml.{name}", default)
-
-    if get("model") != "gpt2":
-        raise InputError(
-            f"{where}: a tokenizer of kind {get('model')!r} is not rebuilt, only 'gpt2' "
-            f"(byte-level BPE)"
-        )
-    pre = str(get("pre", "default"))
-    if pre not in SPLITS:
-        raise InputError(
-            f"{where}: tokenizer.ggml.pre = {pre!r} is not known; known are {', '.join(SPLITS)}"
-        )
-    tokens: list[str] = list(get("tokens") or ())
-    merges: list[str] = list(get("merges") or ())
-    types = list(get("token_type") or [1] * len(tokens))
-    get("scores")
-    # Unused tokens fill the vocabulary up to the embedding's rows.
-    vocabulary = {
-        t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED
-    }
-    if len(set(tokens)) != len(tokens):
-        raise InputError(f"{where}: tokenizer.ggml.tokens names a token twice")
-    if get("add_space_prefix"):
-        raise InputError(f"{where}: tokenizer.ggml.add_space_prefix is not supported for 'gpt2'")
-    kinds = {_CONTROL: True, _USER: False}
-    added = [(t, kinds[kind]) for t, kind in zip(tokens, types, strict=True) if kind in kinds]
-    tokenizer = byte_level_bpe(vocabulary, merges, pre, added)
-    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1_000_000_000,
-        "padding_side": "right",
-    }
-    for role, name in named.items():
-        i = get(f"{name}_token_id")
-        if i is not None:
-            settings[f"{role}_token"] = tokens[int(i)]
-    if get("add_bos_token") and "bos_token" in settings:
-        bos = settings["bos_token"]
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos}:0 $A:0", special_tokens=[(bos, vocabulary[bos])]
-        )
-    if get("add_eos_token"):
-        raise InputError(f"{where}: tokenizer.ggml.add_eos_token is not supported")
-    for name in ("seperator_token_id", "mask_token_id", "cls_token_id"):
-        get(name)  # tokens that no decoder's prompt has
-    return tokenizer, settings

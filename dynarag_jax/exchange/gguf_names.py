@@ -17,8 +17,14 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": "qwen3",
     "gemma2": "gemma2",
     "gemma3": "gemma3",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "granite": "granite",
 }
 """Our family of each ``general.architecture``; Mistral's files are called llama, too."""
+
+PAIRED: tuple[Family, ...] = ("llama", "mistral", "smollm3", "granite")
+"""Families whose query and key rows llama.cpp has in pairs."""
 
 TOP = {
     "embedding": "token_embd.weight",

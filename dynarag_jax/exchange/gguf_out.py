@@ -16,8 +16,8 @@ from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.exchange.decoders import decoder_tensors
 from dynarag_jax.exchange.generation import generation_ends
-from dynarag_jax.exchange.gguf_in import SPLITS, byte_level_bpe
-from dynarag_jax.exchange.gguf_names import FAMILIES, TOP, layer_tensor, paired
+from dynarag_jax.exchange.gguf_names import FAMILIES, PAIRED, SPLITS, TOP, layer_tensor, paired
+from dynarag_jax.exchange.gguf_tokenizers import byte_level_bpe
 from dynarag_jax.exchange.names import TOP as THEIRS
 from dynarag_jax.exchange.names import layer_names
 from dynarag_jax.exchange.tokenizers import load_tokenizer
@@ -82,8 +82,12 @@ def _architecture(cfg: DecoderConfig) -> str:
         )
     if cfg.window is not None and not cfg.family.startswith("gemma"):
         raise InputError(f"GGUF does not say the window of {cfg.window} tokens of {cfg.family}")
-    if cfg.query_scale not in (None, cfg.head_size) and cfg.layers not in (46, 62):
+    said = family == "granite" or cfg.query_scale in (None, cfg.head_size)
+    if not said and cfg.layers not in (46, 62):
         raise InputError(f"GGUF does not say the scale {cfg.query_scale} of queries")
+    every_fourth = tuple((i + 1) % 4 != 0 for i in range(cfg.layers))
+    if family == "smollm3" and (cfg.rotary or (True,) * cfg.layers) != every_fourth:
+        raise InputError("GGUF does not say which layers have no rotary positions but every fourth")
     return arch
 
 
@@ -107,6 +111,11 @@ def _write_fields(writer: Any, cfg: DecoderConfig, arch: str, name: str) -> None
         writer.add_attn_logit_softcapping(cfg.score_cap)
     if cfg.logit_cap is not None:
         writer.add_final_logit_softcapping(cfg.logit_cap)
+    if cfg.family == "granite":
+        writer.add_attention_scale(float(cfg.query_scale or cfg.head_size) ** -0.5)
+        writer.add_embedding_scale(cfg.embedding_scale)
+        writer.add_residual_scale(cfg.residual_scale)
+        writer.add_logit_scale(cfg.logit_scale)
     if (scaling := cfg.rope_scaling) is not None and scaling.kind == "linear":
         import gguf
 
@@ -132,7 +141,7 @@ def _write_weights(writer: Any, directory: Path, cfg: DecoderConfig, kind: Kind)
     for name, theirs, hf in names:
         array = tensors.read(hf).astype(np.float32)
         part = name.removesuffix("_bias")
-        if cfg.family in ("llama", "mistral") and part in heads:
+        if cfg.family in PAIRED and part in heads:
             array = paired(array, heads[part])
         if cfg.norm_offset and "norm" in name:
             array = array + 1.0

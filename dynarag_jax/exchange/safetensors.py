@@ -118,6 +118,13 @@ class Tensors:
     """
 
     def __init__(self, directory: Path, stem: str = "model"):
+        beside = directory / "adapter_config.json"
+        if stem == "model" and beside.is_file():
+            raise InputError(
+                f"{beside}: adapters stand beside the model, and transformers would load them into "
+                f"it; move adapter_config.json and adapter_model.safetensors to a directory of "
+                f"their own, and merge them with train.convert --adapters"
+            )
         index = directory / f"{stem}.safetensors.index.json"
         single = directory / f"{stem}.safetensors"
         listed: dict[str, str] | None = None
@@ -175,6 +182,17 @@ class Tensors:
         other._entries = {rename(name): entry for name, entry in self._entries.items()}
         if len(other._entries) < len(self._entries):
             raise InputError(f"{self.directory}: some weights stand twice, under two names")
+        return other
+
+    def divided(self, name: str, rows: Mapping[str, int]) -> Tensors:
+        """The same tensors, one of them cut along its first axis: name of a part -> its rows."""
+        other = copy.copy(self)
+        whole = self._entries[name]
+        other._entries = {n: entry for n, entry in self._entries.items() if n != name}
+        at, size = whole.start, math.prod(whole.shape[1:]) * FLOATS[whole.dtype].itemsize
+        for part, count in rows.items():
+            other._entries[part] = Entry(whole.path, whole.dtype, (count, *whole.shape[1:]), at)
+            at += count * size
         return other
 
     def names(self) -> set[str]:

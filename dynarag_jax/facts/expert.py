@@ -173,7 +173,7 @@ def label_questions(
 def _without_text(seen: Question, question: Question, limit: int | None) -> Question:
     """A question whose answer no passage can contain: ``gold``, or no list."""
     if seen.gold is None:
-        return dataclasses.replace(question, expert=None, expert_source="")
+        return dataclasses.replace(question, expert=None, expert_source="", expert_thought="")
     expert = _gold(seen, "gold")[:limit]
     return dataclasses.replace(question, expert=expert, expert_source="gold")
 

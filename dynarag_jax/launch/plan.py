@@ -325,7 +325,7 @@ def _streams(
 ) -> tuple[dict[str, PaddedShape], list[str]]:
     """The shapes of the stage's batches, and what had to be assumed for them."""
     p, notes = stage.prompts, []
-    longest = ID_TOKENS * min(p.max_list, p.ids) + 2
+    longest = ID_TOKENS * min(p.max_list, p.ids) + 2 + p.thought_tokens
     try:
         tokenizer = load_tokenizer(str(directory)) if directory else None
     except InputError:

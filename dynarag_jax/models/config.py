@@ -21,7 +21,7 @@ import numpy as np
 Params = Mapping[str, Any]
 
 Family = Literal[
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "olmo2", "granite"
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "olmo2", "granite", "phi3"
 ]
 
 Kernel = Literal["plain", "cudnn", "splash"]
@@ -33,12 +33,21 @@ Remat = Literal["none", "full", "dots", "offload", "dots_offload"]
 class RopeScaling:
     """Stretching of the rotary frequencies beyond the positions of pretraining."""
 
-    kind: Literal["llama3", "linear"] = "llama3"
-    """``llama3`` slows only the slow frequencies (Llama 3 report, section 3.4); ``linear`` all"""
+    kind: Literal["llama3", "linear", "longrope"] = "llama3"
+    """``llama3`` slows only the slow frequencies (Llama 3 report, section 3.4); ``linear`` all;
+    ``longrope`` each by a factor of its own (arXiv 2402.13753)"""
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: int = 8192
+    short: tuple[float, ...] = ()
+    """of ``longrope``: each frequency is divided by its own, within ``original_positions``"""
+    long: tuple[float, ...] = ()
+    """beyond them, where texts are not computed here; kept for exports"""
+    attention_factor: float = 1.0
+    """of ``longrope``: what turned queries and keys are multiplied by"""
+    positions: int = 0
+    """of ``longrope``: the longest text of ``long``; kept for exports"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class DecoderConfig:
     rotary: tuple[bool, ...] = ()
     """which layers have rotary positions (SmolLM3 leaves them out of every fourth); empty means
     all of them"""
+    rotary_share: float = 1.0
+    """share of a head's numbers that turn, the first ones (partial_rotary_factor in Phi-4-mini)"""
     window: int | None = None
     """tokens a windowed layer looks back over, its own included (Mistral, Gemma)"""
     windowed: tuple[bool, ...] = ()
@@ -122,14 +133,27 @@ class DecoderConfig:
             raise ValueError(
                 f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}"
             )
-        if self.head_size % 2:
-            raise ValueError(f"head_size = {self.head_size} must be even for rotary positions")
+        if self.head_size % 2 or not 0 < self.rotary_share <= 1 or self.turned % 2:
+            raise ValueError(
+                f"head_size = {self.head_size} must be even for rotary positions, and so must the "
+                f"part of it that turns, {self.rotary_share} of it"
+            )
         if self.windowed and len(self.windowed) != self.layers:
             raise ValueError(f"windowed names {len(self.windowed)} layers of {self.layers}")
         if self.rotary and len(self.rotary) != self.layers:
             raise ValueError(f"rotary names {len(self.rotary)} layers of {self.layers}")
         if self.window is None and (any(self.windowed) or self.window_rope_base is not None):
             raise ValueError("windowed layers need a window")
+
+    @property
+    def strict_positions(self) -> bool:
+        """Whether a text beyond ``positions`` is another computation from its beginning on."""
+        return self.rope_scaling is not None and self.rope_scaling.kind == "longrope"
+
+    @property
+    def turned(self) -> int:
+        """Numbers of a head that rotary positions turn."""
+        return int(self.head_size * self.rotary_share)
 
 
 class Parameter(NamedTuple):
@@ -212,10 +236,15 @@ def count_parameters(cfg: DecoderConfig) -> int:
 
 
 def rope_frequencies(cfg: DecoderConfig) -> np.ndarray:
-    """Rotary frequencies [K / 2] in radians per position, scaled if so configured."""
-    half = np.arange(0, cfg.head_size, 2, dtype=np.float64) / cfg.head_size
+    """Rotary frequencies in radians per position, scaled if so configured.
+
+    They are [K / 2], fewer where only a part of a head turns.
+    """
+    half = np.arange(0, cfg.turned, 2, dtype=np.float64) / cfg.turned
     freq = 1.0 / cfg.rope_base**half
-    if (s := cfg.rope_scaling) is not None:
+    if (s := cfg.rope_scaling) is not None and s.kind == "longrope":
+        return (freq / np.array(s.short)).astype(np.float32)
+    if s is not None:
         smooth = np.zeros_like(freq)
         if s.kind == "llama3":
             wavelength = 2 * np.pi / freq

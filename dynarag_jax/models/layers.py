@@ -60,17 +60,25 @@ def rms_norm(
     return (wide.astype(x.dtype) * weight.astype(x.dtype)).astype(x.dtype)
 
 
-def rotate(x: jax.Array, positions: jax.Array, freq: np.ndarray | jax.Array) -> jax.Array:
+def rotate(
+    x: jax.Array, positions: jax.Array, freq: np.ndarray | jax.Array, scale: float = 1.0
+) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864), halves layout.
 
     Args:
       x: [..., T, heads, K].
       positions: [..., T], broadcastable to x's leading axes.
-      freq: [K / 2].
+      freq: [K / 2], or fewer: the numbers of a head beyond stay as they are.
+      scale: what is turned is multiplied by it.
     """
+    if (turned := 2 * freq.shape[-1]) < x.shape[-1]:
+        first = rotate(x[..., :turned], positions, freq, scale)
+        return jnp.concatenate([first, x[..., turned:]], axis=-1)
     angle = positions[..., None].astype(jnp.float32) * freq
     # bfloat16 would round positions above 256: angles stay float32.
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    if scale != 1:
+        cos, sin = cos * scale, sin * scale
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -155,7 +163,8 @@ def project_qkv(
         axes = (-2, -1) if cfg.qk_norm_joint else (-1,)
         q, k = norm(cfg, q, w["query_norm"], axes), norm(cfg, k, w["key_norm"], axes)
     scale = (cfg.query_scale or cfg.head_size) ** -0.5
-    return rotate(q, positions, freq) * scale, rotate(k, positions, freq), v
+    turn = cfg.rope_scaling.attention_factor if cfg.rope_scaling else 1.0
+    return rotate(q, positions, freq, turn) * scale, rotate(k, positions, freq, turn), v
 
 
 def attend_trunk(

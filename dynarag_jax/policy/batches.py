@@ -34,7 +34,11 @@ class Example:
       ranking: the expert's 1-based ids, best first, for listwise supervision.
       dropped: passages that did not fit the prompt, from the end of the list.
       dropped_ids: ids of the expert's list that cannot be imitated: not shown, or one too many.
-      dropped_tokens: tokens of answers beyond the longest answer, their ends included.
+      dropped_tokens: tokens of answers beyond the longest answer, their ends included; of thoughts
+        beyond the longest one.
+      thoughts: tokens at the front of each branch that are its thought, what closes it included;
+        empty where there are none.
+      given: tokens at the front of each branch that are given and not learned; empty is all 0.
     """
 
     id: str
@@ -51,6 +55,8 @@ class Example:
     dropped: int = 0
     dropped_ids: int = 0
     dropped_tokens: int = 0
+    thoughts: Sequence[int] = ()
+    given: Sequence[int] = ()
 
 
 class Batch(NamedTuple):
@@ -85,7 +91,11 @@ class Batch(NamedTuple):
     dropped_ids: Any
     """[B] ids of the expert's list that cannot be imitated"""
     dropped_tokens: Any
-    """[B] tokens of answers beyond the longest answer"""
+    """[B] tokens of answers beyond the longest answer, or of thoughts beyond the longest thought"""
+    thoughts: Any = None
+    """[B, N] tokens of each branch's thought; None where the branches have none"""
+    given: Any = None
+    """[B, N] tokens at the front of each branch that are not learned; None where all are"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,8 @@ class BatchShape:
     branches: int
     branch: int
     ids: int
+    thoughts: bool = False
+    """whether lists stand behind thoughts"""
 
 
 def _require_one_each(example: Example, name: str, values: Sequence, of: Sequence) -> None:
@@ -131,6 +143,8 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         np.zeros(b, np.int32),
         np.zeros(b, np.int32),
         np.zeros(b, np.int32),
+        np.zeros((b, n), np.int32) if shape.thoughts else None,
+        np.zeros((b, n), np.int32) if shape.thoughts else None,
     )
     for row, example in enumerate(examples):
         longest = max(map(len, example.branches), default=0)
@@ -156,7 +170,7 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         for i, tokens in enumerate(example.branches):
             batch.branches[row, i, : len(tokens)] = tokens
             batch.branch_lengths[row, i] = len(tokens)
-        for name in ("supervised", "rewards", "counts"):
+        for name in ("supervised", "rewards", "counts", "thoughts", "given"):
             values = getattr(example, name)
             if values:
                 _require_one_each(example, name, values, example.branches)
@@ -197,6 +211,6 @@ def place(mesh: Mesh, batch: Batch) -> Batch:
     sharding = named(mesh, ("batch",))
     shards = batch_shards(mesh)
     rows = len(batch.trunk) // len(process_rows(mesh, shards)) * shards
-    return Batch(
-        *(jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])) for x in batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:])), batch
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.policy.grammar import Spelling
+from dynarag_jax.policy.thoughts import thought_tokens
 from dynarag_jax.policy.tokens import TokenCache, prompt_key
 from dynarag_jax.prompts import (
     Prompt,
@@ -29,6 +30,7 @@ from dynarag_jax.prompts import (
     rerank_prompt,
 )
 from dynarag_jax.records import Question
+from dynarag_jax.thoughts import Thinking, find_thinking
 
 
 @dataclass
@@ -55,6 +57,8 @@ class ExampleMaker:
     """tokenized prompts on disk"""
     positions: int = 0
     """the model's; longer prompts are refused, and 0 lets all pass"""
+    strict: bool = False
+    """whether what is written behind a prompt must lie within the positions, too"""
     reads: Reads = field(default_factory=Reads)
     memory: int = 50_000_000
     """tokens of prompts kept in memory, four bytes each"""
@@ -65,6 +69,12 @@ class ExampleMaker:
     @functools.cached_property
     def _tokenizer_fingerprint(self) -> str:
         return tokenizer_fingerprint(self.tokenizer)
+
+    @functools.cached_property
+    def thinking(self) -> Thinking | None:
+        """How the reranker's thoughts are opened and closed; None where it writes none."""
+        p = self.prompts
+        return find_thinking(self.tokenizer, p.style) if p.thought_tokens else None
 
     def _cached(self, messages: Any, limit: int, make: Callable[[], Prompt]) -> Prompt:
         # By content: the same question may come with other candidates, or with the same in another
@@ -90,26 +100,31 @@ class ExampleMaker:
                     self._held -= len(self._kept.pop(next(iter(self._kept)))[0])
         return Prompt(kept[0].tolist(), kept[1])
 
-    def _within(self, question: Question, prompt: Prompt, limit: str) -> Prompt:
+    def _within(self, question: Question, prompt: Prompt, limit: str, reply: int) -> Prompt:
         """The prompt, if the model has positions for it."""
-        if 0 < self.positions < len(prompt.tokens):
+        behind = reply if self.strict else 0
+        if 0 < self.positions < len(prompt.tokens) + behind:
+            what = f" and {behind} of what is written behind it" if behind else ""
+            name = "original_max_position_embeddings" if self.strict else "max_position_embeddings"
             raise InputError(
-                f"question '{question.id}': its prompt takes {len(prompt.tokens)} tokens, more "
-                f"than the model's {self.positions} positions (max_position_embeddings); lower "
-                f"'{limit}' below that"
+                f"question '{question.id}': its prompt takes {len(prompt.tokens)} tokens{what}, "
+                f"more than the model's {self.positions} positions ({name}); lower '{limit}' below "
+                f"that"
             )
         return prompt
 
     def rerank_prompt(self, question: Question) -> Prompt:
         """The reranker's prompt of a question."""
         p = self.prompts
-        limit = self.rerank_length or p.rerank_tokens
+        limit, how = self.rerank_length or p.rerank_tokens, self.thinking
+        messages = rerank_messages(question, question.passages[: p.ids], p.style, how)
         prompt = self._cached(
-            rerank_messages(question, question.passages[: p.ids], p.style),
+            messages if how is None else ["thinking", how.opening, messages],
             limit,
-            lambda: rerank_prompt(self.tokenizer, question, p.style, limit, p.ids),
+            lambda: rerank_prompt(self.tokenizer, question, p.style, limit, p.ids, how),
         )
-        return self._within(question, prompt, "prompts.rerank_tokens")
+        longest = self.spelling.longest(p.max_list)
+        return self._within(question, prompt, "prompts.rerank_tokens", longest)
 
     def answer_prompt(self, question: Question, chosen: Sequence[int]) -> Prompt:
         """The generator's prompt of a question over the chosen passages."""
@@ -122,7 +137,7 @@ class ExampleMaker:
             limit,
             lambda: answer_prompt(self.tokenizer, question, chosen, p.style, limit),
         )
-        return self._within(question, prompt, "prompts.answer_prompt_tokens")
+        return self._within(question, prompt, "prompts.answer_prompt_tokens", p.answer_tokens)
 
     def dropped(self, question: Question, prompt: Prompt) -> int:
         """Passages that a question's reranker prompt lost, from the end of the list."""
@@ -132,8 +147,28 @@ class ExampleMaker:
         """The ids of an expert's list that can be imitated: shown, and within the longest list."""
         return tuple(i for i in ids if i <= shown)[: self.prompts.max_list]
 
+    def thought(self, question_id: str, text: str) -> tuple[list[int], bool]:
+        """Tokens of a thought with what closes it, and whether it is longer than thoughts may be.
+
+        Raises:
+          InputError: it holds the words that close a thought.
+        """
+        assert self.spelling.thought is not None
+        try:
+            return self.spelling.thought.spell(thought_tokens(self.tokenizer, text))
+        except ValueError:
+            closing = self.thinking.closing if self.thinking else ""
+            raise InputError(
+                f"question '{question_id}': its thought {text[:40]!r} holds {closing!r}, which "
+                f"closes a thought; take it out"
+            ) from None
+
     def behavior(self, question: Question) -> Example:
-        """Behavior cloning: the expert's list.
+        """Behavior cloning: the expert's list, and the thought before it where there is one.
+
+        A policy that thinks learns lists that have no thought behind an empty one, and those of
+        longer thoughts behind what of them is within the limit; neither thought is learned. So is
+        that of a list that does not fit the prompt: it may speak of passages that are not shown.
 
         Raises:
           InputError: the question has no expert list.
@@ -142,7 +177,7 @@ class ExampleMaker:
             raise InputError(f"question '{question.id}' has no expert list; run the label stage")
         prompt = self.rerank_prompt(question)
         ids = self.visible(question.expert, prompt.shown)
-        return Example(
+        example = Example(
             id=question.id,
             prompt=prompt.tokens,
             branches=(self.spelling.spell(ids),),
@@ -150,6 +185,18 @@ class ExampleMaker:
             ranking=ids,
             dropped=self.dropped(question, prompt),
             dropped_ids=len(question.expert) - len(ids),
+        )
+        if self.spelling.thought is None:
+            return example
+        said = question.expert_thought if not example.dropped_ids else ""
+        thought, cut = self.thought(question.id, said)
+        whole = len(thought_tokens(self.tokenizer, said)) if cut else 0
+        return replace(
+            example,
+            branches=(self.spelling.spell(ids, thought),),
+            dropped_tokens=max(whole - self.spelling.thought.limit, 0),
+            thoughts=(len(thought),),
+            given=(0 if said.strip() and not cut else len(thought),),
         )
 
     def answer(self, question: Question, chosen: Sequence[int]) -> Example:

@@ -3,6 +3,7 @@
 A list is ``None``, or ids ``[i]`` joined by ``, ``, each 1..n and none twice, then end of text.
 ``build_grammar`` lays a tokenizer's spelling of that out as small integer tables, and
 ``build_choices`` does it for a closed set of texts, such as the labels of a classification.
+Where a policy thinks before it lists, ``thoughts`` says what may stand before the list.
 ``allowed`` and ``advance`` run on those tables inside jit; what they cost a step grows with ids and
 arcs of a state, never with the number of states.
 
@@ -22,7 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.spelling import Spelling, find_spelling, read_list
+from dynarag_jax.policy.thoughts import ThoughtRule, ThoughtState
 
 __all__ = [
     "Grammar",
@@ -45,7 +48,7 @@ _NOTHING = (-1, END, 0, 0, 0)
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["arcs", "first_arc", "arc_count", "order", "first_token"],
+    data_fields=["arcs", "first_arc", "arc_count", "order", "first_token", "thought"],
     meta_fields=["width", "id_position", "max_ids", "min_ids"],
 )
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Grammar:
       first_token: [I] each id's first token, the opening left out, for listwise supervision; where
         ids take several tokens, some share it.
       width: A.
-      id_position: branch position of that token in a list's first id.
+      id_position: place of that token in a list, in its first id.
       max_ids, min_ids: longest and shortest list.
+      thought: what stands before a list; None where nothing does.
     """
 
     arcs: jax.Array
@@ -79,6 +83,7 @@ class Grammar:
     id_position: int
     max_ids: int
     min_ids: int
+    thought: ThoughtRule | None = None
 
 
 class _Builder:
@@ -187,6 +192,7 @@ def build_grammar(spelling: Spelling, max_ids: int | None = None, min_ids: int =
         id_position=len(spelling.opening),
         max_ids=max_ids,
         min_ids=min_ids,
+        thought=thoughts.thought_rule(spelling.thought) if spelling.thought else None,
     )
 
 
@@ -228,6 +234,8 @@ class GrammarState(NamedTuple):
     """[..., I] bool, the ids written so far, by place"""
     written: jax.Array
     """[...] int32, how many they are"""
+    thought: ThoughtState | None = None
+    """where it stands in its thought, if there is one"""
 
 
 def start(grammar: Grammar, shape: tuple[int, ...]) -> GrammarState:
@@ -236,6 +244,7 @@ def start(grammar: Grammar, shape: tuple[int, ...]) -> GrammarState:
         jnp.full(shape, START, jnp.int32),
         jnp.zeros((*shape, grammar.order.shape[0]), bool),
         jnp.zeros(shape, jnp.int32),
+        thoughts.start(grammar.thought, shape) if grammar.thought else None,
     )
 
 
@@ -259,7 +268,8 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
 
     Returns:
       tokens [..., A] and mask [..., A]; where the mask is false the token means nothing. At the
-      end of a list nothing is allowed.
+      end of a list nothing is allowed; nor where a thought is free (``thoughts.is_free``), whose
+      next token is not one of a few.
     """
     n = jnp.broadcast_to(n, at.state.shape)
     token, _, low, high, purpose = _arcs(grammar, at.state)
@@ -277,6 +287,13 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
     mask |= ((purpose & _MORE) > 0) & ends & (left > 0) & (count < grammar.max_ids)
     mask |= ((purpose & _STOP) > 0) & ends & (count >= shortest)
     mask |= ((purpose & _WORD) > 0) & (count == 0) & (shortest == 0)
+    if grammar.thought is not None and at.thought is not None:
+        over = thoughts.is_over(grammar.thought, at.thought)
+        due = ~over & ~thoughts.is_free(at.thought)
+        first = jnp.arange(grammar.width) == 0
+        mask = jnp.where(over[..., None], mask, due[..., None] & first)
+        closing = thoughts.next_closing(grammar.thought, at.thought)[..., None]
+        token = jnp.where(over[..., None], token, closing)
     return token, mask
 
 
@@ -288,7 +305,17 @@ def advance(grammar: Grammar, at: GrammarState, token: jax.Array) -> GrammarStat
     completes = match & ((purpose & _COMPLETES) > 0)
     completed = jnp.max(jnp.where(completes, low, -1), axis=-1)
     used = at.used | (jnp.arange(at.used.shape[-1]) == completed[..., None])
-    return GrammarState(state, used, at.written + (completed >= 0))
+    after = GrammarState(state, used, at.written + (completed >= 0))
+    if grammar.thought is None or at.thought is None:
+        return after
+    over = thoughts.is_over(grammar.thought, at.thought)
+    then = thoughts.advance(grammar.thought, at.thought, token)
+    return GrammarState(
+        jnp.where(over, state, at.state),
+        jnp.where(over[..., None], used, at.used),
+        jnp.where(over, after.written, at.written),
+        then,
+    )
 
 
 def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy import grammar as grammars
+from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.policy.thoughts import ThoughtRule
 from dynarag_jax.sharding import constrain, local_size
 
 WHOLE = 1 << 23
@@ -31,8 +33,9 @@ class TokenLogps(NamedTuple):
     unconstrained: jax.Array
     """[B, N, R], over the whole vocabulary: what an unconstrained server would assign"""
     constrained: jax.Array
-    """[B, N, R], over the tokens the grammar allows where the branch is a list; else as
-    ``unconstrained``. A token that the grammar forbids has -inf: the policy never writes it"""
+    """[B, N, R], over the tokens the grammar allows where the branch is a list, a thought before it
+    included; else as ``unconstrained``. A token that the grammar forbids has -inf: the policy never
+    writes it"""
 
 
 def _score(
@@ -42,8 +45,13 @@ def _score(
     targets: jax.Array,
     choices: jax.Array | None,
     mask: jax.Array | None,
+    free: jax.Array | None = None,
+    thought: ThoughtRule | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, T, D], [B, T] -> unconstrained and constrained log-probabilities [B, T]."""
+    """[B, T, D], [B, T] -> unconstrained and constrained log-probabilities [B, T].
+
+    ``free`` [B, T] are the free tokens of thoughts.
+    """
     scores = constrain(decoder.logits(cfg, params, hidden), "batch", None, "vocab")
     target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     unconstrained = target - jax.nn.logsumexp(scores, axis=-1)
@@ -57,6 +65,12 @@ def _score(
     constrained = target - jax.nn.logsumexp(picked, axis=-1)
     legal = (mask & (choices == targets[..., None])).any(-1)
     constrained = jnp.where(legal, constrained, -jnp.inf)
+    if free is not None and thought is not None:
+        held = thoughts.without_banned(thought, scores)
+        thinking = target - jax.nn.logsumexp(held, axis=-1)
+        barred = jnp.isneginf(jnp.take_along_axis(held, targets[..., None], axis=-1)[..., 0])
+        unlisted = jnp.where(free, jnp.where(barred, -jnp.inf, thinking), unconstrained)
+        return unconstrained, jnp.where(listed, constrained, unlisted)
     return unconstrained, jnp.where(listed, constrained, unconstrained)
 
 
@@ -99,10 +113,15 @@ def token_logps(
         choices, mask = grammars.along(grammar, branches, n_passages)
         mask &= is_list[:, None, None, None]
         arrays += [choices.reshape(b, n * r, -1), mask.reshape(b, n * r, -1)]
+        if grammar.thought is not None:
+            free = thoughts.free_positions(grammar.thought, branches) & is_list[:, None, None]
+            arrays += [free.reshape(b, n * r)]
 
     def score(chunk: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest = chunk[2:] or (None, None)
-        return _score(cfg, params, chunk[0], chunk[1], *rest)
+        return _score(
+            cfg, params, chunk[0], chunk[1], *rest, thought=grammar.thought if grammar else None
+        )
 
     # Chunks are cut along positions: rows lie on different devices, and every chunk is theirs all.
     rows, vocab = local_size(b, "batch"), local_size(cfg.vocab, "vocab")
@@ -130,11 +149,22 @@ def prompt_logps(
 
 
 def first_id_scores(
-    cfg: DecoderConfig, params: Params, hidden: jax.Array, grammar: Grammar
+    cfg: DecoderConfig,
+    params: Params,
+    hidden: jax.Array,
+    grammar: Grammar,
+    before: jax.Array | None = None,
 ) -> jax.Array:
     """Scores [B, I] of every id at the place of the first id in each row's first branch.
 
     These are the scores that listwise supervision ranks (FIRST, arXiv 2406.15657, section 3).
+
+    Args:
+      before: [B], tokens of the first branch's thought, before its list.
     """
     rows = decoder.output_embedding(cfg, params)[grammar.first_token]
-    return decoder.score_rows(cfg, hidden[:, 0, grammar.id_position], rows)
+    if before is None:
+        return decoder.score_rows(cfg, hidden[:, 0, grammar.id_position], rows)
+    # A prompt of padding has a branch without tokens.
+    place = jnp.minimum(before + grammar.id_position, hidden.shape[2] - 1)[:, None, None]
+    return decoder.score_rows(cfg, jnp.take_along_axis(hidden[:, 0], place, axis=1)[:, 0], rows)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
@@ -24,7 +27,9 @@ from dynarag_jax.policy.grammar import (
     build_grammar,
     find_spelling,
 )
+from dynarag_jax.policy.thoughts import find_thoughts
 from dynarag_jax.prompts import PromptConfig, answer_tokens, decode_answer
+from dynarag_jax.thoughts import find_thinking
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,15 @@ class Policy:
 
 
 def list_grammar(tokenizer: Any, prompts: PromptConfig) -> tuple[Spelling, Grammar]:
-    """The spelling and the automaton of lists for a tokenizer and a prompt configuration."""
+    """The spelling and the automaton of lists for a tokenizer and a prompt configuration.
+
+    Where the configuration has thoughts, they stand before the lists.
+    """
     spelling = find_spelling(tokenizer, prompts.ids)
+    if prompts.thought_tokens:
+        thinking = find_thinking(tokenizer, prompts.style)
+        thought = find_thoughts(tokenizer, thinking, prompts.thought_tokens)
+        spelling = dataclasses.replace(spelling, thought=thought)
     return spelling, build_grammar(spelling, min(prompts.max_list, prompts.ids))
 
 
@@ -96,3 +108,16 @@ def load_policy(
         cfg, params, tokenizer, spelling, grammar, mesh, weights_fingerprint(directory),
         generation_ends(directory, tokenizer),
     )  # fmt: skip
+
+
+def require_finite(params: Params) -> None:
+    """Raise InputError naming a weight that holds NaN or infinity."""
+    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(params)[0], strict=True)
+    flags = jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]))(leaves)
+    bad = [path for path, fine in zip(paths, np.asarray(flags), strict=True) if not fine]
+    if bad:
+        name = ".".join(str(getattr(k, "key", k)) for k in bad[0])
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise InputError(
+            f"the model's weights hold NaN or infinity ('{name}'{more}); take an earlier checkpoint"
+        )

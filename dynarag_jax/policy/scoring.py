@@ -61,11 +61,12 @@ def score(
         cfg, params, batch.trunk, batch.trunk_lengths, batch.branches
     )
     logps = token_logps(cfg, params, hidden, batch.branches, grammar, batch.shown > 0, batch.shown)
+    before = None if batch.thoughts is None else batch.thoughts[:, 0]
     return BatchScores(
         unconstrained=logps.unconstrained,
         constrained=logps.constrained,
         prompt=prompt_logps(cfg, params, trunk_hidden, batch.trunk) if prompt else None,
-        ids=first_id_scores(cfg, params, hidden, grammar) if ids else None,
+        ids=first_id_scores(cfg, params, hidden, grammar, before) if ids else None,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.policy.thoughts import ThoughtSpelling
 from dynarag_jax.prompts import ChatTokenizer, format_list
 from dynarag_jax.records import valid_list
 
@@ -23,6 +24,8 @@ class Spelling:
 
     For ``[3], [1]`` in single characters: opening ``[``, ids ``3`` and ``1``, between ``], [`` and
     closing ``]``. Any of opening and closing may be empty.
+
+    Where the policy thinks, a thought stands before the list; ``thought`` says how it is spelled.
     """
 
     opening: tuple[int, ...]
@@ -31,21 +34,27 @@ class Spelling:
     closing: tuple[int, ...]
     none: tuple[int, ...]
     end: int
+    thought: ThoughtSpelling | None = None
 
-    def spell(self, ids: Sequence[int]) -> list[int]:
-        """Tokens of a list of 1-based ids, end of text included."""
+    def spell(self, ids: Sequence[int], thought: Sequence[int] = ()) -> list[int]:
+        """Tokens of a list of 1-based ids, end of text included.
+
+        Args:
+          thought: tokens before it, with what closes them.
+        """
         if not ids:
-            return [*self.none, self.end]
-        joined = list(self.opening)
+            return [*thought, *self.none, self.end]
+        joined = [*thought, *self.opening]
         for place, i in enumerate(ids):
             joined += (self.between if place else ()) + self.ids[i - 1]
         return [*joined, *self.closing, self.end]
 
     def longest(self, max_ids: int) -> int:
-        """Most tokens that a list of at most ``max_ids`` ids takes, end of text included."""
+        """Most tokens that a list of at most ``max_ids`` ids takes, thought and end included."""
         count = min(max_ids, len(self.ids))
         ids = sum(sorted(map(len, self.ids))[-count:]) + (count - 1) * len(self.between)
-        return max(len(self.opening) + ids + len(self.closing), len(self.none)) + 1
+        before = self.thought.longest if self.thought else 0
+        return before + max(len(self.opening) + ids + len(self.closing), len(self.none)) + 1
 
     @functools.cached_property
     def place(self) -> dict[tuple[int, ...], int]:
@@ -149,10 +158,14 @@ def _spells(tokenizer: ChatTokenizer, spelling: Spelling, ids: int) -> bool:
 def read_list(spelling: Spelling, tokens: Sequence[int]) -> tuple[int, ...]:
     """The 1-based ids of a list that ``Spelling.spell`` or the sampler wrote; drops padding.
 
+    A thought before it is left out.
+
     Raises:
       ValueError: the tokens are no list of this spelling.
     """
     tokens = list(tokens)
+    if spelling.thought:
+        tokens = tokens[spelling.thought.split(tokens)[0] :]
     if spelling.end not in tokens:
         raise ValueError(f"a list without its end: {tokens}")
     tokens = tokens[: tokens.index(spelling.end) + 1]

@@ -56,7 +56,7 @@ def system_row(name: str, rows: Lines, role: Role, seed: int) -> SystemRow:
     """A system's means with their intervals."""
 
     def interval(figure: str) -> Any:
-        values = [row[figure] for row in rows]
+        values = [row.get(figure) for row in rows]
         return None if any(v is None for v in values) else bootstrap(values, seed=seed)
 
     return SystemRow(
@@ -66,6 +66,7 @@ def system_row(name: str, rows: Lines, role: Role, seed: int) -> SystemRow:
         set_f1=interval("set_f1"),
         mean_k=interval("k"),
         tokens=interval("tokens"),
+        thought_tokens=interval("thought_tokens"),
         k_sd=sizes([row["k"] for row in rows]).sd,
         failed=sum("failed" in row for row in rows),
     )

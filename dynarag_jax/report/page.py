@@ -66,6 +66,7 @@ def templates() -> Environment:
     environment.globals |= {
         "percent": numbers.percent,
         "passages": numbers.passages,
+        "tenths": numbers.tenths,
         "swatch": _swatch,
         "format_list": lambda ids: format_list(tuple(ids)),
         "tokens_format": lambda rows: numbers.tokens_format(row.tokens for row in rows if row),

@@ -125,6 +125,7 @@ class SystemRow:
       set_f1: F1 of the chosen against the needed set, a fraction; None where unknown.
       mean_k: passages read for a question.
       tokens: passage tokens read by the generator for a question; None where not counted.
+      thought_tokens: written before a list; None where the system does not think.
       k_sd: standard deviation of k over questions, where known.
       failed: questions that failed and count as 0.
     """
@@ -135,6 +136,7 @@ class SystemRow:
     set_f1: Interval | None
     mean_k: Interval
     tokens: Interval | None = None
+    thought_tokens: Interval | None = None
     k_sd: float | None = None
     failed: int = 0
 

@@ -35,6 +35,7 @@ def summary(report: RunReport) -> dict[str, Any]:
             "mean_k": _interval(s.mean_k),
             "k_sd": s.k_sd,
             "tokens": _interval(s.tokens),
+            **({"thought_tokens": _interval(s.thought_tokens)} if s.thought_tokens else {}),
             "questions": s.answer.n,
             "failed": s.failed,
         }

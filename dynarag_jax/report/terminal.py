@@ -93,6 +93,9 @@ def terminal_table(report: RunReport) -> str:
             ("mean k", _scores([s.mean_k for s in rows], numbers.passages)),
             ("passage tokens", _scores(read, numbers.tokens_format(read))),
         ]
+        thought = [s.thought_tokens for s in rows]
+        if any(thought):
+            columns.append(("thought tokens", _scores(thought, numbers.tokens_format(thought))))
         if any(s.failed for s in rows):
             columns.append(("failed", [f"{s.failed:,}".rjust(6) for s in rows]))
         widths = [max(len(head), *map(_columns, cells)) for head, cells in columns]

@@ -41,7 +41,7 @@ def lists_by_scores(
     for question in questions:
         scores = scored[question.id]
         labeled.append(
-            replace(question, expert=None, expert_source="")
+            replace(question, expert=None, expert_source="", expert_thought="")
             if scores is None
             else replace(
                 question,

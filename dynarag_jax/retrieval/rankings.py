@@ -143,7 +143,9 @@ def fill(question: Question, ranking: Ranking, passages: Sequence[Passage]) -> Q
         for p, s in zip(*ranking, strict=True)
         if p >= 0
     )
-    return dataclasses.replace(question, passages=found, expert=None, expert_source="")
+    return dataclasses.replace(
+        question, passages=found, expert=None, expert_source="", expert_thought=""
+    )
 
 
 def own_rows(

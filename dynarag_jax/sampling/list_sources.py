@@ -9,6 +9,7 @@ from typing import Protocol
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
+from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 
@@ -31,6 +32,7 @@ class Draft:
       token_logps: of each, where who wrote them says; else empty, and they are computed.
       policy: who wrote them.
       weights: of each, where they were drawn without replacement.
+      thoughts: before each, where the policy thinks.
     """
 
     question: Question
@@ -39,6 +41,12 @@ class Draft:
     token_logps: tuple[tuple[float, ...], ...]
     policy: str
     weights: tuple[float, ...] = ()
+    thoughts: tuple[Thought, ...] = ()
+
+    @property
+    def written(self) -> list[tuple[Chosen, Thought | None]]:
+        """Each list with its thought."""
+        return list(zip(self.lists, self.thoughts or [None] * len(self.lists), strict=True))
 
 
 class ListSource(Protocol):
@@ -93,7 +101,12 @@ class DrawnLists:
                 continue
             lists = self._sampler.read(shown, sampled)
             policy = self._sampler.policy.fingerprint
-            results.append(Draft(question, shown, lists.lists, lists.token_logps, policy))
+            results.append(
+                Draft(
+                    question, shown, lists.lists, lists.token_logps, policy,
+                    thoughts=lists.thoughts,
+                )
+            )  # fmt: skip
         return results
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.models.config import Params
 from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import Grammar, read_list
-from dynarag_jax.policy.model import Policy, label_grammar
+from dynarag_jax.policy.model import Policy, label_grammar, require_finite
 from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
+from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import free_bytes, local_part
@@ -48,6 +47,9 @@ class Lists:
     weights: tuple[float, ...] = ()
     """of lists drawn without replacement: what each is worth in an estimate of an expectation under
     the policy (``distinct.importance_weights``)"""
+    thoughts: tuple[Thought, ...] = ()
+    """before each list, where the policy thinks; the log-probabilities of a list are then given
+    its thought"""
 
 
 class PolicySampler:
@@ -81,8 +83,9 @@ class PolicySampler:
         self.heard: Callable[[], None] = lambda: None
         """called for every list or answer as it is written"""
         self.maker = ExampleMaker(
-            policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions
-        )
+            policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions,
+            strict=policy.cfg.strict_positions,
+        )  # fmt: skip
         self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
         self._list_engines: dict[int, Engine] = {}
         self._searches: dict[tuple[int, Sampling], Callable[..., SearchResult]] = {}
@@ -143,7 +146,26 @@ class PolicySampler:
     def read(self, shown: int, sampled: Sampled) -> Lists:
         """The lists that an engine wrote."""
         written = tuple(read_list(self.policy.spelling, tokens) for tokens in sampled.branches)
-        return Lists(shown, written, sampled.logps, sampled.token_logps)
+        if self.policy.spelling.thought is None:
+            return Lists(shown, written, sampled.logps, sampled.token_logps)
+        pairs = zip(sampled.branches, sampled.token_logps, strict=True)
+        thoughts = tuple(self.read_thought(tokens, logps) for tokens, logps in pairs)
+        logps = tuple(
+            x[len(t.tokens) :] for t, x in zip(thoughts, sampled.token_logps, strict=True)
+        )
+        return Lists(shown, written, tuple(map(math.fsum, logps)), logps, thoughts=thoughts)
+
+    def read_thought(self, tokens: Sequence[int], logps: Sequence[float] = ()) -> Thought:
+        """The thought at the front of a branch.
+
+        Args:
+          logps: of the branch's tokens.
+        """
+        spelling = self.policy.spelling.thought
+        assert spelling is not None
+        count, cut = spelling.split(tokens)
+        text = self.policy.tokenizer.decode(spelling.thought(tokens)).strip()
+        return Thought(text, tuple(tokens[:count]), tuple(logps[:count]), cut=cut)
 
     def lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
@@ -173,7 +195,17 @@ class PolicySampler:
     def _searched_lists(
         self, requests: Sequence[Request], sampling: Sampling, samples: int
     ) -> list[Lists]:
-        """Different lists of every request."""
+        """Different lists of every request.
+
+        Raises:
+          InputError: the policy thinks before it lists.
+        """
+        if self.prompts.thought_tokens:
+            raise InputError(
+                f"method '{sampling.method}' searches lists, and this policy writes a thought "
+                f"before each (prompts.thought_tokens = {self.prompts.thought_tokens}): set "
+                f"sampling.method to 'independent', or thought_tokens to 0"
+            )
         spelling, prompts = self.policy.spelling, self.prompts
         key = (samples, sampling)
         if key not in self._searches:
@@ -280,17 +312,23 @@ class PolicySampler:
     # ------------------------------------------------------------------ log-probabilities
 
     def logps(
-        self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]], branches: int
+        self,
+        questions: Sequence[Question],
+        lists: Sequence[Sequence[Chosen]],
+        branches: int,
+        thoughts: Sequence[Sequence[Sequence[int]]] = (),
     ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities by token of given lists, by the training forward.
 
         Args:
           branches: the most lists of one question.
+          thoughts: tokens before each list, whose log-probabilities come first; empty is none.
         """
         examples = []
-        for question, chosen in zip(questions, lists, strict=True):
+        before_all = thoughts or [[()] * len(chosen) for chosen in lists]
+        for question, chosen, before in zip(questions, lists, before_all, strict=True):
             prompt = self.maker.rerank_prompt(question)
-            spelled = tuple(self.policy.spelling.spell(c) for c in chosen)
+            spelled = tuple(map(self.policy.spelling.spell, chosen, before))
             examples.append(
                 Example(question.id, prompt.tokens, spelled, shown=prompt.shown, supervised=())
             )
@@ -353,16 +391,3 @@ class PolicySampler:
                         for n, branch in enumerate(examples[i].branches)
                     ]
         return results
-
-
-def require_finite(params: Params) -> None:
-    """Raise InputError naming a weight that holds NaN or infinity."""
-    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(params)[0], strict=True)
-    flags = jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]))(leaves)
-    bad = [path for path, fine in zip(paths, np.asarray(flags), strict=True) if not fine]
-    if bad:
-        name = ".".join(str(getattr(k, "key", k)) for k in bad[0])
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise InputError(
-            f"the model's weights hold NaN or infinity ('{name}'{more}); take an earlier checkpoint"
-        )

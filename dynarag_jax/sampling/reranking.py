@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
+from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Positions, Seen, Windows, expected_calls, run_plans
@@ -23,11 +24,13 @@ class Reranked:
       list: 1-based positions in the question's candidates, best first.
       calls: prompts the reranker read for it.
       shown: candidates it saw; without windows those beyond the prompt's limits are left out.
+      thoughts: what was thought before the lists of its calls, in their order.
     """
 
     list: Chosen
     calls: int
     shown: int
+    thoughts: tuple[Thought, ...] = ()
 
 
 def rerank(
@@ -44,8 +47,9 @@ def rerank(
     few = sorted(set(range(len(questions))).difference(many))
     whole = sampler.lists([questions[i] for i in few], sampling) if few else []
     for i, one in zip(few, whole, strict=True):
-        results[i] = Reranked(one.lists[0], 1, one.shown)
+        results[i] = Reranked(one.lists[0], 1, one.shown, one.thoughts)
     calls = [0] * len(many)
+    thoughts: list[list[Thought]] = [[] for _ in many]
 
     def read(views: list[tuple[int, Positions]]) -> list[Seen]:
         parts = []
@@ -53,13 +57,16 @@ def rerank(
             calls[which] += 1
             parts.append(_part(questions[many[which]], view, calls[which]))
         lists = sampler.lists(parts, sampling)
+        for (which, _), one in zip(views, lists, strict=True):
+            thoughts[which] += one.thoughts
         return [Seen(one.lists[0], one.shown) for one in lists]
 
     if many:
         windows = windows.within(sampler.prompts.ids, sampler.prompts.max_list)
     lists = run_plans([len(questions[i].passages) for i in many], windows, read)
     for which, i in enumerate(many):
-        results[i] = Reranked(lists[which], calls[which], len(questions[i].passages))
+        shown = len(questions[i].passages)
+        results[i] = Reranked(lists[which], calls[which], shown, tuple(thoughts[which]))
     return [results[i] for i in range(len(questions))]
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import tokenizer_fingerprint
 from dynarag_jax.files import fingerprint
+from dynarag_jax.policy.thoughts import ThoughtSpelling
 from dynarag_jax.records import Question, valid_list
-from dynarag_jax.rollout_records import Rollout
+from dynarag_jax.rollout_records import Rollout, Thought, Trajectory
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 
 
@@ -26,7 +27,7 @@ def _list_logps(
     Raises:
       InputError: a list cannot be written over this model's prompt.
     """
-    longest = sampler.prompts.max_list
+    longest, spelling = sampler.prompts.max_list, sampler.policy.spelling.thought
     for question, rollout in zip(questions, rollouts, strict=True):
         shown = sampler.maker.rerank_prompt(question).shown
         for t in rollout.trajectories:
@@ -38,7 +39,32 @@ def _list_logps(
                     f"question '{question.id}': the list {list(t.list)} {wrong}; the prompt shows "
                     f"{shown} passages: take the prompts it was sampled with"
                 )
-    return sampler.logps(questions, [[t.list for t in r.trajectories] for r in rollouts], branches)
+            _check_thought(spelling, question.id, t.thought)
+    lists = [[t.list for t in r.trajectories] for r in rollouts]
+    thoughts = [[t.thought.tokens if t.thought else () for t in r.trajectories] for r in rollouts]
+    return sampler.logps(questions, lists, branches, thoughts)
+
+
+def _check_thought(spelling: ThoughtSpelling | None, qid: str, thought: Thought | None) -> None:
+    """Refuse a thought of another policy than the one that is to score it."""
+    if spelling is None and thought is None:
+        return
+    if spelling is None or thought is None:
+        says = "has a thought before it" if thought else "has no thought before it"
+        raise InputError(
+            f"question '{qid}': a list of its rollout {says}, and prompts.thought_tokens = "
+            f"{spelling.limit if spelling else 0}; take the prompts it was sampled with"
+        )
+    try:
+        found = spelling.split(thought.tokens)
+    except ValueError:
+        found = None
+    if found != (len(thought.tokens), thought.cut):
+        raise InputError(
+            f"question '{qid}': the tokens of a thought of its rollout do not end as this model "
+            f"closes thoughts of at most prompts.thought_tokens = {spelling.limit}; take the "
+            f"model's tokenizer and the limit it was sampled with"
+        )
 
 
 def stamped(sampler: PolicySampler, question: Question, rollout: Rollout) -> Rollout:
@@ -51,6 +77,7 @@ def stamped(sampler: PolicySampler, question: Question, rollout: Rollout) -> Rol
         prompt=fingerprint(list(prompt.tokens)),
         max_list=min(sampler.prompts.max_list, sampler.prompts.ids),
         dtype=sampler.policy.cfg.dtype,
+        thought_tokens=sampler.prompts.thought_tokens,
     )
 
 
@@ -82,9 +109,20 @@ def with_logps(
             stamped(sampler, question, rollout),
             **{name: sampler.policy.fingerprint},
             trajectories=tuple(
-                replace(t, **{total: math.fsum(x), tokens: x})
-                for t, x in zip(rollout.trajectories, each, strict=True)
+                _with(t, total, tokens, x) for t, x in zip(rollout.trajectories, each, strict=True)
             ),
         )
         for question, rollout, each in zip(questions, rollouts, logps, strict=True)
     ]
+
+
+def _with(t: Trajectory, total: str, tokens: str, logps: tuple[float, ...]) -> Trajectory:
+    """A trajectory with log-probabilities of its thought's tokens and its list's."""
+    if t.thought is None:
+        return replace(t, **{total: math.fsum(logps), tokens: logps})
+    n = len(t.thought.tokens)
+    return replace(
+        t,
+        **{total: math.fsum(logps[n:]), tokens: logps[n:]},
+        thought=replace(t.thought, **{tokens: logps[:n]}),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.records import Question
@@ -83,10 +84,12 @@ def _complete(
     generator: ServerAnswers | None,
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
-    distinct = [tuple(dict.fromkeys(d.lists)) for d in drafts]
-    pairs = [(d.question, c) for d, own in zip(drafts, distinct, strict=True) for c in own]
+    distinct = [_distinct(d) for d in drafts]
+    pairs = [
+        (d.question, d.lists[p[0]]) for d, own in zip(drafts, distinct, strict=True) for p in own
+    ]
     given = iter((generator or sampler).try_answers(pairs))
-    kept: list[Draft] = []
+    kept: list[tuple[Draft, list[list[int]]]] = []
     answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
         texts = [next(given) for _ in own]
@@ -96,27 +99,28 @@ def _complete(
         if (none := [a for a in texts if isinstance(a, NoAnswer)]) and len(none) == len(texts):
             yield Reject(draft.question.id, f"question '{draft.question.id}': {none[0].reason}")
             continue
-        kept.append(draft)
+        kept.append((draft, own))
         answered.append(
             [
-                Answered(draft.question, chosen, "", missing=True)
+                Answered(draft.question, draft.lists[places[0]], "", missing=True)
                 if isinstance(text, NoAnswer)
-                else Answered(draft.question, chosen, str(text))
-                for chosen, text in zip(own, texts, strict=True)
+                else Answered(draft.question, draft.lists[places[0]], str(text))
+                for places, text in zip(own, texts, strict=True)
             ]
         )
     # All at once: a model behind a term sees one large batch.
     rewards = iter(scorer.score([one for each in answered for one in each]))
     rollouts: list[Rollout] = []
-    for draft, each in zip(kept, answered, strict=True):
+    for (draft, own), each in zip(kept, answered, strict=True):
         trajectories = []
-        for one in each:
-            earned, count = next(rewards), draft.lists.count(one.list)
-            weight = draft.weights[draft.lists.index(one.list)] if draft.weights else None
+        for one, places in zip(each, own, strict=True):
+            earned = next(rewards)
             trajectories.append(
                 Trajectory(
-                    one.list, count, one.text, earned.terms, earned.value, weight=weight,
+                    one.list, len(places), one.text, earned.terms, earned.value,
+                    weight=draft.weights[places[0]] if draft.weights else None,
                     missing=earned.missing,
+                    thought=draft.thoughts[places[-1]] if draft.thoughts else None,
                 )
             )  # fmt: skip
         rollouts.append(
@@ -129,21 +133,28 @@ def _complete(
                 generator={} if generator is None else generator.config.record(),
             )
         )
-    questions = [d.question for d in kept]
+    questions = [d.question for d, _ in kept]
     # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
     # a narrower type the two round differently, and what training subtracts must be its own.
-    exact = sampler.policy.cfg.dtype == "float32" and all(d.token_logps for d in kept)
+    exact = sampler.policy.cfg.dtype == "float32" and all(d.token_logps for d, _ in kept)
     if sampler.team.any(not exact):
         rollouts = with_logps(sampler, questions, rollouts, samples, "behavior")
     else:
-        rollouts = [_sampled_logps(sampler, d, r) for d, r in zip(kept, rollouts, strict=True)]
-    rollouts = [replace(r, policy=d.policy) for d, r in zip(kept, rollouts, strict=True)]
+        rollouts = [
+            _sampled_logps(sampler, d, own, r) for (d, own), r in zip(kept, rollouts, strict=True)
+        ]
+    rollouts = [replace(r, policy=d.policy) for (d, _), r in zip(kept, rollouts, strict=True)]
     if reference is sampler:
         rollouts = [
             replace(
                 r,
                 trajectories=tuple(
-                    replace(t, reference_logp=t.logp, reference_logps=t.logps)
+                    replace(
+                        t,
+                        reference_logp=t.logp,
+                        reference_logps=t.logps,
+                        thought=t.thought and replace(t.thought, reference_logps=t.thought.logps),
+                    )
                     for t in r.trajectories
                 ),
             )
@@ -174,14 +185,27 @@ def check_server_rewards(weights: RewardWeights, answers: bool) -> None:
         )
 
 
-def _sampled_logps(sampler: PolicySampler, draft: Draft, rollout: Rollout) -> Rollout:
+def _distinct(draft: Draft) -> list[list[int]]:
+    """The places of each list among the samples, in the order in which lists were first sampled.
+
+    The same list behind another thought is another one.
+    """
+    places: dict[Any, list[int]] = {}
+    for place, (chosen, thought) in enumerate(draft.written):
+        places.setdefault((chosen, thought and thought.tokens), []).append(place)
+    return list(places.values())
+
+
+def _sampled_logps(
+    sampler: PolicySampler, draft: Draft, own: Sequence[Sequence[int]], rollout: Rollout
+) -> Rollout:
     """The rollout with the log-probabilities that the sampler computed."""
-    by_list = dict(zip(draft.lists, draft.token_logps, strict=True))
+    logps = [draft.token_logps[places[-1]] for places in own]
     return replace(
         stamped(sampler, draft.question, rollout),
         trajectories=tuple(
-            replace(t, logp=math.fsum(by_list[t.list]), logps=by_list[t.list])
-            for t in rollout.trajectories
+            replace(t, logp=math.fsum(each), logps=each)
+            for t, each in zip(rollout.trajectories, logps, strict=True)
         ),
     )
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from dynarag_jax.models import decoder, decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy import grammar as grammars
+from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, Settings, choose
 from dynarag_jax.sharding import named
@@ -155,10 +156,20 @@ def write(scores: jax.Array, rows: SlotRows, mode: Mode, grammar: Grammar | None
         choices, mask = grammars.allowed(grammar, rows.at, rows.shown[:, None])
         picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
         # A finished branch has no candidates: give it finite scores, its choice is unused.
-        picked = jnp.where(mask | rows.done[..., None], picked, -jnp.inf)
+        unused = rows.done
+        if grammar.thought is not None and rows.at.thought is not None:
+            unused = unused | thoughts.is_free(rows.at.thought)
+        picked = jnp.where(mask | unused[..., None], picked, -jnp.inf)
         index = choose(picked, keys, rows.settings, **how)[..., None]
         listed = jnp.take_along_axis(choices, index, axis=-1)[..., 0]
         under = jnp.take_along_axis(jax.nn.log_softmax(picked, axis=-1), index, axis=-1)[..., 0]
+        if grammar.thought is not None and rows.at.thought is not None:
+            free = thoughts.is_free(rows.at.thought)
+            held = thoughts.without_banned(grammar.thought, scores)
+            thought = choose(held, keys, rows.settings, **how)[..., None]
+            held = jnp.take_along_axis(jax.nn.log_softmax(held, axis=-1), thought, axis=-1)
+            listed = jnp.where(free, thought[..., 0].astype(jnp.int32), listed)
+            under = jnp.where(free, held[..., 0], under)
         if mode.unconstrained:
             listed = jnp.where(rows.listed[:, None], listed, token)
             under = jnp.where(rows.listed[:, None], under, logp)

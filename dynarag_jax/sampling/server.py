@@ -10,23 +10,24 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dynarag_jax.chat import ChatServer, Failed
 from dynarag_jax.errors import InputError
 from dynarag_jax.prompts import (
-    TEMPLATE_SETTINGS,
     conversation,
     parse_list_leniently,
     rerank_messages,
 )
 from dynarag_jax.records import Question
 from dynarag_jax.replies import Reply
+from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.list_sources import Draft, Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import request_key
 from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.templates import template_settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class ServerConfig(ChatServer):
     """tokens of a list at most, a thought before it included; a longer reply is missing"""
     template_settings: bool = True
     """send chat_template_kwargs, by which servers write the prompt that is trained on and models
-    that can think first do not; false for servers that refuse the field"""
+    that can think first do so only with ``prompts.thought_tokens``; false for servers that refuse
+    the field"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +55,8 @@ class ServerLists:
     Attributes:
       repairs: how often each kind of repair was needed, by the names of ``prompts.Repairs``, and
         ``too_long`` of lists cut to the configured length; ``unreadable`` texts are left out, and
-        so are ``missing`` ones: cut off, refused, or nothing behind a thought.
+        so are ``missing`` ones: cut off, refused, or nothing behind a thought. Of a policy that
+        thinks, ``cut_thoughts`` counts those of which only the beginning is kept.
 
     Args:
       sampler: its prompts' configuration and tokenizer decide how many passages are shown.
@@ -109,36 +112,57 @@ class ServerLists:
         return results
 
     def _read(self, question: Question, shown: int, replies: list[Reply]) -> Draft | Reject:
-        lists, reasons = [], []
+        lists, reasons, thoughts = [], [], []
         for reply in replies:
+            text, thought = reply.text, None
+            if self._sampler.maker.thinking is not None and not reply.missing:
+                reply, thought = self._split(question, reply)
+                text = reply.text
             self.repairs.update(["thought"] if reply.thought else [])
             if reply.missing:
                 self.repairs["missing"] += 1
                 reasons.append(reply.missing)
                 continue
-            chosen, repairs = parse_list_leniently(reply.text, shown)
+            chosen, repairs = parse_list_leniently(text, shown)
             self.repairs.update({name: count for name, count in vars(repairs).items() if count})
             if repairs.unreadable:
-                reasons.append(f"{reply.text[:60]!r}")
+                reasons.append(f"{text[:60]!r}")
                 continue
             longest = self._sampler.prompts.max_list
             self.repairs["too_long"] += len(chosen) > longest
             lists.append(chosen[:longest])
+            thoughts += [] if thought is None else [thought]
         if not lists:
             return Reject(
                 question.id,
                 f"question '{question.id}': none of the server's {len(replies)} texts holds a "
                 f"list, of the first: {reasons[0]}",
             )
-        return Draft(question, shown, tuple(lists), (), f"server:{self._config.model}")
+        name = f"server:{self._config.model}"
+        return Draft(question, shown, tuple(lists), (), name, thoughts=tuple(thoughts))
+
+    def _split(self, question: Question, reply: Reply) -> tuple[Reply, Thought | None]:
+        """The reply without its thought, as the policy spells it; missing where that cannot be."""
+        maker = self._sampler.maker
+        how, text, said = maker.thinking, reply.text, reply.thought
+        if how is not None and how.cued:
+            said, cue, text = text.rpartition(how.closing)
+            if not cue:
+                return replace(reply, missing=f"its thought does not end in {how.closing!r}"), None
+        try:
+            tokens, cut = maker.thought(question.id, said)
+        except InputError as error:
+            return replace(reply, missing=str(error)), None
+        self.repairs["cut_thoughts"] += cut
+        return replace(reply, text=text.strip()), Thought(said.strip(), tuple(tokens), cut=cut)
 
     # ------------------------------------------------------------------ in threads
 
     def _ask(self, question: Question, shown: int) -> list[Reply]:
         """The replies of all samples; servers that give fewer at once are asked again."""
-        style = self._sampler.prompts.style
-        messages = rerank_messages(question, question.passages[:shown], style)
-        messages = conversation(self._sampler.policy.tokenizer, messages)
+        style, thinking = self._sampler.prompts.style, self._sampler.maker.thinking
+        messages = rerank_messages(question, question.passages[:shown], style, thinking)
+        messages = conversation(self._sampler.policy.tokenizer, messages, thinking)
         replies: list[Reply] = []
         while len(replies) < self._samples:
             how, left = self._sampling, self._samples - len(replies)
@@ -156,7 +180,7 @@ class ServerLists:
             body |= {"stop": ends[:4]}
             # Not of OpenAI's own interface, but of vLLM's and SGLang's.
             if self._config.template_settings:
-                body["chat_template_kwargs"] = dict(TEMPLATE_SETTINGS)
+                body["chat_template_kwargs"] = template_settings(thinking)
             body |= {"top_k": how.top_k} if how.top_k else {}
             body |= {"min_p": how.min_p} if how.min_p else {}
             replies += self._chat.complete(body).replies[:left]

@@ -11,7 +11,7 @@ answered gets an empty answer and the reason in ``failed``: it stays in the deno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dynarag_jax.config import INHERITED, SameResult
@@ -140,6 +140,9 @@ def run(context: Context, stage: Answer) -> None:
                 part, own = zip(*todo[first : first + group], strict=True)
                 with counted(sampler, bar, len(part)):
                     for question, found in answer(sampler, part, own, generator):
+                        thought = question.extra.get("thought_tokens")
+                        if stage.lists == "given" and isinstance(thought, int):
+                            found = replace(found, thought_tokens=thought)
                         rows.append(prediction_to_json(found, question, system))
         failed = [line for _, line in read_jsonl(output) if "failed" in line]
         if questions and len(failed) == len(questions):

@@ -44,7 +44,5 @@ def run(context: Context, stage: Compare) -> None:
     with atomic_write(directory / "compare.md") as stream:
         stream.write(text)
     differences = [compared_to_json(c) for c in compared]
-    write_json(
-        directory / "compare.json", {"protocol": stage.protocol, "compared": differences}
-    )
+    write_json(directory / "compare.json", {"protocol": stage.protocol, "compared": differences})
     context.print(text)

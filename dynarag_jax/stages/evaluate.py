@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
-from dynarag_jax.evaluation.lists import SHUFFLED, Chosen, fixed_systems
-from dynarag_jax.evaluation.predictions import Prediction
+from dynarag_jax.evaluation.lists import SHUFFLED, fixed_systems
+from dynarag_jax.evaluation.predictions import Prediction, thoughts_to_json
 from dynarag_jax.evaluation.scoring import Answerer, by_benchmark, row_of_line, scored_line
 from dynarag_jax.evaluation.summary import scores_by_system, summarize
 from dynarag_jax.evaluation.tables import side_by_side
@@ -42,7 +42,7 @@ from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.list_sources import policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.reranking import try_rerank
+from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
@@ -93,7 +93,7 @@ class Evaluate:
 
 def choose(
     sampler: PolicySampler, system: str, stage: Evaluate, questions: Sequence[Question], seed: int
-) -> list[Chosen | InputError]:
+) -> list[Reranked | InputError]:
     """A model's list for each question, in the positions of the question as it came.
 
     In place of a list that cannot be written, the reason.
@@ -109,7 +109,9 @@ def choose(
         questions, orders = [q for q, _ in mixed], [order for _, order in mixed]
     reranked = try_rerank(sampler, questions, stage.sampling, stage.windows)
     return [
-        one if isinstance(one, InputError) else tuple(order[i - 1] for i in one.list)
+        one
+        if isinstance(one, InputError)
+        else replace(one, list=tuple(order[i - 1] for i in one.list))
         for one, order in zip(reranked, orders, strict=True)
     ]
 
@@ -195,9 +197,10 @@ def run(context: Context, stage: Evaluate) -> None:
                     if system in own:
                         some = [question for question in asked if question.passages]
                         made = iter(choose(sampler, system, stage, some, context.run.seed))
-                        chosen = [next(made) if question.passages else () for question in asked]
+                        none = Reranked((), 0, 0)
+                        chosen = [next(made) if question.passages else none for question in asked]
                     else:
-                        chosen = [fixed[system][i] for i in todo]
+                        chosen = [Reranked(fixed[system][i], 0, 0) for i in todo]
                     listed, lists = [], []
                     for question, one in zip(asked, chosen, strict=True):
                         if isinstance(one, InputError):
@@ -205,8 +208,10 @@ def run(context: Context, stage: Evaluate) -> None:
                         else:
                             listed.append(question)
                             lists.append(one)
-                    for question, found in answer(sampler, listed, lists, generator):
-                        rows.append(scored_line(found, question, system, scored))
+                    found = answer(sampler, listed, [one.list for one in lists], generator)
+                    for (question, answered), one in zip(found, lists, strict=True):
+                        line = scored_line(answered, question, system, scored)
+                        rows.append(line | thoughts_to_json(one.thoughts))
             if place == 0 and stage.examples:
                 write_examples(context, stage, sampler, [q for q in questions if q.passages])
     scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]

@@ -79,6 +79,7 @@ def _model(context: Context, stage: Export) -> Differences | None:
         about=ABOUT,
         manifest={"seed": context.run.seed, "stages": context.made_by()},
         style=context.run.prompts.style,
+        thought_tokens=context.run.prompts.thought_tokens,
     )
 
 
@@ -98,13 +99,14 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     start = start_stage(context, training, weights=False)
     step, trained = restore_trained(start, context.mesh, folder, step)
     context.log(f"stage '{name}' at step {step}")
-    directory, style = context.begin(), training.prompts.style
+    directory = context.begin()
+    how = training.prompts.style, training.prompts.thought_tokens
     manifest = {"step": step, "seed": context.run.seed, "stages": context.made_by()}
     if start.lora:
         save_adapters(
             directory / "adapters", start.cfg, start.lora, trained,
             base=start.init, overwrite=True,
-            card=model_card(TITLE, ABOUT, "float32", manifest, start.init, style),
+            card=model_card(TITLE, ABOUT, "float32", manifest, start.init, *how),
         )  # fmt: skip
     return export_live(
         directory / "model",
@@ -114,7 +116,7 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
         context.mesh,
         dtype=stage.dtype,
         shard_bytes=stage.shard_bytes,
-        card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init, style),
+        card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init, *how),
         source=start.init or None,
         check=stage.check,
     )

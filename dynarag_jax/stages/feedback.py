@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
@@ -58,6 +59,8 @@ class Feedback(Train):
     """model that the reference log-probabilities must come from; empty is ``init``"""
     min_gap: float = 0.0
     """the best reward must exceed the worst by more than this"""
+    feedback_on: Literal["list", "thought_and_list"] = "list"
+    """of a policy that thinks: what learns from a reward, the list given its thought, or both"""
     reranker: Stream = field(
         default_factory=lambda: Stream(
             objectives=Objectives(nll=TokenNll(weight=0.0), dpo=Dpo(weight=1.0))
@@ -91,6 +94,11 @@ FIRST = 32
 
 def run(context: Context, stage: Feedback) -> None:
     """Train on preferences between lists, or on groups of them; the same for answers."""
+    if stage.feedback_on == "thought_and_list" and not stage.prompts.thought_tokens:
+        raise InputError(
+            "feedback_on = 'thought_and_list', and prompts.thought_tokens is 0: no list has a "
+            "thought before it; set it to what was sampled with"
+        )
     rollouts_path = context.path(stage.rollouts)
     paths = inputs(context, stage) | {"rollouts": rollouts_path}
     if stage.reference:
@@ -124,6 +132,7 @@ def run(context: Context, stage: Feedback) -> None:
         tokenizer_fingerprint(start.tokenizer),
         min(stage.prompts.max_list, stage.prompts.ids),
         start.cfg.dtype,
+        stage.prompts.thought_tokens,
     )
     maker = example_maker(stage, start, context.token_cache)
 
@@ -148,11 +157,14 @@ def run(context: Context, stage: Feedback) -> None:
                 f"{rollouts_path}: no question has two {kind}s of different reward; in 'rollout', "
                 f"{mend}"
             )
-        build = answer_example if answers else list_example
+        both = stage.feedback_on == "thought_and_list"
 
         def make(_: int, index: int) -> Example:
             one = judged[index]
-            return build(maker, by_id[one.rollout.id], one, stream.objectives)
+            question = by_id[one.rollout.id]
+            if answers:
+                return answer_example(maker, question, one, stream.objectives)
+            return list_example(maker, question, one, stream.objectives, both)
 
         for index in range(min(FIRST, len(judged))):
             make(0, index)

@@ -103,7 +103,10 @@ def label_files(
             source: Any = stage.source
             labeled = label_questions(questions, source, context.run.seed, stage.noise)
         lists = [q.expert for q in labeled if q.expert is not None]
-        mine = {q.id: dataclasses.replace(q, expert=None, expert_source="") for q in every}
+        mine = {
+            q.id: dataclasses.replace(q, expert=None, expert_source="", expert_thought="")
+            for q in every
+        }
         mine |= {q.id: q for q in labeled}
         write_questions(directory / name, (mine[q.id] for q in every))
         mean = sum(map(len, lists)) / max(len(lists), 1)

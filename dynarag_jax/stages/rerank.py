@@ -5,13 +5,15 @@
 
 Each question is written as it came, with ``list`` (1-based positions in its ``ctxs``, best first),
 ``chosen`` (the ids of these passages), ``shown`` (candidates the reranker saw) and ``calls``
-(prompts it read). Lines are appended as they are made, so that a killed run continues. A question
+(prompts it read); of a policy that thinks also ``thought``, ``thought_tokens`` and
+``thoughts_cut``. Lines are appended as they are made, so that a killed run continues. A question
 that cannot be reranked (no passages; a passage longer than a prompt) stops nothing: it goes to
 ``rejects-NAME`` with the reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ import numpy as np
 from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.predictions import thoughts_to_json
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
@@ -64,7 +67,18 @@ def record(question: Question, found: Reranked) -> dict[str, Any]:
         "chosen": [question.passages[i - 1].id for i in found.list],
         "shown": found.shown,
         "calls": found.calls,
+        **thoughts_to_json(found.thoughts),
     }
+
+
+def thoughts_said(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What the log says of thoughts before lists; nothing where there are none."""
+    thought = [line for line in lines if "thought_tokens" in line]
+    if not thought:
+        return ""
+    cut = sum(line["thoughts_cut"] for line in thought)
+    mean = np.mean([line["thought_tokens"] for line in thought])
+    return f", thoughts of {mean:.1f} tokens, {cut} of them cut at the limit"
 
 
 def run(context: Context, stage: Rerank) -> None:
@@ -121,5 +135,6 @@ def run(context: Context, stage: Rerank) -> None:
         context.log(
             f"{name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
             f"{np.mean(calls):.2f} prompts a question"
+            + thoughts_said(lines)
             + (f"; {rejected} rejected, see rejects-{name}" if rejected else "")
         )

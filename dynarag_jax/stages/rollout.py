@@ -282,6 +282,12 @@ class RolloutReport:
             f"term/{name}": float(np.mean([t.terms[name] for t in every if name in t.terms]))
             for name in dict.fromkeys(name for t in every for name in t.terms)
         }
+        thoughts = [t.thought for t in every if t.thought is not None]
+        if thoughts:
+            figures |= {
+                "thought_tokens": float(np.mean([len(one.tokens) for one in thoughts])),
+                "thoughts_cut": float(np.mean([one.cut for one in thoughts])),
+            }
         if lacking := sum(bool(t.missing) for r in recent for t in r.trajectories):
             figures["missing_rewards"] = float(lacking)
         self._context.metrics(self._done, **figures, **terms)
@@ -291,6 +297,12 @@ class RolloutReport:
             f"{figures['tokens_per_second']:.0f} tokens/s; prompt computation saved: {saved}"
             f"{100 * answers:.0f} % of answers'; {figures['distinct']:.2f} distinct lists a "
             f"question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
+            + (
+                f", thoughts of {figures['thought_tokens']:.1f} tokens, "
+                f"{100 * figures['thoughts_cut']:.0f} % cut at the limit"
+                if thoughts
+                else ""
+            )
             + (f", {dropped} passages not shown" if dropped else "")
             + (f", {lacking} lists without a whole reward" if lacking else "")
         )

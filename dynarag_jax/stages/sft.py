@@ -81,6 +81,18 @@ def run(context: Context, stage: Sft) -> None:
         questions = to_learn(read, ids, rule, context.path(path).name, context.log)
         if missing := sum(q.expert is None for q in questions):
             context.log(f"{path}: {missing} of {len(questions)} questions have no list to imitate")
+        bare = sum(q.expert is not None and not q.expert_thought.strip() for q in questions)
+        if stage.prompts.thought_tokens and bare:
+            context.log(
+                f"{path}: {bare} of {len(questions)} questions have a list without a thought "
+                f"before it (expert.thought): the list is learned behind an empty one"
+            )
+        said = sum(bool(q.expert_thought.strip()) for q in questions)
+        if said and not stage.prompts.thought_tokens:
+            context.log(
+                f"{path}: {said} of {len(questions)} questions have a thought before their list, "
+                f"which is left out: prompts.thought_tokens is 0"
+            )
         return [
             behavior_source(stage, start, questions, maker, context.run.seed, stage.shuffled),
             generator_source(stage, questions, maker, context.run.seed),

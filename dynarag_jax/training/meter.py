@@ -24,7 +24,8 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
     Returns:
       per stream ``tokens`` that are real, the ``positions`` they are padded to, and what was cut:
       ``dropped_passages`` that did not fit their prompts, ``dropped_ids`` of experts' lists and
-      ``dropped_tokens`` of answers longer than an answer may be.
+      ``dropped_tokens`` of answers (or thoughts) longer than they may be; where lists stand behind
+      thoughts, ``thought_tokens`` of a list on average.
     """
     figures = {}
     for name, batch in batches.items():
@@ -36,6 +37,9 @@ def batch_figures(batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
             f"{name}/dropped_ids": batch.dropped_ids.sum().astype(jnp.float32),
             f"{name}/dropped_tokens": batch.dropped_tokens.sum().astype(jnp.float32),
         }
+        if batch.thoughts is not None:
+            lists = jnp.maximum((batch.branch_lengths > 0).sum(), 1)
+            figures[f"{name}/thought_tokens"] = (batch.thoughts.sum() / lists).astype(jnp.float32)
     return figures
 
 

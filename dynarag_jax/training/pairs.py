@@ -99,8 +99,8 @@ def pairs_of(
     """The pairs of one rollout; those whose rewards lack a term take no part.
 
     Raises:
-      InputError: the rollout is another question's, holds passages that the question has not, or
-        answers are asked of one without scored answers.
+      InputError: the rollout is another question's, holds passages that the question has not, its
+        lists stand behind thoughts, or answers are asked of one without scored answers.
     """
     where = f"question '{rollout.id}'"
     if rollout.id != question.id:
@@ -111,6 +111,12 @@ def pairs_of(
             raise InputError(
                 f"{where}: the rollout was shown {rollout.shown} passages, and the question has "
                 f"{len(question.passages)}; give the question file that was sampled from"
+            )
+        if any(t.thought for t in rollout.trajectories):
+            raise InputError(
+                f"{where}: its lists stand behind thoughts, whose markers these forms leave to "
+                f"each model's chat template; train on them with the feedback stage, or sample "
+                f"with prompts.thought_tokens = 0"
             )
         messages = rerank_messages(question, question.passages[: rollout.shown], style)
         texts = [format_list(t.list) for t in rollout.trajectories]

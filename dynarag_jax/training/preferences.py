@@ -19,7 +19,7 @@ from dynarag_jax.policy.batches import Example
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.prompts import Prompt, answer_tokens
 from dynarag_jax.records import Question, valid_list
-from dynarag_jax.rollout_records import Rollout
+from dynarag_jax.rollout_records import Rollout, Thought, Trajectory
 
 MEND = "compute them with python -m train.reference"
 
@@ -109,6 +109,8 @@ class Expected:
     """the longest list of the grammar that is trained under"""
     dtype: str
     """type of the activations in training"""
+    thought_tokens: int = 0
+    """the longest thought of the grammar"""
 
 
 def check_rollouts(
@@ -166,6 +168,12 @@ def check_rollouts(
                 f"{rollout.max_list or 'an unknown number of'} ids, and this stage has "
                 f"prompts.max_list = {expected.max_list}; set it to what was sampled with, or "
                 f"{MEND}"
+            )
+        if not answers and rollout.thought_tokens != expected.thought_tokens:
+            raise InputError(
+                f"{where}: its lists stand behind thoughts of at most {rollout.thought_tokens} "
+                f"tokens (0: behind none), and this stage has prompts.thought_tokens = "
+                f"{expected.thought_tokens}; set it to what was sampled with"
             )
         if rollout.dtype != expected.dtype:
             raise InputError(
@@ -229,9 +237,16 @@ def _check_prompt(question: Question, prompt: Prompt, recorded: str) -> None:
 
 
 def list_example(
-    maker: ExampleMaker, question: Question, judged: RankedRollout, objectives: Objectives
+    maker: ExampleMaker,
+    question: Question,
+    judged: RankedRollout,
+    objectives: Objectives,
+    learn_thoughts: bool = False,
 ) -> Example:
     """The reranker's prompt with sampled lists.
+
+    Args:
+      learn_thoughts: learn the thoughts before the lists, too; else they are given.
 
     Raises:
       InputError: a list holds a passage that this prompt does not show, or is longer than the
@@ -255,18 +270,61 @@ def list_example(
     reference, behavior = objectives.reads("reference"), objectives.reads("behavior")
     if reference or behavior:
         _check_prompt(question, prompt, judged.rollout.prompt)
+    before = [_thought(maker, question, t) for t in chosen]
+    thoughts = () if maker.spelling.thought is None else tuple(len(b.tokens) for b in before)
     return Example(
         id=question.id,
         prompt=prompt.tokens,
-        branches=tuple(maker.spelling.spell(t.list) for t in chosen),
+        branches=tuple(
+            maker.spelling.spell(t.list, b.tokens) for t, b in zip(chosen, before, strict=True)
+        ),
+        thoughts=thoughts,
+        given=() if learn_thoughts else thoughts,
         shown=prompt.shown,
         supervised=(),
-        reference=tuple(t.reference_logps for t in chosen) if reference else (),
-        behavior=tuple(t.logps for t in chosen) if behavior else (),
+        reference=tuple(
+            (*_by_token(b, b.reference_logps, learn_thoughts, question), *t.reference_logps)
+            for t, b in zip(chosen, before, strict=True)
+        )
+        if reference
+        else (),
+        behavior=tuple(
+            (*_by_token(b, b.logps, learn_thoughts, question), *t.logps)
+            for t, b in zip(chosen, before, strict=True)
+        )
+        if behavior
+        else (),
         rewards=tuple(t.reward for t in chosen),
         counts=tuple(float(t.count) for t in chosen),
         preferred=True,
         dropped=maker.dropped(question, prompt),
+    )
+
+
+def _thought(maker: ExampleMaker, question: Question, trajectory: Trajectory) -> Thought:
+    """What stands before a sampled list.
+
+    Raises:
+      InputError: there is a thought and the policy has none, or the other way round.
+    """
+    if (maker.spelling.thought is None) != (trajectory.thought is None):
+        raise InputError(
+            f"question '{question.id}': a sampled list has {'no' if maker.thinking else 'a'} "
+            f"thought before it, and this stage has prompts.thought_tokens = "
+            f"{maker.prompts.thought_tokens}; set it to what was sampled with"
+        )
+    return trajectory.thought or Thought("", ())
+
+
+def _by_token(
+    thought: Thought, logps: tuple[float, ...], learned: bool, question: Question
+) -> tuple[float, ...]:
+    """Log-probabilities of a thought's tokens; where they are given, nothing reads them."""
+    if logps or not thought.tokens or not learned:
+        return logps or (0.0,) * len(thought.tokens)
+    raise InputError(
+        f"question '{question.id}': its thoughts have no log-probabilities by token, and they are "
+        f"to be learned; {MEND}, or set feedback_on to 'list'"
     )
 
 

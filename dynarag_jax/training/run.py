@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.adapters import load_adapters
+from dynarag_jax.exchange.adapters import load_adapters, require_adaptable
 from dynarag_jax.exchange.cards import ModelCard
 from dynarag_jax.exchange.decoders import decoder_config, load_decoder
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
@@ -91,6 +91,7 @@ def begin(
     start = Start(cfg, params, loaded, spelling, grammar, str(init or ""))
     if not adapting:
         return start
+    require_adaptable(cfg)
     if params is None:
         raise InputError("adapters need a model to adapt: set 'init', or 'lora.rank' to 0")
     if adapters is None:
@@ -114,6 +115,7 @@ def example_maker(stage: Train, start: Start, cache: TokenCache | None = None) -
         answer_length=stage.generator.length,
         cache=cache,
         positions=start.cfg.positions,
+        strict=start.cfg.strict_positions,
     )
 
 
@@ -127,7 +129,8 @@ def reranker_source(
     """The stream of lists: ``size`` examples of ``branches`` branches, made by (epoch, index)."""
     p, stream = stage.prompts, stage.reranker
     longest = start.spelling.longest(p.max_list)
-    shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids)
+    thinks = start.spelling.thought is not None
+    shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids, thinks)
     return ExampleSource("reranker", stream, size, make, shape)
 
 

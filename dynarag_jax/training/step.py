@@ -75,10 +75,13 @@ def _masks(batch: Batch) -> LossInputs:
     """The part of the scores that no model is needed for; the others zero."""
     p = batch.trunk.shape[-1]
     zeros = jnp.zeros(batch.branches.shape, jnp.float32)
+    learned = branch_mask(batch)
+    if batch.given is not None:
+        learned &= jnp.arange(batch.branches.shape[-1]) >= batch.given[..., None]
     return LossInputs(
         unconstrained_logps=zeros,
         constrained_logps=zeros,
-        token_mask=branch_mask(batch),
+        token_mask=learned,
         supervised=batch.supervised,
         preferred=batch.preferred,
         reference=batch.reference,

@@ -49,6 +49,11 @@ FAMILIES = {
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "olmo2": ("Olmo2Config", {}),
+    "granite": ("GraniteConfig", {
+        "attention_multiplier": 0.25, "embedding_multiplier": 2.0, "residual_multiplier": 0.5,
+        "logits_scaling": 4.0}),
 }  # fmt: skip
 
 
@@ -63,7 +68,7 @@ def source(tmp_path_factory):
         where = root / family
         if not where.exists():
             load_tokenizer(root / "tokenizer").save_pretrained(where)
-            config = getattr(transformers, kind)(**SHAPE, **fields, eos_token_id=1)
+            config = getattr(transformers, kind)(**{**SHAPE, **fields}, eos_token_id=1)
             name = transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__
             hf = json.loads(json.dumps(config.to_dict() | {"architectures": [name]}))
             random = np.random.default_rng(0)
@@ -142,6 +147,8 @@ def rewrite(path: Path, **changes) -> None:
             continue
         types = kinds.get(name) or [gguf.GGUFValueType.get_type(value)]
         sub = types[1] if len(types) > 1 else None
+        if isinstance(value, list) and sub is None:
+            sub = gguf.GGUFValueType.get_type(value[0])
         writer.add_key_value(name, value, types[0], sub)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
@@ -156,7 +163,8 @@ def rewrite(path: Path, **changes) -> None:
     [
         ({"llama.attention.new": 3}, r"llama\.attention\.new = 3 is not known"),
         ({"tokenizer.ggml.pre": "new"}, "tokenizer.ggml.pre = 'new' is not known"),
-        ({"tokenizer.ggml.model": "llama"}, "a tokenizer of kind 'llama' is not rebuilt"),
+        ({"tokenizer.ggml.model": "rwkv"}, "a tokenizer of kind 'rwkv' of a file of llama is not"),
+        ({"tokenizer.ggml.model": "llama"}, "has a score for each token, and no merges"),
         ({"llama.rope.dimension_count": 4}, "rotates a part"),
         ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type = 'yarn'"),
         ({"llama.block_count": 3}, "missing blk.2.attn_norm.weight"),
@@ -176,6 +184,47 @@ def test_what_is_not_known_of_a_file_is_refused(changes, message, source, tmp_pa
         model_directory(tmp_path / "broken.gguf")
 
 
+# A vocabulary as SentencePiece's BPE has it: pieces by rank, then letters.
+PIECES = ["▁a", "ab", "▁ab", "bc", "ca", "▁c", "abc", "▁abc", "aa", "▁▁", "▁b", "cab", "▁ca", "ba"]
+LETTERS = ["▁", "a", "b", "c", "d", "1", "2", "[", "]", ","]
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": [
+        "<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *PIECES, *LETTERS,
+        *("<|user|>", "<mark>", "[PAD285]", "[PAD286]", "[PAD287]"),
+    ],
+    "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(24)] + [0.0] * 5,
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 24 + [3, 4, 5, 5, 5],
+    "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.add_space_prefix": True,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.padding_token_id": None,
+}  # fmt: skip
+
+
+def test_a_sentencepiece_tokenizer_is_transformers_own_reading(source, tmp_path):
+    save_gguf(source("llama"), tmp_path / "model.gguf", "f16")
+    rewrite(tmp_path / "model.gguf", **SENTENCEPIECE)
+    ours: Any = load_tokenizer(tmp_path / "changed.gguf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="changed.gguf")
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice([*"aaabbbcc  d1é🙂\n"], 12)).lstrip() for _ in range(300)]
+    for text in ["abc  cab", "[12], [1]", "naïve", *texts]:
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+        assert ours.decode(ours(text, add_special_tokens=False)["input_ids"]) == text
+    # As llama.cpp has it, a space stands before what follows a special token, too.
+    assert ours("<|user|>abc")["input_ids"] == [1, 283, 259 + PIECES.index("▁abc")]
+    assert (ours.bos_token, ours.eos_token, ours.unk_token) == ("<s>", "</s>", "<unk>")
+    save_gguf(source("gemma2"), tmp_path / "model.gguf", "f16")
+    rewrite(tmp_path / "model.gguf", **SENTENCEPIECE)
+    with pytest.raises(InputError, match="of a file of gemma2 is not rebuilt"):
+        load_tokenizer(tmp_path / "changed.gguf")
+
+
 def test_what_gguf_cannot_say_is_refused(source, tmp_path):
     where = tmp_path / "windowed"
     load_tokenizer(source("mistral")).save_pretrained(where)
@@ -190,6 +239,17 @@ def test_what_gguf_cannot_say_is_refused(source, tmp_path):
                               "trim_offsets": True, "use_regex": True}  # fmt: skip
     (where / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match=r"cuts texts as none of llama\.cpp's kinds"):
+        save_gguf(where, tmp_path / "a.gguf")
+    hf = json.loads((source("smollm3") / "config.json").read_text())
+    (where / "config.json").write_text(json.dumps(hf | {"no_rope_layers": [1, 0, 1, 0]}))
+    with pytest.raises(InputError, match="does not say which layers have no rotary positions"):
+        save_gguf(where, tmp_path / "a.gguf")
+    (where / "config.json").write_text(
+        json.dumps(
+            transformers.Phi3Config(**SHAPE).to_dict() | {"architectures": ["Phi3ForCausalLM"]}
+        )
+    )
+    with pytest.raises(InputError, match="family 'phi3' is not written as GGUF"):
         save_gguf(where, tmp_path / "a.gguf")
     assert not list(tmp_path.glob("*.gguf"))
 
@@ -299,3 +359,42 @@ def test_llama_cpp_writes_the_same_greedy_tokens(kind, llama_cpp, smollm, tmp_pa
     ours = greedy(path, prompt, 32, ends)
     text = tokenizer.decode([token for token in ours if token not in ends])
     assert json.loads(line.removeprefix("REPLY ")) == [text, len(ours)]
+
+
+TOKENS = """
+import json, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_gpu_layers = sys.argv[1], 256, 0
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+server = xllamacpp.Server(params)
+for prompt in json.loads(sys.argv[2]):
+    reply = server.handle_completions({
+        "prompt": prompt, "n_predict": 1, "temperature": 0.0, "logprobs": 5, "ignore_eos": True})
+    choices = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    print("REPLY", json.dumps([(one["id"], one["logprob"]) for one in choices]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_gives_the_same_probabilities(family, llama_cpp, source, tmp_path):
+    """The next token after prompts of all lengths, of every family, by its first five."""
+    path = tmp_path / "model.gguf"
+    save_gguf(source(family), path, "f16")
+    random = np.random.default_rng(1)
+    prompts = [random.integers(3, 280, n).tolist() for n in (1, 2, 9, 40)]
+    done = subprocess.run(
+        [llama_cpp, "-c", TOKENS, path, json.dumps(prompts)], capture_output=True, text=True
+    )
+    lines = [x for x in done.stdout.splitlines() if x.startswith("REPLY ")]
+    assert len(lines) == len(prompts), done.stderr[-2000:]
+    cfg, params = load_decoder(path)
+    for prompt, line in zip(prompts, lines, strict=True):
+        tokens = jnp.asarray([prompt])
+        hidden, _ = decoder.prefill(cfg, params, tokens, jnp.array([len(prompt)]))
+        scores = np.asarray(decoder.logits(cfg, params, hidden)[0, -1], np.float64)
+        logps = scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
+        found = json.loads(line.removeprefix("REPLY "))
+        for token, logp in found:
+            assert logps[token] == pytest.approx(logp, abs=0.02)
+        assert found[0][0] == int(logps.argmax())

@@ -22,7 +22,7 @@ from dynarag_jax.exchange.decoders import expected_tensors, load_decoder
 from dynarag_jax.exchange.generation import generation_settings
 from dynarag_jax.exchange.known import CONFIG, GENERATION
 from dynarag_jax.exchange.safetensors import Tensors
-from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.config import DecoderConfig, RopeScaling
 
 CFG = DecoderConfig(
     vocab=16, width=8, layers=2, heads=2, kv_heads=1, head_size=4, mlp=8, tied=False, positions=32
@@ -62,6 +62,7 @@ KINDS = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM", "olmo2": "Olmo2ForCausalLM", "granite": "GraniteForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }  # fmt: skip
 
 
@@ -109,6 +110,26 @@ def test_an_unknown_field_of_rotary_positions_is_refused(name, value, where):
 @pytest.mark.parametrize(
     "fields",
     [
+        {"rope_theta": 0}, {"rope_theta": "1e4"}, {"rope_parameters": {"rope_theta": -1.0}},
+        {"rms_norm_eps": -1e-5}, {"rms_norm_eps": "1e-5"}, {"num_key_value_heads": 0},
+        {"max_position_embeddings": 0}, {"head_dim": 4.0}, {"tie_word_embeddings": "false"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_would_be_taken_for_others_are_refused(fields):
+    """Zero is not "left out", and "false" is not false."""
+    name = next(iter(fields))
+    refuses(name if name != "rope_parameters" else "rope_theta", config_from_hf, HF | fields)
+    mistral = HF | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    del mistral["attention_bias"], mistral["mlp_bias"]
+    refuses("sliding_window", config_from_hf, mistral | {"sliding_window": 0})
+    both = ["LlamaForCausalLM", "MistralForCausalLM"]
+    refuses("MistralForCausalLM", config_from_hf, HF | {"architectures": both})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
         {"quantization_config": {"quant_method": "bitsandbytes"}},
         {"sliding_window": 8},
         {"layer_types": ["sliding_attention", "full_attention"]},
@@ -123,6 +144,42 @@ def test_an_unknown_field_of_rotary_positions_is_refused(name, value, where):
 )
 def test_fields_that_would_change_a_llama_are_refused(fields):
     refuses(next(iter(fields)), config_from_hf, HF | fields)
+
+
+PHI = config_to_hf(
+    DecoderConfig(
+        family="phi3", vocab=16, width=16, layers=1, heads=2, kv_heads=1, head_size=8, mlp=8,
+        rotary_share=0.5, positions=16, tied=False,
+        rope_scaling=RopeScaling(
+            "longrope", 4.0, original_positions=16, short=(1.0, 2.0), long=(3.0, 4.0),
+            attention_factor=1.25, positions=64,
+        ),
+    ),
+    "float32",
+    {},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_scaling": PHI["rope_scaling"] | {"short_factor": [1.0]}}, "short_factor"),
+        ({"rope_scaling": PHI["rope_scaling"] | {"new": 1}}, "new = 1"),
+        ({"rope_scaling": PHI["rope_scaling"] | {"type": "dynamic"}}, "'dynamic'"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling and rope_parameters"),
+        ({"partial_rotary_factor": 0.3}, "rotary"),
+        ({"lm_head_bias": True}, "lm_head_bias"),
+        ({"interpolate_factor": 2}, "interpolate_factor"),
+        ({"attention_bias": True}, "attention_bias"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_would_change_a_phi_is_refused(fields, named):
+    cfg = config_from_hf(PHI)
+    assert cfg.rope_scaling is not None and cfg.rope_scaling.attention_factor == 1.25
+    assert config_to_hf(cfg, "float32", {}) == PHI
+    refuses(named, config_from_hf, PHI | fields)
+    refuses("one adapter", adapters.load_adapters, "nowhere", cfg)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +288,12 @@ def test_a_model_saved_without_its_head_is_read_where_it_is_tied(model, weights)
 def index(model: Path, weight_map, **more) -> None:
     text = json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map, **more})
     (model / "model.safetensors.index.json").write_text(text)
+
+
+def test_adapters_beside_a_model_are_named(model, weights):
+    """transformers would load them into it."""
+    (model / "adapter_config.json").write_text("{}")
+    refuses("adapters stand beside the model", Tensors, model)
 
 
 def test_of_a_file_and_an_index_the_file_is_read(model, weights):

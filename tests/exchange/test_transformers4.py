@@ -37,6 +37,14 @@ FAMILIES = {
     "Qwen3Config": {"head_dim": 16},
     "Gemma2Config": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24},
     "Gemma3TextConfig": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24},
+    "SmolLM3Config": {"no_rope_layers": [1, 0]},
+    "Olmo2Config": {},
+    "GraniteConfig": {"attention_multiplier": 0.2, "embedding_multiplier": 3.0},
+    "Phi3Config": {
+        "sliding_window": 9, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5], "long_factor": [4.0, 5.0]}},
 }  # fmt: skip
 READ = """
 import json, sys, numpy as np, torch, transformers

@@ -91,6 +91,18 @@ FAMILIES = {
         {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
          "logits_scaling": 0.5, "tie_word_embeddings": True},
     ),
+    "phi3": ("Phi3Config", {"sliding_window": 9, "tie_word_embeddings": False}),
+    # As Phi-4-mini: a part of each head turns, each frequency by a factor of its own, and turned
+    # numbers are scaled; the texts here end before the first positions do.
+    "phi4-mini": (
+        "Phi3Config",
+        {"hidden_size": 64, "num_attention_heads": 4, "tie_word_embeddings": True,
+         "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128,
+         "rope_parameters": {
+             "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.75,
+             "short_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0],
+             "long_factor": [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]}},
+    ),
 }  # fmt: skip
 
 

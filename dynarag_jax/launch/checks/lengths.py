@@ -15,6 +15,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.prompts import PromptConfig, render, rerank_messages
 from dynarag_jax.records import Question
+from dynarag_jax.thoughts import find_thinking
 
 INSTRUCTION = {"instruct": 120, "compact": 12}
 """Tokens of a reranker's prompt without its passages, where no tokenizer counts them."""
@@ -75,6 +76,7 @@ def _compare(
     name: str, p: PromptConfig, stage: Any, cfg: DecoderConfig, directory: Any, exact: bool
 ) -> list[Finding]:
     listed, overhead = ID_TOKENS * min(p.max_list, p.ids) + 2, INSTRUCTION[p.style]
+    listed += p.thought_tokens
     tokens = "about "
     if exact and directory is not None:
         try:
@@ -130,7 +132,9 @@ def _compare(
 def _counted(directory: str, p: PromptConfig) -> tuple[int, int]:
     """Tokens of the longest list, and of a reranker's prompt without question and passages."""
     tokenizer: Any = load_tokenizer(directory)
-    bare = render(tokenizer, rerank_messages(Question("", "?"), (), p.style))
+    thinking = find_thinking(tokenizer, p.style) if p.thought_tokens else None
+    messages = rerank_messages(Question("", "?"), (), p.style, thinking)
+    bare = render(tokenizer, messages, thinking)
     return list_grammar(tokenizer, p)[0].longest(p.max_list), len(bare)
 
 

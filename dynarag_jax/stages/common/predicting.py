@@ -9,11 +9,16 @@ from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.answering import answer
-from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json
+from dynarag_jax.evaluation.predictions import (
+    Prediction,
+    prediction_to_json,
+    thoughts_to_json,
+)
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.progress import Progress
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
+from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.answer_server import ServerAnswers
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
@@ -144,6 +149,7 @@ def _rerank_and_answer(
     # For a question without candidates there is one list.
     bare: list[Question] = [question for question in questions if not question.passages]
     chosen: list[Chosen] = [()] * len(bare)
+    thoughts: list[tuple[Thought, ...]] = [()] * len(bare)
     questions = [question for question in questions if question.passages]
     reranked = try_rerank(sampler, questions, how.sampling, how.windows)
     for question, result in zip(questions, reranked, strict=True):
@@ -153,5 +159,7 @@ def _rerank_and_answer(
         else:
             bare.append(question)
             chosen.append(result.list)
-    for question, one in answer(sampler, bare, chosen, generator):
-        yield prediction_to_json(one, question, system)
+            thoughts.append(result.thoughts)
+    found = answer(sampler, bare, chosen, generator)
+    for (question, one), own in zip(found, thoughts, strict=True):
+        yield prediction_to_json(one, question, system) | thoughts_to_json(own)

@@ -140,6 +140,7 @@ def train_stage(
                     {"seed": context.run.seed, "stages": context.made_by()},
                     stage.init,
                     stage.prompts.style,
+                    stage.prompts.thought_tokens,
                 ),
             )
         except Stopped as stopped:

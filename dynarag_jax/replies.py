@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_NAMES = r"(?:think|thinking|thought|thoughts|reasoning|seed:think)"
+_NAMES = (
+    r"(?:think|thinking|thought|thoughts|reasoning|seed:think|longcat_think|mm:think|think_fast"
+    r"|scratchpad|analysis|reflection|inner_monologue)"
+)
 _OPENINGS = (
-    rf"<{_NAMES}>",  # DeepSeek-R1, Qwen3, SmolLM3, GLM, EXAONE Deep, Seed-OSS
+    rf"<{_NAMES}>",  # DeepSeek-R1, Qwen3, SmolLM3, GLM, EXAONE Deep, Seed-OSS, LongCat
+    r"<\|thinking\|>",
     r"\[THINK\]",  # Magistral
     r"◁think▷",  # Kimi
     r"<\|begin_of_thought\|>",  # Sky-T1
@@ -28,6 +32,7 @@ _OPENINGS = (
 )
 _CLOSINGS = (
     rf"</{_NAMES}>",
+    r"<\|/thinking\|>",
     r"\[/THINK\]",
     r"◁/think▷",
     r"<\|end_of_thought\|>",

@@ -142,6 +142,10 @@ def _thought_from_json(value: dict[str, Any], where: str) -> Thought:
         reference_logps=fields.numbers("reference_logps"),
         cut=bool(value.get("cut", False)),
     )
+    if not isinstance(value.get("cut", False), bool):
+        raise fields.fail("cut", "must be true or false")
+    if any(token < 0 for token in thought.tokens):
+        raise fields.fail("tokens", "must not be negative")
     for name in ("logps", "reference_logps"):
         numbers = getattr(thought, name)
         if numbers and len(numbers) != len(thought.tokens):

@@ -12,6 +12,8 @@ FAMILIES = {
     "DeepSeek-R1, Qwen3": ("<think>\n", "\n</think>\n\n"),
     "EXAONE Deep": ("<thought>\n", "\n</thought>\n\n"),
     "Seed-OSS": ("<seed:think>", "</seed:think>"),
+    "LongCat": ("<longcat_think>", "</longcat_think>"),
+    "a prompt that asks for one": ("<scratchpad>", "</scratchpad>"),
     "Magistral": ("[THINK]", "[/THINK]"),
     "Kimi": ("◁think▷", "◁/think▷"),
     "Sky-T1": ("<|begin_of_thought|>\n\n", "\n\n<|end_of_thought|>\n\n"),

@@ -122,20 +122,18 @@ def _decoder(hf: TrackedFields, where: str) -> DecoderConfig:
         raise InputError(f"{where}: these fields make no decoder ({error})") from None
 
 
-def _check_numbers(hf: Mapping[str, Any]) -> None:
+def _check_numbers(hf: TrackedFields) -> None:
     """Refuse numbers that would be taken for others, or for none."""
     for field in ("num_key_value_heads", "max_position_embeddings", "sliding_window", "head_dim"):
-        size = hf.get(field)
+        size = hf.peek(field)
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"{field} = {size!r} must be a positive whole number")
     for field in ("rms_norm_eps", "rope_theta", "rope_local_base_freq"):
-        number = hf.get(field)
+        number = hf.peek(field)
         if number is not None and (isinstance(number, str | bool) or not number > 0):
             raise ValueError(f"{field} = {number!r} must be a positive number")
-    if not isinstance(hf.get("tie_word_embeddings"), bool | None):
-        raise ValueError(
-            f"tie_word_embeddings = {hf['tie_word_embeddings']!r} must be true or false"
-        )
+    if not isinstance(tied := hf.peek("tie_word_embeddings"), bool | None):
+        raise ValueError(f"tie_word_embeddings = {tied!r} must be true or false")
 
 
 def _query_scale(hf: Mapping[str, Any], family: Family) -> float | None:

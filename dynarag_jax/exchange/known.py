@@ -28,6 +28,10 @@ class TrackedFields(Mapping[str, Any]):
         self._read.add(name)
         return self._fields[name]
 
+    def peek(self, name: str) -> Any:
+        """A field's value, None where it is absent; it is not taken for read."""
+        return self._fields.get(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 

@@ -167,7 +167,7 @@ PHI = config_to_hf(
         ({"rope_scaling": PHI["rope_scaling"] | {"new": 1}}, "new = 1"),
         ({"rope_scaling": PHI["rope_scaling"] | {"type": "dynamic"}}, "'dynamic'"),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling and rope_parameters"),
-        ({"partial_rotary_factor": 0.3}, "rotary"),
+        ({"partial_rotary_factor": 0.3}, "short_factor"),
         ({"lm_head_bias": True}, "lm_head_bias"),
         ({"interpolate_factor": 2}, "interpolate_factor"),
         ({"attention_bias": True}, "attention_bias"),

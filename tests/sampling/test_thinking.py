@@ -132,6 +132,10 @@ def test_equal_lists_behind_other_thoughts_are_other_trajectories(made):
     line["trajectories"][0]["thought"]["logps"] = [0.0]
     with pytest.raises(InputError, match="field 'logps' has 1 numbers for"):
         rollout_from_json(line, "x:1")
+    for name, value in (("cut", "no"), ("tokens", [-1]), ("text", None)):
+        line["trajectories"][0]["thought"] = {"text": "a", "tokens": [1], name: value}
+        with pytest.raises(InputError, match=f"thought: field '{name}'"):
+            rollout_from_json(line, "x:1")
 
 
 def test_the_same_is_computed_anew_for_rollouts_from_elsewhere(sampler, questions, made):

@@ -323,7 +323,15 @@ class PolicySampler:
         Args:
           branches: the most lists of one question.
           thoughts: tokens before each list, whose log-probabilities come first; empty is none.
+
+        Raises:
+          InputError: the policy thinks before it lists, and what it thought is not given.
         """
+        if self.policy.spelling.thought is not None and not thoughts:
+            raise InputError(
+                "this policy thinks before it lists (prompts.thought_tokens), and the probability "
+                "of a list is given its thought, which is not known here; set thought_tokens to 0"
+            )
         examples = []
         before_all = thoughts or [[()] * len(chosen) for chosen in lists]
         for question, chosen, before in zip(questions, lists, before_all, strict=True):

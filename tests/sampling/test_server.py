@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from dynarag_jax.chat import retry_after
 from dynarag_jax.errors import InputError
+from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import TEMPLATE_SETTINGS
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import Rollout
@@ -25,6 +27,13 @@ from tests.local_server import JsonHandler, serving
 TEXTS = ["[2], [1]", "None", "[1],[3]", "The needed ones are [3], [3] and [9].", "2, 1"]
 
 THOUGHTS = ["<think>[1] or [3]?</think>\n\n[2]", "[3].</think>[2]", "[2]", "<think>[1]", "[1], [3"]
+
+CUED = [
+    "the river 2 helps\nlist : [2], [1]",
+    "a river list : [2], [1]",
+    "[3]",
+    "no list : none at all",
+]
 
 
 class Handler(JsonHandler):
@@ -62,7 +71,7 @@ class Handler(JsonHandler):
             self.connection.close()
             return None
         count = min(body["n"], 2) if name == "few" else body["n"]
-        texts = {"mute": ["no idea", ""] * 4, "thinks": THOUGHTS}.get(name, TEXTS)
+        texts = {"mute": ["no idea", ""] * 4, "thinks": THOUGHTS, "cued": CUED}.get(name, TEXTS)
         choices = [
             {"message": {"content": texts[i % len(texts)]}, "finish_reason": "stop"}
             for i in range(count)
@@ -197,3 +206,21 @@ def test_retry_after_holds_seconds_or_a_date():
 def test_settings_without_sense_are_refused(fields, says):
     with pytest.raises(InputError, match=says):
         ServerConfig(**fields)
+
+
+def test_a_policy_that_thinks_keeps_the_servers_thoughts(server, tiny_model, tiny_policy, question):
+    """What stands before the cue is the thought; without the cue a reply is missing."""
+    policy, prompts = tiny_policy
+    prompts = dataclasses.replace(prompts, thought_tokens=12)
+    thinks = PolicySampler(load_policy(tiny_model, policy.mesh, prompts), prompts, 4, 0)
+    found, repairs = ask(thinks, settings(server), [question("cued")])
+    first, second, last = found["cued"].trajectories
+    assert (first.list, second.list, last.list) == ((2, 1), (2, 1), ())
+    assert [t.thought.text for t in (first, second)] == ["the river 2 helps", "a river"]
+    assert (repairs["missing"], repairs["cut_thoughts"]) == (1, 1)
+    for t in found["cued"].trajectories:
+        assert policy.spelling.thought is None and t.thought.cut == (t is first)
+        assert len(t.thought.logps) == len(t.thought.tokens) and t.logp < 0
+    said = next(body for name, body, *_ in server.log if name == "cued")
+    assert said["messages"][-1]["content"].endswith("passages :")
+    assert said["chat_template_kwargs"] == TEMPLATE_SETTINGS

@@ -203,8 +203,7 @@ class PolicySampler:
         if self.prompts.thought_tokens:
             raise InputError(
                 f"method '{sampling.method}' searches lists, and this policy writes a thought "
-                f"before each (prompts.thought_tokens = {self.prompts.thought_tokens}): set "
-                f"sampling.method to 'independent', or thought_tokens to 0"
+                f"before each: set sampling.method = 'independent', or prompts.thought_tokens = 0"
             )
         spelling, prompts = self.policy.spelling, self.prompts
         key = (samples, sampling)
@@ -329,8 +328,8 @@ class PolicySampler:
         """
         if self.policy.spelling.thought is not None and not thoughts:
             raise InputError(
-                "this policy thinks before it lists (prompts.thought_tokens), and the probability "
-                "of a list is given its thought, which is not known here; set thought_tokens to 0"
+                "the probability of a list is given its thought where a policy thinks, and no "
+                "thoughts are known here; set prompts.thought_tokens to 0"
             )
         examples = []
         before_all = thoughts or [[()] * len(chosen) for chosen in lists]

@@ -153,7 +153,7 @@ def test_the_same_is_computed_anew_for_rollouts_from_elsewhere(sampler, question
         for a, b in zip(one.trajectories, two.trajectories, strict=True):
             np.testing.assert_allclose(a.thought.logps, b.thought.logps, atol=1e-4)
             np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
-    with pytest.raises(InputError, match="the probability of a list is given its thought"):
+    with pytest.raises(InputError, match="probability of a list is given its thought"):
         sampler.logps(questions[:1], [[(1,)]], 1)
     plain = dataclasses.replace(sampler.prompts, thought_tokens=0)
     other = PolicySampler(load_policy_like(sampler, plain), plain, 4, 0)

@@ -100,6 +100,8 @@ def test_litellm(locked, own, provider, base):
     found = litellm.rerank(
         model=f"{provider}/tiny", query=QUERY, documents=texts(6), api_key="sesame",
         api_base=locked.url + base,
+        # It takes Infinity's documents for texts, where vLLM's and ours are objects.
+        return_documents=provider != "infinity",
     )  # fmt: skip
     assert [r["index"] for r in found.results] == own(6)
 

@@ -370,7 +370,8 @@ server = xllamacpp.Server(params)
 for prompt in json.loads(sys.argv[2]):
     reply = server.handle_completions({
         "prompt": prompt, "n_predict": 1, "temperature": 0.0, "logprobs": 5, "ignore_eos": True})
-    choices = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    said = reply["choices"][0]["logprobs"]  # none of a token that is no whole character
+    choices = said["content"][0]["top_logprobs"] if said else []
     print("REPLY", json.dumps([(one["id"], one["logprob"]) for one in choices]))
 """
 
@@ -382,19 +383,22 @@ def test_llama_cpp_gives_the_same_probabilities(family, llama_cpp, source, tmp_p
     path = tmp_path / "model.gguf"
     save_gguf(source(family), path, "f16")
     random = np.random.default_rng(1)
-    prompts = [random.integers(3, 280, n).tolist() for n in (1, 2, 9, 40)]
+    prompts = [random.integers(3, 280, n).tolist() for n in (1, 2, 9, 40) * 3]
     done = subprocess.run(
         [llama_cpp, "-c", TOKENS, path, json.dumps(prompts)], capture_output=True, text=True
     )
     lines = [x for x in done.stdout.splitlines() if x.startswith("REPLY ")]
     assert len(lines) == len(prompts), done.stderr[-2000:]
     cfg, params = load_decoder(path)
-    for prompt, line in zip(prompts, lines, strict=True):
+    found_of = [json.loads(line.removeprefix("REPLY ")) for line in lines]
+    assert sum(map(bool, found_of)) >= 3
+    for prompt, found in zip(prompts, found_of, strict=True):
+        if not found:
+            continue
         tokens = jnp.asarray([prompt])
         hidden, _ = decoder.prefill(cfg, params, tokens, jnp.array([len(prompt)]))
         scores = np.asarray(decoder.logits(cfg, params, hidden)[0, -1], np.float64)
         logps = scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
-        found = json.loads(line.removeprefix("REPLY "))
         for token, logp in found:
             assert logps[token] == pytest.approx(logp, abs=0.02)
         assert found[0][0] == int(logps.argmax())

@@ -23,6 +23,7 @@ def test_lists_over_shuffled_candidates_are_reported_in_the_order_that_was_given
             yield SimpleNamespace(
                 lists=[tuple(sorted(found, key=lambda n: q.passages[n - 1].text))],
                 shown=len(q.passages),
+                thoughts=(),
             )
 
     prompts = PromptConfig(ids=6)
@@ -31,4 +32,5 @@ def test_lists_over_shuffled_candidates_are_reported_in_the_order_that_was_given
     stage = Evaluate(prompts=prompts)
     asked = [question(number) for number in range(20)]
     for system in ("model", "model" + SHUFFLED):
-        assert choose(writer, system, stage, asked, seed=0) == [(2, 5)] * 20
+        made = choose(writer, system, stage, asked, seed=0)
+        assert [one.list for one in made] == [(2, 5)] * 20

@@ -110,7 +110,9 @@ def find_thoughts(tokenizer: ChatTokenizer, thinking: Thinking, limit: int) -> T
       InputError: the tokenizer cannot spell what closes them.
     """
     end = _encode(tokenizer, thinking.closing)
-    if not end or thinking.closing.strip() not in str(tokenizer.decode(list(end))):
+    # Up to spaces, which word-level tokenizers leave out.
+    spelled, wanted = ("".join(x.split()) for x in (tokenizer.decode(list(end)), thinking.closing))
+    if not end or wanted not in spelled:
         raise InputError(
             f"the tokenizer cannot spell {thinking.closing!r}, which closes a thought; set "
             f"prompts.thought_tokens to 0"

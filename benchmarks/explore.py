@@ -15,22 +15,25 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.browser import Browser
-from dynarag_jax.files import write_jsonl
+from dynarag_jax.files import atomic_write
 from dynarag_jax.records import Passage, Question, question_to_json
 from dynarag_jax.rollout_records import Rollout, Trajectory, rollout_to_json
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "l", "x")]
+DISTINCT = 4000
 READY = "document.querySelector('#rows tbody tr') && document.querySelector('#side h2')"
 FILTERS = (
     ("needed k", "needed", "2"),
@@ -46,9 +49,21 @@ FILTERS = (
 # ---------------------------------------------------------------------------- made-up records
 
 
-def make_run(root: Path, count: int) -> None:
-    """A run of ``count`` questions, as a rollout and an evaluation over one question file."""
-    rng = np.random.default_rng(0)
+def write_repeated(path: Path, records: Sequence[dict[str, Any]], count: int) -> None:
+    """Write records until there are ``count``, each time with other ids."""
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    with atomic_write(path) as stream:
+        for first in range(0, count, len(lines)):
+            ids = f'"row-{first // len(lines)}-'
+            stream.writelines(line.replace('"row-', ids) + "\n" for line in lines[: count - first])
+
+
+def make_run(root: Path, total: int) -> None:
+    """A run of ``total`` questions, as a rollout and an evaluation over one question file.
+
+    A few thousand are made; the others are those again under other ids.
+    """
+    rng, count = np.random.default_rng(0), min(total, DISTINCT)
 
     def text(words: int) -> str:
         return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), words))
@@ -56,16 +71,16 @@ def make_run(root: Path, count: int) -> None:
     questions, sizes = [], rng.integers(0, 4, count)
     for i in range(count):
         passages = tuple(
-            Passage(f"q{i}p{j}", text(40), text(2), score=1 / (j + 1)) for j in range(10)
+            Passage(f"row-{i}p{j}", text(40), text(2), score=1 / (j + 1)) for j in range(10)
         )
-        gold = tuple(f"q{i}p{j}" for j in rng.permutation(10)[: sizes[i]].tolist())
+        gold = tuple(f"row-{i}p{j}" for j in rng.permutation(10)[: sizes[i]].tolist())
         questions.append(
             Question(
-                f"q{i}", text(8) + "?", (text(2),), ("short", "paragraph")[i % 2],
+                f"row-{i}", text(8) + "?", (text(2),), ("short", "paragraph")[i % 2],
                 ("bridge", "comparison", "single")[i % 3], passages, gold,
             )
         )  # fmt: skip
-    write_jsonl(root / "questions.jsonl", map(question_to_json, questions))
+    write_repeated(root / "questions.jsonl", [question_to_json(q) for q in questions], total)
 
     def some_list() -> tuple[int, ...]:
         return tuple(int(x) + 1 for x in rng.permutation(10)[: int(rng.integers(0, 6))])
@@ -86,7 +101,7 @@ def make_run(root: Path, count: int) -> None:
             Rollout(question.id, 10, tuple(own), "0" * 16, "0" * 16, "1" * 16, "2" * 16)
         )
 
-    write_jsonl(root / "rollout" / "rollouts.jsonl", map(rollout, questions))
+    write_repeated(root / "rollout" / "rollouts.jsonl", [rollout(q) for q in questions], total)
 
     def prediction(system: str, question: Question) -> dict[str, Any]:
         chosen = some_list()
@@ -98,8 +113,16 @@ def make_run(root: Path, count: int) -> None:
         }  # fmt: skip
 
     systems = ("before", "after")
-    rows = (prediction(system, question) for system in systems for question in questions)
-    write_jsonl(root / "evaluate" / "predictions.jsonl", rows)
+    parts = []
+    for system in systems:
+        part = root / "evaluate" / f"{system}.part"
+        write_repeated(part, [prediction(system, question) for question in questions], total)
+        parts.append(part)
+    with atomic_write(root / "evaluate" / "predictions.jsonl", "wb") as stream:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, stream)
+            part.unlink()
     for stage, config in (
         ("rollout", {"class": "SampleRollouts", "samples": 8}),
         ("evaluate", {"class": "Evaluate", "models": {"before": "a", "after": "b"}}),

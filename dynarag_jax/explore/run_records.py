@@ -142,7 +142,7 @@ class RunRecords:
             questions, path = self._kept.get(source.questions, "questions", self._heard)
             notes += _notes(source.questions, questions)
             for stage, recorded in source.recorded.items():
-                if questions.sha256 and questions.sha256 != recorded:
+                if questions.sha256 and recorded not in ("", questions.sha256):
                     notes.append(f"{source.questions}: was changed after stage '{stage}' read it")
         except InputError as error:
             notes.append(f"{error}; questions are shown by their ids, without texts and candidates")

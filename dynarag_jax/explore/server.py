@@ -115,6 +115,9 @@ class ExploreHandler(BaseHTTPRequestHandler):
             )
         try:
             address = urlsplit(self.path)
+        except ValueError as error:
+            return self._fail(HTTPStatus.BAD_REQUEST, f"no address: {error}", body)
+        try:
             if address.path in self.server.files:
                 content, kind = self.server.files[address.path]
                 return self._send(HTTPStatus.OK, content, kind, body)
@@ -130,8 +133,15 @@ class ExploreHandler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.OK, answer(dict(pairs)), body)
         except RecordsChanged as error:
             self._fail(HTTPStatus.CONFLICT, str(error), body)
-        except (InputError, ValueError) as error:
+        except InputError as error:
             self._fail(HTTPStatus.BAD_REQUEST, str(error), body)
+        except ConnectionError:
+            raise
+        except Exception:
+            self._fail(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "a bug: the server's terminal says which", body
+            )
+            raise
 
     def _answers(self) -> Mapping[str, Callable[[dict[str, str]], Any]]:
         records = self.server.records

@@ -96,11 +96,11 @@ def find_sets(root: Path) -> list[QuestionSet]:
         record = begun[name]
         for what, found in _files_of(root, name, record, begun):
             source = record.get("inputs", {}).get(what)
-            if source is None or not found.paths:
+            if not source or not found.paths:
                 continue
             path = _now(root, record, source["path"])
             one = sets.setdefault(path.absolute(), QuestionSet("", path))
-            one.recorded[name] = source["sha256"]
+            one.recorded[name] = source.get("sha256", "")
             one.files.append(found)
     if not sets:
         known = ", ".join(begun)

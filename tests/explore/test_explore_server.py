@@ -136,7 +136,7 @@ def test_without_its_model_a_run_says_so(copied, serve):
 @pytest.mark.parametrize(
     "path",
     [
-        "/../setup.py", "/page/../server.py", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd",
+        "/../setup.py", "/page/../server.py", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "//[",
         "/page.js/", "/.explore", "/api", "/api/questions/", "/index.html\x00", "/..%5cserver.py",
     ],
 )  # fmt: skip

@@ -45,8 +45,10 @@ def _side(table: QuestionTable, found: np.ndarray, side: Side) -> dict[str, Any]
     row, k, value, count = row[known], k[known], value[known], count[known]
     size = np.minimum(k, LONGEST)
     needed = np.where(table.needed[row] == UNKNOWN, -1, np.minimum(table.needed[row], LONGEST))
-    cells = np.zeros((LONGEST + 2, LONGEST + 1), np.int64)  # the first row: needed is unknown
-    np.add.at(cells, (needed + 1, size), count)
+    # A row for each needed k, the first for where it is unknown.
+    place = (needed + 1) * (LONGEST + 1) + size
+    cells = np.bincount(place, count, (LONGEST + 2) * (LONGEST + 1)).astype(np.int64)
+    cells = cells.reshape(LONGEST + 2, LONGEST + 1)
     valued = np.isfinite(value)
     counts = np.bincount(size[valued], count[valued], LONGEST + 1)
     sums = np.bincount(size[valued], (value * count)[valued], LONGEST + 1)

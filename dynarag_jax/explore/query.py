@@ -150,8 +150,8 @@ def matching(table: QuestionTable, query: QuestionQuery) -> np.ndarray:
     """
     found = np.ones(len(table), bool)
     a, b = side_of(table, query.a), side_of(table, query.b)
-    if words := query.q.casefold().split():
-        found &= np.array([all(w in text for w in words) for text in table.folded], bool)
+    for word in query.q.casefold().split():
+        found &= np.fromiter((word in text for text in table.folded), bool, len(table))
     for name, codes, known in (
         ("task", table.task, table.tasks), ("type", table.type, table.types)
     ):  # fmt: skip

@@ -9,6 +9,7 @@ const FILTERS = ["q", "task", "type", "needed", "ak", "bk", "amin", "amax", "bmi
   "sort"];
 let run = null;      // the server's answer about the run
 let found = null;    // the questions of this page
+let foundKey = null; // what they were asked by
 let shownId = null;  // of the question that is shown in full
 let asking = null, askingDetail = null, askingSteps = null;
 
@@ -147,13 +148,19 @@ async function follow(again = false) {
   const parameters = { set: current().name, a, b, offset: at.offset, limit: `${PAGE}` };
   for (const name of FILTERS) parameters[name] = at[name];
   try {
-    found = await get("/api/questions", parameters, asking.signal);
-    if ($("status").classList.contains("wrong")) say("");
+    // Another question of the same list asks for that question alone.
+    const key = JSON.stringify([parameters, run.version]);
+    if (key !== foundKey || again) {
+      found = await get("/api/questions", parameters, asking.signal);
+      foundKey = key;
+      if ($("status").classList.contains("wrong")) say("");
+    }
     rows();
     if (at.id) await question(at.id, again);
     else overview();
   } catch (error) {
     if (error.name === "AbortError") return;
+    foundKey = null;
     if (error.status === 409) return;  // it is being read; look() comes back
     say(error.message, true);
     if (error.status === 400 && !at.id) $("side").replaceChildren();

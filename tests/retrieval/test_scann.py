@@ -93,8 +93,14 @@ def test_the_search_is_widened_until_the_target_holds(monkeypatch, method):
         first = overlap(index.search(queries, 20)[0], expected[:, :10])
         assert index.recall.first == pytest.approx(first, abs=1e-3)
         told = Recall(index.recall.value, 20, 200, "queries", target, index.recall.first, 0)
-        assert index.recall == told and index.recall.holds
-        assert index.recall.value >= target
+        errors = {"error": index.recall.error, "first_error": index.recall.first_error}
+        assert index.recall == dataclasses.replace(told, **errors) and index.recall.holds
+        # It holds beyond the sample: the target lies below a one-sided bound of 95 %.
+        each = [overlap(index.search(queries[i : i + 1], 20)[0], expected[i : i + 1])
+                for i in range(200)]  # fmt: skip
+        assert index.recall.error == pytest.approx(np.std(each) / np.sqrt(200), abs=1e-3)
+        assert index.recall.holds_beyond
+        assert found - 1.645 * np.std(each) / np.sqrt(200) >= target - 1e-3
         # What it finds, it scores exactly.
         positions, scores = index.search(queries, 20)
         inner = np.einsum("qd,qkd->qk", queries, corpus[positions])

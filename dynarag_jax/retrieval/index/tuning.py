@@ -74,18 +74,21 @@ def recall_meter(
 
     exact = best(ExactIndex(rows, checked=True))
 
-    def share(found: np.ndarray, of: int) -> float:
+    def share(found: np.ndarray, of: int) -> tuple[float, float]:
+        """The mean over the queries, and its standard error."""
         wanted = np.isfinite(exact[:, :of])
         last = np.where(wanted, exact[:, :of], np.inf).min(axis=1, keepdims=True)
         floor = last - 1e-6 * np.maximum(1.0, np.abs(last))
         hits = np.minimum((found >= floor).sum(axis=1), wanted.sum(axis=1))
         # A corpus of one has no neighbors to miss.
-        return float(np.mean(np.where(wanted.any(axis=1), hits / np.maximum(1, wanted.sum(1)), 1)))
+        each = np.where(wanted.any(axis=1), hits / np.maximum(1, wanted.sum(1)), 1)
+        return float(each.mean()), float(each.std() / math.sqrt(len(each)))
 
     def measure(index: Index) -> Recall:
         nearest = best(index)
+        (value, error), (first, first_error) = share(nearest, at), share(nearest, FIRST)
         return Recall(
-            share(nearest, at), at, len(sample), source, target, share(nearest, FIRST), first_target
+            value, at, len(sample), source, target, first, first_target, error, first_error
         )
 
     return measure
@@ -122,7 +125,7 @@ def _reorders(at: int, count: int) -> Iterator[int]:
 
 
 def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
-    """The settings that read the fewest bytes among those that reach the target.
+    """The settings that read the fewest bytes among those that reach the target with certainty.
 
     For each number of candidates to score again, the fewest partitions that reach the target are
     found by doubling and bisection; recall grows with both. Looking stops where it would read more
@@ -144,7 +147,7 @@ def tune(index: ScannIndex, measure: Meter) -> tuple[ScannIndex, bool]:
         return tried
 
     def holds(found: ScannIndex) -> bool:
-        return found.recall is not None and found.recall.holds
+        return found.recall is not None and found.recall.holds_beyond
 
     def narrowest(reorder: int, most: int) -> ScannIndex | None:
         """With the fewest partitions, at most ``most``; None if those do not reach the target."""

@@ -53,6 +53,8 @@ LANGCHAIN = ["langchain-core>=1.8,<2"]
 LLAMAINDEX = ["llama-index-core>=0.14.25,<0.15"]
 HAYSTACK = ["haystack-ai>=3.4,<4"]
 PYTERRIER = ["pyterrier>=1.1,<2"]
+# Encoder policies as ONNX files, out; onnxruntime quantizes them, and runs them in the tests.
+ONNX = ["onnx>=1.20,<2", "onnxruntime>=1.23,<2"]
 # Peers that the benchmarks run beside us.
 BENCH = ["faiss-cpu>=1.12", "sentence-transformers>=5", "torch>=2.9"]
 TEST = [
@@ -103,8 +105,9 @@ setup(
         "llamaindex": LLAMAINDEX,
         "haystack": HAYSTACK,
         "pyterrier": PYTERRIER,
+        "onnx": ONNX,
         "mauve": ["mauve-text"],  # needs PyTorch and GPT-2; nothing else does
-        "all": RETRIEVAL + LISTWISE + DATA + GGUF + SERVE,
+        "all": RETRIEVAL + LISTWISE + DATA + GGUF + ONNX + SERVE,
         "test": TEST,
         "bench": BENCH,
         "docs": DOCS,

@@ -38,6 +38,11 @@ class Passage:
     score: float | None = None
 
 
+def passage_text(passage: Passage) -> str:
+    """What encoders read of a passage: title and text joined by one space."""
+    return f"{passage.title} {passage.text}" if passage.title else passage.text
+
+
 @dataclass(frozen=True)
 class Question:
     """A question, its reference answers, and what is known about its candidate passages.

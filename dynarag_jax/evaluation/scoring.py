@@ -24,8 +24,7 @@ from dynarag_jax.metrics.ranking import (
     set_f1,
     set_scores,
 )
-from dynarag_jax.records import Question
-from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.records import Question, passage_text
 
 State = Literal["answered", "empty", "failed", "missing"]
 STATES: tuple[State, ...] = ("answered", "empty", "failed", "missing")

@@ -16,8 +16,7 @@ from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.files import PathLike
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.metrics.ranking import set_f1
-from dynarag_jax.records import Question
-from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.records import Question, passage_text
 
 RuleName = Literal[
     "fixed-k", "threshold", "largest-gap", "clusters", "cumulative-mass", "less-redundancy"

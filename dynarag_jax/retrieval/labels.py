@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dynarag_jax.files import PathLike, write_jsonl
-from dynarag_jax.records import Question
-from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.records import Question, passage_text
 from dynarag_jax.retrieval.relevance import above
 from dynarag_jax.rewards.judge import Asked, Judge
 

@@ -28,8 +28,7 @@ from dynarag_jax.models.batching import Batches, Rows
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
-from dynarag_jax.records import Question
-from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.records import Question, passage_text
 from dynarag_jax.sharding import make_mesh, named
 
 # Pairs tokenized at a time: bounds the memory that their tokens take.

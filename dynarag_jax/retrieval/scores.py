@@ -14,8 +14,7 @@ from dynarag_jax.metrics.ranking import (
     recall_at,
     reciprocal_rank,
 )
-from dynarag_jax.records import Question
-from dynarag_jax.retrieval.embed import passage_text
+from dynarag_jax.records import Question, passage_text
 
 CUTOFFS = (1, 5, 10, 20, 50, 100)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from dynarag_jax.errors import InputError
 from dynarag_jax.rewards import terms
 
-LIST_TERMS = ("likelihood", "passages")
+LIST_TERMS = ("likelihood", "passages", "set_f1")
 """Terms that judge the list, not what the answer says."""
 
 
@@ -41,6 +41,8 @@ class RewardWeights:
     likelihood: float = 0.0
     """how likely the generator finds a reference answer given the list's passages: the mean
     probability of a token, the best of the references"""
+    set_f1: float = 0.0
+    """F1 of the list's passages against the needed ones (``gold``); needs no answer"""
     price: float = 0.0
     """taken off for every passage read, whether the answer is right or not"""
 
@@ -59,6 +61,10 @@ class RewardWeights:
         """The weight of every term; ``price`` is none, since nothing is earned by it."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "price"}
 
+    def answered(self) -> list[str]:
+        """The terms of nonzero weight that judge an answer: they need a generator."""
+        return [name for name, weight in self.terms().items() if weight and name != "set_f1"]
+
     @property
     def highest(self) -> float:
         """The sum of the weights: no reward exceeds it."""
@@ -76,6 +82,7 @@ class RewardWeights:
             "bertscore": "BERTScore",
             "judge": "judge",
             "likelihood": "likelihood of the reference",
+            "set_f1": "set F1",
         }
         parts = [(getattr(self, name), label) for name, label in names.items()]
         formula = " + ".join(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.metrics.bertscore import BertScorer, load_bert_scorer
+from dynarag_jax.metrics.ranking import set_f1
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights, text_terms, weighted
 from dynarag_jax.rewards.judge import Asked, Judge
@@ -74,6 +75,13 @@ class Reward:
     missing: tuple[str, ...] = ()
 
 
+def _set_f1(question: Question, chosen: tuple[int, ...]) -> float | None:
+    """F1 of a list against the needed passages; None where nobody says which they are."""
+    if question.gold is None:
+        return None
+    return set_f1([question.passages[i - 1].id for i in chosen], question.gold)
+
+
 class Scorer:
     """Reward weights with the models they need.
 
@@ -134,6 +142,8 @@ class Scorer:
             assert self.judge is not None
             requests = [Asked(a.question.text, a.question.answers, a.text) for a in answered]
             add("judge", [judgment.score for judgment in self.judge.score(requests)])
+        if weights.set_f1:
+            add("set_f1", [_set_f1(a.question, a.list) for a in answered])
         if weights.likelihood:
             if self.likelihood is None:
                 raise InputError("the reward weighs 'likelihood', and no generator is here")

@@ -56,9 +56,7 @@ class SearchResult(NamedTuple):
 
 class _Loop(NamedTuple):
     place: jax.Array
-    hidden: jax.Array
-    branch_cache: BranchCache
-    at: GrammarState
+    state: Any
     finished: jax.Array
     out: SearchResult
 
@@ -89,9 +87,151 @@ def gumbel_children(parent: jax.Array, logps: jax.Array, noise: jax.Array) -> ja
     return jnp.where(jnp.isfinite(perturbed), children, -jnp.inf)
 
 
-def _of(parent: jax.Array, tree: Any) -> Any:
+def rows_of(parent: jax.Array, tree: Any) -> Any:
     """Rows [B, W, ...] of a tree of arrays at each row's ``parent`` [B, W]."""
     return jax.tree.map(lambda x: jax.vmap(lambda y, rows: y[rows])(x, parent), tree)
+
+
+Scores = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+"""From the prefixes' state and what is alive [B, W] to tokens, mask and scores [B, W, A]."""
+
+Advance = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
+"""From state, parents [B, W], tokens [B, W] and the place of these tokens to the next state."""
+
+
+Noise = Callable[[jax.Array, int, int], jax.Array]
+"""From a row's key at a step, its prefixes W and their children A to standard Gumbel noise."""
+
+
+def walk(
+    scores_of: Scores,
+    advance: Advance,
+    state: Any,
+    keys: jax.Array,
+    *,
+    branches: int,
+    arcs: int,
+    max_tokens: int,
+    end: int,
+    sampling: Sampling,
+    noise_of: Noise | None = None,
+) -> SearchResult:
+    """Find ``branches`` different continuations of every row, by the sampling's method.
+
+    Whatever writes lists can be searched: what may come next, and what follows from it, are given.
+
+    Args:
+      scores_of: of the prefixes that are alive; rows without candidates are masked.
+      advance: the state of the prefixes that are kept.
+      state: of B rows of W = ``width_of(branches, sampling)`` prefixes, all empty.
+      keys: [B] random keys, one a request; beam search has no use for them.
+      arcs: A, what may follow a prefix at most.
+      max_tokens: R, the most tokens written, the end included: what the longest list takes.
+      end: the token that ends a branch.
+      noise_of: how Gumbel noise is drawn for the children of a row's prefixes.
+    """
+    beam = sampling.method == "beam"
+    width, b = width_of(branches, sampling), keys.shape[0]
+    pairs = jax.vmap(jax.random.split)(keys)
+    root_keys, step_keys = pairs[:, 0], pairs[:, 1]
+
+    def gumbel(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.gumbel(key, shape, jnp.float32, mode="high")
+
+    def step(loop: _Loop) -> _Loop:
+        out = loop.out
+        alive = out.valid & ~loop.finished
+        choices, mask, candidates = scores_of(loop.state, alive)
+        # A prefix without candidates gets finite scores, so that its softmax is finite.
+        some = mask.any(-1, keepdims=True)
+        candidates = jnp.where(mask, candidates, jnp.where(some, -jnp.inf, 0.0))
+        logps = out.logps[..., None] + jax.nn.log_softmax(candidates, axis=-1)
+        if beam:
+            drawn = scores = logps
+        else:
+            shaped = jax.nn.log_softmax(shape_scores(candidates, sampling), axis=-1)
+            drawn = jnp.where(mask, out.drawn[..., None] + shaped, -jnp.inf)
+            now = jax.vmap(lambda key: jax.random.fold_in(key, loop.place))(step_keys)
+            of = noise_of or (lambda key, width, arcs: gumbel(key, (width, arcs)))
+            noise = jax.vmap(lambda key: of(key, width, arcs))(now)
+            scores = gumbel_children(out.scores, drawn, noise)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        # A finished branch stays as it is: its one child is itself.
+        itself = loop.finished[..., None] & (jnp.arange(arcs) == 0)
+        scores = jnp.where(itself, out.scores[..., None], scores)
+        flat = jnp.pad(scores.reshape(b, -1), [(0, 0), (0, 1)], constant_values=-jnp.inf)
+        best, index = jax.lax.top_k(flat, width + 1)
+        # A prefix that is left out scores as much as the best branch below it.
+        threshold = jnp.maximum(out.threshold, best[:, width])
+        best, index = best[:, :width], jnp.minimum(index[:, :width], width * arcs - 1)
+        parent = index // arcs
+
+        def chosen(children: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(children.reshape(b, -1), index, axis=-1)
+
+        was, out_of = rows_of(parent, (loop.finished, out._replace(threshold=None)))
+        token = jnp.where(was, 0, chosen(choices))
+        out = SearchResult(
+            jax.lax.dynamic_update_slice_in_dim(
+                out_of.tokens, token[..., None], loop.place, axis=2
+            ),
+            out_of.lengths + ~was,
+            best > -jnp.inf,
+            jnp.where(was, out_of.logps, chosen(logps)),
+            jnp.where(was, out_of.drawn, chosen(drawn)),
+            best,
+            threshold,
+        )
+        state = advance(loop.state, parent, token, loop.place)
+        return _Loop(loop.place + 1, state, was | (token == end) & out.valid, out)
+
+    zeros = jnp.zeros((b, width))
+    alone = jnp.where(jnp.arange(width) == 0, zeros, -jnp.inf)
+    # All lists together have probability 1: the best of them scores like one Gumbel variable.
+    top = zeros[:, :1] if beam else jax.vmap(lambda key: gumbel(key, (1,)))(root_keys)
+    loop = _Loop(
+        jnp.zeros((), jnp.int32),
+        state,
+        zeros > 0,
+        SearchResult(
+            jnp.zeros((b, width, max_tokens), jnp.int32),
+            jnp.zeros((b, width), jnp.int32),
+            alone == 0,
+            alone,
+            alone,
+            alone + top,
+            jnp.full(b, -jnp.inf),
+        ),
+    )
+
+    def going(loop: _Loop) -> jax.Array:
+        # Scores only fall: once the best are finished, nothing behind them overtakes.
+        open_ = loop.out.valid & ~loop.finished
+        return (loop.place < max_tokens) & open_[:, :branches].any()
+
+    loop = jax.lax.while_loop(going, step, loop)
+    out, rest = loop.out, loop.out.scores[:, branches:]
+    kept: SearchResult = jax.tree.map(lambda x: x[:, :branches] if x.ndim > 1 else x, out)
+    valid = kept.valid & loop.finished[:, :branches]
+    return kept._replace(
+        valid=valid,
+        lengths=jnp.where(valid, kept.lengths, 0),
+        tokens=jnp.where(valid[..., None], kept.tokens, 0),
+        threshold=jnp.maximum(out.threshold, rest.max(-1, initial=-jnp.inf)),
+    )
+
+
+def width_of(branches: int, sampling: Sampling) -> int:
+    """Prefixes that a search for ``branches`` lists keeps."""
+    return max(branches, sampling.width) if sampling.method == "beam" else branches
+
+
+class _Prefixes(NamedTuple):
+    """What the decoder knows of prefixes [B, W]."""
+
+    hidden: jax.Array
+    cache: BranchCache
+    at: GrammarState
 
 
 def search(
@@ -120,108 +260,37 @@ def search(
       max_tokens: R, the most tokens written, the end included: what the longest list takes.
       end: the token that ends a branch.
     """
-    beam = sampling.method == "beam"
-    width = max(branches, sampling.width) if beam else branches
-    b, arcs = trunk.shape[0], grammar.width
+    width = width_of(branches, sampling)
+    b = trunk.shape[0]
     hidden, trunk_cache = decoder.prefill(cfg, params, trunk, lengths)
     first = decoder.last_hidden(hidden, lengths)
-    pairs = jax.vmap(jax.random.split)(keys)
-    root_keys, step_keys = pairs[:, 0], pairs[:, 1]
 
-    def gumbel(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.gumbel(key, shape, jnp.float32, mode="high")
-
-    def step(loop: _Loop) -> _Loop:
-        out = loop.out
-        choices, mask = grammars.allowed(grammar, loop.at, n_passages[:, None])
-        mask &= (out.valid & ~loop.finished)[..., None]
+    def scores_of(state: _Prefixes, alive: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        choices, mask = grammars.allowed(grammar, state.at, n_passages[:, None])
         candidates = jnp.take_along_axis(
-            decoder.logits(cfg, params, loop.hidden), jnp.maximum(choices, 0), axis=-1
+            decoder.logits(cfg, params, state.hidden), jnp.maximum(choices, 0), axis=-1
         )
-        # A prefix without candidates gets finite scores, so that its softmax is finite.
-        some = mask.any(-1, keepdims=True)
-        candidates = jnp.where(mask, candidates, jnp.where(some, -jnp.inf, 0.0))
-        logps = out.logps[..., None] + jax.nn.log_softmax(candidates, axis=-1)
-        if beam:
-            drawn = scores = logps
-        else:
-            shaped = jax.nn.log_softmax(shape_scores(candidates, sampling), axis=-1)
-            drawn = jnp.where(mask, out.drawn[..., None] + shaped, -jnp.inf)
-            now = jax.vmap(lambda key: jax.random.fold_in(key, loop.place))(step_keys)
-            noise = jax.vmap(lambda key: gumbel(key, (width, arcs)))(now)
-            scores = gumbel_children(out.scores, drawn, noise)
-        scores = jnp.where(mask, scores, -jnp.inf)
-        # A finished branch stays as it is: its one child is itself.
-        itself = loop.finished[..., None] & (jnp.arange(arcs) == 0)
-        scores = jnp.where(itself, out.scores[..., None], scores)
-        flat = jnp.pad(scores.reshape(b, -1), [(0, 0), (0, 1)], constant_values=-jnp.inf)
-        best, index = jax.lax.top_k(flat, width + 1)
-        # A prefix that is left out scores as much as the best branch below it.
-        threshold = jnp.maximum(out.threshold, best[:, width])
-        best, index = best[:, :width], jnp.minimum(index[:, :width], width * arcs - 1)
-        parent = index // arcs
+        return choices, mask & alive[..., None], candidates
 
-        def chosen(children: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(children.reshape(b, -1), index, axis=-1)
-
-        was, at, out_of = _of(parent, (loop.finished, loop.at, out._replace(threshold=None)))
-        token = jnp.where(was, 0, chosen(choices))
-        out = SearchResult(
-            jax.lax.dynamic_update_slice_in_dim(
-                out_of.tokens, token[..., None], loop.place, axis=2
-            ),
-            out_of.lengths + ~was,
-            best > -jnp.inf,
-            jnp.where(was, out_of.logps, chosen(logps)),
-            jnp.where(was, out_of.drawn, chosen(drawn)),
-            best,
-            threshold,
-        )
-        cache = jax.tree.map(lambda x: jax.vmap(lambda y: _of(parent, y))(x), loop.branch_cache)
+    def advance(
+        state: _Prefixes, parent: jax.Array, token: jax.Array, place: jax.Array
+    ) -> _Prefixes:
+        cache = jax.tree.map(lambda x: jax.vmap(lambda y: rows_of(parent, y))(x), state.cache)
         following, cache = decoder.extend(
-            cfg, params, token[..., None], trunk_cache, lengths, cache, loop.place
+            cfg, params, token[..., None], trunk_cache, lengths, cache, place
         )
-        at = grammars.advance(grammar, at, token)
-        return _Loop(
-            loop.place + 1, following[:, :, 0], cache, at, was | (token == end) & out.valid, out
-        )
+        at = grammars.advance(grammar, rows_of(parent, state.at), token)
+        return _Prefixes(following[:, :, 0], cache, at)
 
-    zeros = jnp.zeros((b, width))
-    alone = jnp.where(jnp.arange(width) == 0, zeros, -jnp.inf)
-    # All lists together have probability 1: the best of them scores like one Gumbel variable.
-    top = zeros[:, :1] if beam else jax.vmap(lambda key: gumbel(key, (1,)))(root_keys)
-    loop = _Loop(
-        jnp.zeros((), jnp.int32),
+    state = _Prefixes(
         jnp.broadcast_to(first[:, None], (b, width, first.shape[-1])),
         decoder.empty_branch_cache(cfg, b, width, max_tokens),
         grammars.start(grammar, (b, width)),
-        zeros > 0,
-        SearchResult(
-            jnp.zeros((b, width, max_tokens), jnp.int32),
-            jnp.zeros((b, width), jnp.int32),
-            alone == 0,
-            alone,
-            alone,
-            alone + top,
-            jnp.full(b, -jnp.inf),
-        ),
     )
-
-    def going(loop: _Loop) -> jax.Array:
-        # Scores only fall: once the best are finished, nothing behind them overtakes.
-        open_ = loop.out.valid & ~loop.finished
-        return (loop.place < max_tokens) & open_[:, :branches].any()
-
-    loop = jax.lax.while_loop(going, step, loop)
-    out, rest = loop.out, loop.out.scores[:, branches:]
-    kept: SearchResult = jax.tree.map(lambda x: x[:, :branches] if x.ndim > 1 else x, out)
-    valid = kept.valid & loop.finished[:, :branches]
-    return kept._replace(
-        valid=valid,
-        lengths=jnp.where(valid, kept.lengths, 0),
-        tokens=jnp.where(valid[..., None], kept.tokens, 0),
-        threshold=jnp.maximum(out.threshold, rest.max(-1, initial=-jnp.inf)),
-    )
+    return walk(
+        scores_of, advance, state, keys,
+        branches=branches, arcs=grammar.width, max_tokens=max_tokens, end=end, sampling=sampling,
+    )  # fmt: skip
 
 
 def make_search(

@@ -17,21 +17,25 @@ from dynarag_jax.config import MorePassages
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.exchange.cards import MANIFEST
 from dynarag_jax.exchange.cross_encoders import ARCHITECTURES
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.files import PathLike, read_json
+from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.serving.encoder_lists import EncoderPolicyLists
 from dynarag_jax.serving.language_model import WrittenLists
 from dynarag_jax.serving.policies import ListPolicy
 from dynarag_jax.serving.rules import CutOff
 from dynarag_jax.serving.scored import ScoredLists
 from dynarag_jax.sharding import make_mesh
 
-Kind = Literal["auto", "language-model", "scorer"]
+Kind = Literal["auto", "language-model", "scorer", "encoder-policy"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -40,8 +44,9 @@ class ServedModel:
     """How a model is made a policy."""
 
     kind: Kind = "auto"
-    """auto goes by the model's architecture: language-model writes lists, scorer scores passages
-    one by one (cross-encoder, MonoT5). A Qwen3-Reranker has a language model's architecture: say
+    """auto goes by the model's directory: language-model writes lists, scorer scores passages one
+    by one (cross-encoder, MonoT5), encoder-policy draws lists with a list head; as scorer, such a
+    directory is its cross-encoder. A Qwen3-Reranker has a language model's architecture: say
     scorer"""
     prompts: PromptConfig | None = None
     """of a language model; by default those of the run that made it, where it says so beside the
@@ -80,14 +85,16 @@ class ServedModel:
                 raise InputError(f"{name} = {getattr(self, name)} must be at least {least}")
 
 
-def kind_of(directory: Path, kind: Kind) -> Literal["language-model", "scorer"]:
-    """Whether a model writes lists or scores passages.
+def kind_of(directory: Path, kind: Kind) -> Literal["language-model", "scorer", "encoder-policy"]:
+    """Whether a model writes lists, draws them with a list head, or scores passages.
 
     Raises:
       InputError: there is no config.json that says what the model is.
     """
     if kind != "auto":
         return kind
+    if is_encoder_policy(directory):
+        return "encoder-policy"
     where = directory / "config.json"
     if not where.is_file():
         raise InputError(f"{directory}: holds no config.json; expected a model directory")
@@ -110,7 +117,12 @@ def load_list_policy(
       InputError: no such model, or none of a kind that chooses lists.
     """
     directory = model_directory(source)
-    if kind_of(directory, how.kind) == "scorer":
+    kind = kind_of(directory, how.kind)
+    if kind == "encoder-policy":
+        mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
+        policy = load_encoder_policy(directory, mesh, dtype=how.dtype)
+        return EncoderPolicyLists(EncoderSampler(policy, how.batch, seed))
+    if kind == "scorer":
         scorer = load_scorer(directory, how.dtype, how.longest)
         return ScoredLists(scorer, how.rule, devices)
     sampler = load_generator(source, how, seed, devices)

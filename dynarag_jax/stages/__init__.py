@@ -17,6 +17,7 @@ from dynarag_jax.stages.feedback import Feedback
 from dynarag_jax.stages.gather import Gather
 from dynarag_jax.stages.index import BuildIndex
 from dynarag_jax.stages.label import Label
+from dynarag_jax.stages.mix import Mix
 from dynarag_jax.stages.pairs import Pairs
 from dynarag_jax.stages.reference import Reference
 from dynarag_jax.stages.report import Report
@@ -28,7 +29,7 @@ from dynarag_jax.stages.serve import Serve
 from dynarag_jax.stages.sft import Sft
 from dynarag_jax.stages.tokenizer import TrainTokenizer
 from dynarag_jax.stages.update import Update
-from dynarag_jax.training.config import Contexts, Stream
+from dynarag_jax.training.config import Contexts, EncoderTraining, Stream
 
 EARLIER = {"Dpo": Feedback, "Rollout": SampleRollouts, "Tokenizer": TrainTokenizer}
 """Classes by the names they had; config files that use them still run."""
@@ -41,12 +42,14 @@ __all__ = [
     "Contexts",
     "Contrast",
     "Embed",
+    "EncoderTraining",
     "Evaluate",
     "Export",
     "Facts",
     "Feedback",
     "Gather",
     "Label",
+    "Mix",
     "Pairs",
     "Reference",
     "Report",

@@ -30,6 +30,7 @@ from dynarag_jax.evaluation.tuning import (
     retriever_scores,
     rule_systems,
 )
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
@@ -47,6 +48,7 @@ from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.encoder_evaluation import evaluate_encoders
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 from dynarag_jax.stages.common.servers import generator_of
 
@@ -67,7 +69,13 @@ class Evaluate:
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
     rules: RulesConfig = RulesConfig()
-    """systems that choose by the retriever's scores"""
+    """systems that choose by the retriever's scores, of encoder policies by ``scorer``'s"""
+    scorer: str = ""
+    """of encoder policies: the cross-encoder or MonoT5 whose scores rules and fixed cuts go by;
+    empty takes the retriever's"""
+    reader: str = ""
+    """of encoder policies: the language model that answers from every system's lists; empty scores
+    lists alone"""
     shuffled: bool = False
     """also show every model the candidates in random order: what it knows without the retriever's
     order"""
@@ -124,7 +132,20 @@ def run(context: Context, stage: Evaluate) -> None:
     if not models:
         raise InputError("evaluate: name at least one model in 'models'")
     tuning = {"rules": context.path(stage.rules.tuning)} if stage.rules.names else {}
-    context.manifest(inputs={"questions": questions_path} | models | tuning)
+    beside = {
+        name: context.model(text)
+        for name, text in (("scorer", stage.scorer), ("reader", stage.reader))
+        if text
+    }
+    context.manifest(inputs={"questions": questions_path} | models | tuning | beside)
+    if any(map(is_encoder_policy, models.values())):
+        evaluate_encoders(context, stage, models, questions_path, tuning.get("rules"))
+        return
+    if beside:
+        raise InputError(
+            f"evaluate: '{next(iter(beside))}' is of encoder policies, and the models are language "
+            f"models, which answer themselves; leave it empty"
+        )
     questions = read_questions(questions_path, context.log)
     if not questions:
         raise InputError(f"{questions_path}: no questions")

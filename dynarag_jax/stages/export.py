@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import save_adapters
-from dynarag_jax.exchange.cards import model_card
+from dynarag_jax.exchange.cards import PAGE, ModelCard, model_card
 from dynarag_jax.exchange.convert import Convert, Differences, convert, export_live
+from dynarag_jax.exchange.encoder_policies import (
+    is_encoder_policy,
+    policy_fingerprint,
+    read_encoder_policy,
+    save_encoder_policy,
+)
+from dynarag_jax.exchange.onnx_policy import write_onnx
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.manifests import differences as changes
@@ -43,10 +51,16 @@ class Export:
     """start a new file beyond this size"""
     check: bool = True
     """read the directory back and compare its tensors and logits with the source's"""
+    onnx: tuple[Literal["float32", "int8"], ...] = ()
+    """of an encoder policy: also write policy.onnx, policy.int8.onnx; its directory's weights are
+    float32 always"""
 
 
 def run(context: Context, stage: Export) -> None:
     """Write ``model/`` in the export's type, read it back, and say how far it is off."""
+    if not stage.checkpoint and is_encoder_policy(source := context.model(stage.model)):
+        export_policy(context, stage, source)
+        return
     model = _checkpoint(context, stage) if stage.checkpoint else _model(context, stage)
     target = context.stage_directory / "model"
     if model is None:
@@ -61,9 +75,34 @@ def run(context: Context, stage: Export) -> None:
     )
 
 
+def export_policy(context: Context, stage: Export, source: Path) -> None:
+    """Write an encoder policy as a cross-encoder's directory with its head, and as ONNX if asked.
+
+    Raises:
+      InputError: weights of another type are asked for, or ONNX cannot hold the policy.
+    """
+    context.manifest(inputs={"model": source})
+    target = context.begin() / "model"
+    stored = read_encoder_policy(source)
+    page = source / PAGE
+    manifest = {"seed": context.run.seed, "stages": context.made_by()}
+    card = ModelCard(page.read_text(encoding="utf-8"), manifest) if page.is_file() else None
+    save_encoder_policy(target, stored, card=card, overwrite=True)
+    for kind in stage.onnx:
+        name = "policy.onnx" if kind == "float32" else "policy.int8.onnx"
+        write_onnx(source, target / name, int8=kind == "int8")
+        context.log(f"{target / name}: {(target / name).stat().st_size / 1e6:.1f} MB")
+    same = policy_fingerprint(source) == policy_fingerprint(target)
+    context.log(f"{target}: float32; " + ("the same" if same else "other bytes") + " as trained")
+
+
 def _model(context: Context, stage: Export) -> Differences | None:
     source = context.model(stage.model)
     context.manifest(inputs={"model": source})
+    if stage.onnx:
+        raise InputError(
+            f"onnx = {list(stage.onnx)} is of encoder policies, and {source} is a language model"
+        )
     return convert(
         Convert(
             source=str(source),

@@ -24,6 +24,7 @@ from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import Example
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.stages.common.candidates import divide, to_learn
+from dynarag_jax.stages.common.encoder_training import train_on_rollouts
 from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
@@ -105,8 +106,11 @@ def run(context: Context, stage: Feedback) -> None:
         paths["reference"] = context.model(stage.reference)
     context.manifest(inputs=paths)
     say_leakage(context, [stage.questions])
-    questions = read_questions(context.path(stage.questions), context.log)
     rollouts = read_rollouts(rollouts_path)
+    if stage.policy == "encoder":
+        reference = paths.get("reference")
+        return train_on_rollouts(context, stage, rollouts, rollouts_path, reference, stage.min_gap)
+    questions = read_questions(context.path(stage.questions), context.log)
     given = asked(rollouts, questions, str(rollouts_path), stage.questions)
     ids, rule = stage.prompts.ids, stage.more_passages
     given = to_learn(given, ids, rule, rollouts_path.name, context.log)

@@ -18,14 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dynarag_jax.config import INHERITED
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
 from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.rewards.judge import Judge, JudgeConfig
+from dynarag_jax.sampling.answer_scoring import gold_likelihood
+from dynarag_jax.sampling.minimal_lists import minimal_lists
+from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.files import questions_by_output
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import key_of, replies_of
@@ -36,18 +42,25 @@ class Label:
     """Write the expert's list of each question, to be imitated by behavior cloning."""
 
     questions: tuple[str, ...] = ("{run}/retrieve/train.jsonl",)
-    source: Literal["gold", "answer", "scores", "judge", "noisy"] = "gold"
+    source: Literal["gold", "answer", "scores", "judge", "noisy", "minimal"] = "gold"
     """gold: the needed passages; answer: passages that contain an answer; scores: those that
     ``scorer`` scores above ``threshold``, best first; judge: those that a language model behind
-    ``judge`` grades so; noisy: gold, spoiled"""
+    ``judge`` grades so; noisy: gold, spoiled; minimal: what is left where nothing can be left out
+    of the expert's list on record, or of the first ``limit`` candidates, without ``reader`` finding
+    the answer less likely"""
     scorer: str = ""
     """MonoT5 or cross-encoder with one logit: a directory or hub id"""
     threshold: float = 0.8
     """scores lie between 0 and 1; the default is the paper's"""
     limit: int = 15
     """passages in a list by scores at most; the default is the paper's"""
+    reader: str = ""
+    """of minimal lists: the language model whose answer is to stay likely"""
+    keep: float = 0.9
+    """of minimal lists: share of the first list's likelihood of the answer that must stay"""
+    prompts: PromptConfig = INHERITED
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of the scorer's weights and activations"""
+    """type of the scorer's or reader's weights and activations"""
     judge: JudgeConfig = JudgeConfig(prompt=RELEVANCE, highest=10.0)
     """an OpenAI-compatible server; {answer} in its prompt stands for the passage"""
     noise: ExpertNoise = ExpertNoise()
@@ -60,6 +73,10 @@ class Label:
             raise InputError(f"limit = {self.limit}: a list's limit is at least 1")
         if self.source == "scores" and not self.scorer:
             raise InputError("source 'scores' needs a scorer: a MonoT5 or a cross-encoder")
+        if self.source == "minimal" and not self.reader:
+            raise InputError("source 'minimal' needs a language model that reads: set 'reader'")
+        if not 0 <= self.keep <= 1:
+            raise InputError(f"keep = {self.keep} must lie in [0, 1]")
         if self.source == "judge" and not self.judge.url:
             raise InputError("source 'judge' needs a server: set judge.url and judge.model")
 
@@ -71,7 +88,12 @@ def run(context: Context, stage: Label) -> None:
     inputs = dict(paths)
     if stage.source == "scores":
         inputs["scorer"] = context.model(stage.scorer)
+    if stage.source == "minimal":
+        inputs["reader"] = context.model(stage.reader)
     context.manifest(inputs=inputs)
+    if stage.source == "minimal":
+        label_minimal(context, stage, paths, inputs["reader"])
+        return
     scorer = load_scorer(inputs["scorer"], stage.dtype) if stage.source == "scores" else None
     judge = None
     if stage.source == "judge":
@@ -102,19 +124,51 @@ def label_files(
         else:
             source: Any = stage.source
             labeled = label_questions(questions, source, context.run.seed, stage.noise)
-        lists = [q.expert for q in labeled if q.expert is not None]
-        mine = {
-            q.id: dataclasses.replace(q, expert=None, expert_source="", expert_thought="")
-            for q in every
-        }
-        mine |= {q.id: q for q in labeled}
-        write_questions(directory / name, (mine[q.id] for q in every))
-        mean = sum(map(len, lists)) / max(len(lists), 1)
-        context.log(f"{name}: {len(lists)} lists, {mean:.2f} passages on average")
+        write_labeled(context, name, every, labeled)
         if scorer is None and judge is None:
             whys = Counter(why for q in labeled if (why := why_empty(q)))
             for why, count in whys.most_common():
                 context.log(f"{name}: {count} of {len(labeled)} questions have {why}")
+
+
+def write_labeled(
+    context: Context, name: str, every: Sequence[Question], labeled: Sequence[Question]
+) -> None:
+    """Write a file's questions with their lists, and say their mean length."""
+    lists = [q.expert for q in labeled if q.expert is not None]
+    mine = {
+        q.id: dataclasses.replace(q, expert=None, expert_source="", expert_thought="")
+        for q in every
+    }
+    mine |= {q.id: q for q in labeled}
+    write_questions(context.stage_directory / name, (mine[q.id] for q in every))
+    mean = sum(map(len, lists)) / max(len(lists), 1)
+    context.log(f"{name}: {len(lists)} lists, {mean:.2f} passages on average")
+
+
+def label_minimal(context: Context, stage: Label, paths: Mapping[str, Path], reader: Path) -> None:
+    """Label each file by what a reader cannot do without."""
+    policy = load_policy(reader, context.mesh, stage.prompts, stage.dtype)
+    likelihood = gold_likelihood(PolicySampler(policy, stage.prompts, 64, context.run.seed))
+    context.begin()
+    for name, path in paths.items():
+        every = read_questions(path, context.log)
+        questions = with_candidates(every, path, context.log)
+        begin = [
+            (q.expert or tuple(range(1, len(q.passages) + 1)))[: stage.limit] for q in questions
+        ]
+        with context.progress(len(questions), name) as bar:
+            lists = minimal_lists(likelihood, questions, begin, stage.keep, bar.update)
+        labeled = [
+            dataclasses.replace(
+                q, expert=one, expert_source=f"minimal for {stage.reader}", expert_thought=""
+            )
+            for q, one in zip(questions, lists, strict=True)
+            if one is not None
+        ]
+        if missing := len(questions) - len(labeled):
+            context.log(f"{name}: {missing} questions have no answer that can be scored")
+        write_labeled(context, name, every, labeled)
 
 
 def judged(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,17 +24,21 @@ from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import thoughts_to_json
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.files import JsonlAppender, read_jsonl
 from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, expected_prompts, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
-from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank, too_many
+from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import questions_by_output
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 
@@ -87,6 +92,9 @@ def run(context: Context, stage: Rerank) -> None:
     paths = questions_by_output(context, stage.questions)
     model = context.model(stage.model)
     context.manifest(inputs=paths | {"model": model})
+    if is_encoder_policy(model):
+        rerank_by_encoder(context, stage, model, paths)
+        return
     policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     directory = context.begin()
@@ -125,16 +133,65 @@ def run(context: Context, stage: Rerank) -> None:
                         rejects.append({"id": question.id, "reason": str(one)})
                     else:
                         rows.append(record(given[question.id], one))
-        lines = [line for _, line in read_jsonl(output)]
-        rejected = len(questions) - len(lines)
-        if questions and not lines:
-            _, first = next(read_jsonl(directory / f"rejects-{name}"))
-            raise InputError(f"{path}: no question can be reranked ({first['reason']})")
-        sizes = [len(line["list"]) for line in lines] or [0]
-        calls = [line["calls"] for line in lines] or [0]
-        context.log(
-            f"{name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
-            f"{np.mean(calls):.2f} prompts a question"
-            + thoughts_said(lines)
-            + (f"; {rejected} rejected, see rejects-{name}" if rejected else "")
-        )
+        say_written(context, name, path, len(questions))
+
+
+def say_written(context: Context, name: str, path: Path, asked: int) -> None:
+    """Log how many lists stand, their mean length and prompts.
+
+    Raises:
+      InputError: there is none.
+    """
+    directory = context.stage_directory
+    lines = [line for _, line in read_jsonl(directory / name)]
+    rejected = asked - len(lines)
+    if asked and not lines:
+        _, first = next(read_jsonl(directory / f"rejects-{name}"))
+        raise InputError(f"{path}: no question can be reranked ({first['reason']})")
+    sizes = [len(line["list"]) for line in lines] or [0]
+    calls = [line["calls"] for line in lines] or [0]
+    context.log(
+        f"{name}: {len(lines)} lists of {np.mean(sizes):.2f} passages, "
+        f"{np.mean(calls):.2f} prompts a question"
+        + thoughts_said(lines)
+        + (f"; {rejected} rejected, see rejects-{name}" if rejected else "")
+    )
+
+
+def rerank_by_encoder(
+    context: Context, stage: Rerank, model: Path, paths: Mapping[str, Path]
+) -> None:
+    """The same by an encoder policy, which reads all candidates at once: no windows."""
+    most = min(stage.prompts.max_list, stage.prompts.ids)
+    policy = load_encoder_policy(model, context.mesh, max_list=most, dtype=stage.dtype)
+    sampler = EncoderSampler(policy, stage.batch, context.run.seed)
+    directory = context.begin()
+    for name, path in paths.items():
+        questions = read_questions(path, context.log)
+        ids, rule = stage.prompts.ids, stage.more_passages
+        kept = within(questions, ids, rule, name, context.log)
+        given = {question.id: question for question in questions}
+        left_out = set(given) - {question.id for question in kept}
+        with (
+            JsonlAppender(directory / name) as rows,
+            JsonlAppender(directory / f"rejects-{name}") as rejects,
+            context.progress(len(questions), name) as bar,
+        ):
+            done = rows.done | rejects.done
+            for own in (own for own in given if own in left_out - done):
+                rejects.append({"id": own, "reason": too_many(given[own], ids)})
+            todo = [q for q in kept if q.id not in done]
+            bar.start_at(len(questions) - len(todo), len(questions))
+            group = 4 * stage.batch
+            for first in range(0, len(todo), group):
+                part = todo[first : first + group]
+                found = sampler.try_lists(part, stage.sampling)
+                for question, one in zip(part, found, strict=True):
+                    if isinstance(one, InputError):
+                        rejects.append({"id": question.id, "reason": str(one)})
+                    else:
+                        calls = len(one.lists[0]) + 1 if policy.cfg.reencode else 1
+                        reranked = Reranked(one.lists[0], calls, one.shown)
+                        rows.append(record(given[question.id], reranked))
+                    bar.update(1)
+        say_written(context, name, path, len(questions))

@@ -24,6 +24,7 @@ import numpy as np
 from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
@@ -42,6 +43,7 @@ from dynarag_jax.sampling.rollouts import check_server_rewards, roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.stages.common.candidates import to_learn, too_many
+from dynarag_jax.stages.common.encoder_rollouts import sample_lists
 from dynarag_jax.stages.common.servers import generator_of, key_of, replies_of
 
 
@@ -73,6 +75,9 @@ class SampleRollouts:
     engine: SameResult[EngineConfig] = EngineConfig()
     server: ServerConfig = ServerConfig()
     """another source of the lists; log-probabilities come from here all the same"""
+    reader: str = ""
+    """of an encoder policy: the language model that answers from its lists; empty answers nothing,
+    and only terms that judge the list can be weighed"""
     generator: GeneratorConfig = GeneratorConfig()
     """a server that answers in place of the policy: the black box whose answers are rewarded"""
 
@@ -89,7 +94,16 @@ def run(context: Context, stage: SampleRollouts) -> None:
     paths = {"questions": context.path(stage.questions), "model": context.model(stage.model)}
     if stage.reference:
         paths["reference"] = context.model(stage.reference)
+    if stage.reader:
+        paths["reader"] = context.model(stage.reader)
     context.manifest(inputs=paths)
+    if is_encoder_policy(paths["model"]):
+        return sample_lists(context, stage, paths, scorer_of)
+    if stage.reader:
+        raise InputError(
+            f"reader = '{stage.reader}': the policy {paths['model']} is a language model and "
+            f"answers itself; leave it empty"
+        )
     questions, rejects = questions_of(paths["questions"], stage, context.run.seed)
     if not questions:
         reason = f" ({rejects[0].reason})" if rejects else ""

@@ -2,6 +2,7 @@
 
     dynarag sft configs/quickstart.py
     dynarag sft configs/llama3_8b.py --optimizer.learning_rate 2e-5
+    dynarag sft configs/encoder.py --encoder.trained.part frozen
 
 Writes model/, a Hugging Face directory, and metrics.jsonl into RUN/sft.
 """
@@ -14,6 +15,7 @@ from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.stages.common.candidates import to_learn
+from dynarag_jax.stages.common.encoder_training import train_on_experts
 from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.training.config import Stream, StreamShape, Train
@@ -72,6 +74,9 @@ def run(context: Context, stage: Sft) -> None:
         paths["instructions"] = context.path(stage.instruction_file)
     context.manifest(inputs=paths)
     say_leakage(context, [stage.questions, *stage.mixture])
+    if stage.policy == "encoder":
+        files = {stage.questions: 1.0, **stage.mixture}
+        return train_on_experts(context, stage, files, stage.shuffled)
     start = start_stage(context, stage)
     maker = example_maker(stage, start, context.token_cache)
 

@@ -8,6 +8,8 @@ from typing import Literal
 from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.encoder_layout import TrainedEncoder
+from dynarag_jax.models.list_head import ListHeadConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Objectives
 from dynarag_jax.prompts import PromptConfig
@@ -41,6 +43,36 @@ class Stream:
     objectives: Objectives = Objectives()
 
 
+@dataclass(frozen=True)
+class EncoderTraining:
+    """An encoder policy: how it makes lists, where it begins anew, and what of it is trained."""
+
+    trained: TrainedEncoder = TrainedEncoder()
+    head: ListHeadConfig = ListHeadConfig()
+    pooling: Literal["first", "mean"] = "first"
+    """a pair's vector: the hidden state of its first position, or the mean of all"""
+    interaction: bool = False
+    """candidates see each other inside the encoder (Set-Encoder, arXiv 2404.06912)"""
+    reencode: int = 0
+    """word pieces of each chosen passage that the next step reads again, beside each candidate;
+    0 reads candidates once"""
+    pieces: int = 160
+    """word pieces of a pair at most; longer passages are cut, and counted"""
+    rate: float = 0.05
+    """learning rate of the encoder, as a share of the head's, which is the optimizer's"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise InputError(f"encoder: rate = {self.rate} must lie in (0, 1]")
+        if self.reencode < 0:
+            raise InputError(f"encoder: reencode = {self.reencode} must not be negative")
+        if self.reencode and self.trained.part == "frozen":
+            raise InputError(
+                f"encoder: reencode = {self.reencode} reads what was chosen anew each step, and "
+                f"trained.part = frozen computes vectors once; train a part of the encoder"
+            )
+
+
 LIMITS = {"reranker": "rerank_tokens", "generator": "answer_prompt_tokens"}
 """Streams by the limit of their prompts, which a stream's ``length`` takes the place of."""
 
@@ -61,6 +93,11 @@ class Train:
 
     init: str = ""
     """model directory to start from; empty starts at random with ``model``"""
+    policy: Literal["decoder", "encoder"] = "decoder"
+    """what draws lists: a language model that writes them and answers, too; or a small encoder with
+    a list head, of which ``init`` is a cross-encoder, an encoder or a policy"""
+    encoder: EncoderTraining = EncoderTraining()
+    """of ``policy`` encoder"""
     tokenizer: str = ""
     """tokenizer directory; empty takes the model directory's"""
     questions: str = "{run}/label/train.jsonl"
@@ -113,6 +150,8 @@ class Train:
                 raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.final == "best" and not self.best:
             raise InputError("final 'best' needs a figure to be best by: set 'best', say to 'loss'")
+        if self.policy == "encoder":
+            self._require_encoder()
         first, last = self.profile
         if (first, last) != (0, 0) and not 1 <= first <= last:
             raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")
@@ -127,6 +166,25 @@ class Train:
                         f"{name}.length = {length} is more than prompts.{limit} = {most}, which "
                         f"the other stages show; raise that, or leave the length at 0"
                     )
+
+    def _require_encoder(self) -> None:
+        """Refuse what an encoder policy has no use for."""
+        if not self.init:
+            raise InputError(
+                "an encoder policy begins with a cross-encoder, an encoder or a policy: set 'init'"
+            )
+        if self.lora.rank or self.adapters:
+            raise InputError(
+                "lora and adapters are a decoder's; of an encoder policy, set "
+                "encoder.trained.part to 'lora'"
+            )
+        if idle := self.reranker.objectives.reads("prompt"):
+            raise InputError(
+                f"reranker: objective '{idle[0]}' learns a prompt's tokens, and an encoder policy "
+                f"writes none; set its weight to 0"
+            )
+        if not self.reranker.batch:
+            raise InputError("an encoder policy learns lists alone: reranker.batch must not be 0")
 
     def overruled(self) -> list[str]:
         """What the streams' lengths say against the prompts' limits, a line each."""

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
-from dynarag_jax.policy.batches import Batch, BatchShape, Example, collate, place, process_rows
+from dynarag_jax.policy.batches import Batch, collate, place, process_rows
 from dynarag_jax.sharding import require_divisible
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.config import Stream, Train
@@ -28,8 +29,10 @@ class ExampleSource:
     name: str
     stream: Stream
     size: int
-    make: Callable[[int, int], Example]
-    shape: BatchShape
+    make: Callable[[int, int], Any]
+    """an ``Example``, or a ``ListExample`` of an encoder policy"""
+    shape: Any
+    """``BatchShape``, or ``ListShape``"""
     others: tuple[tuple[ExampleSource, float], ...] = ()
     """sources mixed in, each with its number of examples for one of this source's own"""
 
@@ -38,7 +41,7 @@ class ExampleSource:
         sizes = [self.size, *(other.size for other, _ in self.others)]
         return Mixture(sizes, [1.0, *(weight for _, weight in self.others)], seed, self.name)
 
-    def example(self, item: MixtureItem) -> Example:
+    def example(self, item: MixtureItem) -> Any:
         """The example that a mixture names."""
         part = self.others[item.part - 1][0] if item.part else self
         return part.make(item.epoch, item.index)

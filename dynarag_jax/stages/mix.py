@@ -1,0 +1,141 @@
+"""Several sets of questions as one to train on, without any question that is held out.
+
+    dynarag mix configs/encoder.py
+
+Reads question files that come with their candidates, of any format of docs/data.md, and writes
+train.jsonl, development.jsonl and evaluation.jsonl into RUN/mix. A question counts as the same by
+its normalized text, whatever file it stands in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from dynarag_jax.data.reading import Reading, read_questions
+from dynarag_jax.data.values import with_content_ids
+from dynarag_jax.errors import InputError
+from dynarag_jax.facts.expert import label_questions
+from dynarag_jax.launch.context import Context
+from dynarag_jax.metrics.normalizers import normalize
+from dynarag_jax.records import Question, write_questions
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several sets of questions as one to train on, without any question that is held out."""
+
+    train: dict[str, str] = field(default_factory=dict)
+    """set -> its file of questions with candidates, to be trained on"""
+    held_out: dict[str, str] = field(default_factory=dict)
+    """set -> file of questions that are evaluated on, and left out of all others"""
+    limits: dict[str, int] = field(default_factory=dict)
+    """set -> questions taken to train on at most, chosen by the seed; others take all"""
+    held_out_limit: int = 0
+    """questions of a held-out file, chosen by the seed; 0 takes all"""
+    development: float = 0.1
+    """share of the questions to train on that is cut off for choosing and tuning"""
+    shuffled: bool = True
+    """candidates in an order drawn by the seed and the question: files may put the needed first"""
+    answers_as_gold: tuple[str, ...] = ()
+    """sets that do not say which passages are needed: those that contain an answer count"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.development < 1:
+            raise InputError(f"development = {self.development} must lie in [0, 1)")
+        for name in (*self.limits, *self.answers_as_gold):
+            if name not in {**self.train, **self.held_out}:
+                raise InputError(
+                    f"mix: '{name}' is none of the sets {', '.join(self.train) or '(none)'}"
+                )
+
+
+def run(context: Context, stage: Mix) -> None:
+    """Write train.jsonl, development.jsonl and evaluation.jsonl."""
+    context.require_one_process()
+    if not stage.train:
+        raise InputError("mix: name at least one set in 'train'")
+    files = {f"train {n}": context.path(p) for n, p in stage.train.items()}
+    files |= {f"held out {n}": context.path(p) for n, p in stage.held_out.items()}
+    context.manifest(inputs=files)
+    taken: dict[str, str] = {}
+    held: list[Question] = []
+    for name in stage.held_out:
+        own = read(context, stage, name, files[f"held out {name}"])
+        own = drawn(own, stage.held_out_limit, f"{context.run.seed}/held out/{name}")
+        held += [q for q in own if taken.setdefault(normalize(q.text), name) == name]
+    train: list[Question] = []
+    for name in stage.train:
+        own = read(context, stage, name, files[f"train {name}"])
+        kept: list[Question] = []
+        for question in own:
+            text = normalize(question.text)
+            if text not in taken:
+                taken[text] = name
+                kept.append(question)
+        if len(kept) < len(own):
+            context.log(f"{name}: {len(own) - len(kept)} questions are held out or come twice")
+        train += drawn(kept, stage.limits.get(name, 0), f"{context.run.seed}/train/{name}")
+    random.Random(f"{context.run.seed}/mix").shuffle(train)
+    cut = round(stage.development * len(train))
+    directory = context.begin()
+    parts = {"development": train[:cut], "train": train[cut:], "evaluation": held}
+    for name, part in parts.items():
+        write_questions(directory / f"{name}.jsonl", part)
+        sets = {s: sum(q.extra["dataset"] == s for q in part) for s in _sets(part)}
+        context.log(
+            f"{name}.jsonl: {len(part)} questions ("
+            + ", ".join(f"{s} {n}" for s, n in sets.items())
+            + ")"
+        )
+
+
+def _sets(questions: Sequence[Question]) -> list[str]:
+    return list(dict.fromkeys(str(q.extra["dataset"]) for q in questions))
+
+
+def drawn(questions: Sequence[Question], limit: int, key: str) -> list[Question]:
+    """``limit`` of the questions, chosen by the key, in their order; all where it is 0."""
+    if not limit or limit >= len(questions):
+        return list(questions)
+    kept = sorted(random.Random(key).sample(range(len(questions)), limit))
+    return [questions[i] for i in kept]
+
+
+def read(context: Context, stage: Mix, name: str, path: object) -> list[Question]:
+    """A set's questions that have candidates and say what they need, under ids of the set's own.
+
+    Raises:
+      InputError: none has.
+    """
+    every = read_questions(str(path), context.log, Reading(repeats="drop"))
+    found = []
+    for question in every:
+        if not question.passages:
+            continue
+        question = with_content_ids(question)
+        if question.gold is None and name in stage.answers_as_gold:
+            (labeled,) = label_questions([question], "answer", context.run.seed)
+            places = labeled.expert or ()
+            # Where no passage contains an answer, nobody knows whether one helps.
+            if not places:
+                continue
+            question = replace(question, gold=tuple(question.passages[i - 1].id for i in places))
+        if question.gold is None:
+            continue
+        if stage.shuffled:
+            rng = random.Random(f"{context.run.seed}/candidates/{question.id}")
+            question, _ = question.shuffled(len(question.passages), rng)
+        extra = question.extra | {"dataset": name}
+        found.append(replace(question, id=f"{name}/{question.id}", extra=extra))
+    if not found:
+        raise InputError(
+            f"{path}: none of {len(every)} questions has candidates and says which are needed"
+        )
+    if len(found) < len(every):
+        context.log(
+            f"{name}: {len(every) - len(found)} of {len(every)} questions have no candidates, or "
+            f"do not say which they need"
+        )
+    return found

@@ -1,0 +1,277 @@
+"""Training of an encoder policy from its configuration: streams of lists into one sharded step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.cards import ModelCard
+from dynarag_jax.exchange.encoder_policies import (
+    StoredPolicy,
+    read_encoder_policy,
+    save_encoder_policy,
+)
+from dynarag_jax.models.config import Params
+from dynarag_jax.models.list_head import init_list_head
+from dynarag_jax.policy.batches import process_rows
+from dynarag_jax.policy.encoder_model import (
+    config_of,
+    policy_shardings,
+    settings_to_store,
+)
+from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
+from dynarag_jax.policy.list_batches import ListBatch, ListExample, collate_lists, place_rows
+from dynarag_jax.policy.pair_tokens import PairMaker
+from dynarag_jax.sharding import require_divisible
+from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
+from dynarag_jax.training.checkpoints import Best, Checkpoints
+from dynarag_jax.training.config import Train
+from dynarag_jax.training.encoder_step import (
+    encoder_state_shapes,
+    encoder_state_shardings,
+    init_encoder_state,
+    make_encoder_step,
+    slower_encoder,
+    whole_policy,
+)
+from dynarag_jax.training.loop import Trace, fit
+from dynarag_jax.training.meter import Figures, Meter
+from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.sources import ExampleSource, total_steps
+from dynarag_jax.training.update import StreamLoss
+
+# Bucketing measures lengths in steps of eight; candidates are told apart one by one.
+_GRAIN = 8
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """What training of an encoder policy begins with.
+
+    Attributes:
+      params: of the whole policy, on the mesh.
+      stored: the directory they were read from.
+    """
+
+    cfg: EncoderPolicyConfig
+    params: Params
+    stored: StoredPolicy
+
+    def pair_maker(self) -> PairMaker:
+        """What tokenizes its pairs."""
+        return PairMaker(self.stored.tokenizer, self.cfg.pieces, self.cfg.encoder.types)
+
+
+def begin_encoder_policy(
+    stage: Train, init: Path, mesh: Mesh, seed: int, log: Callable[[str], None]
+) -> EncoderStart:
+    """Load the policy to go on training, or put an untrained list head on an encoder.
+
+    Raises:
+      InputError: no such model, or what the stage says does not fit it.
+    """
+    options = stage.encoder
+    stored = read_encoder_policy(init, "bfloat16" if stage.model.dtype == "bfloat16" else "float32")
+    max_list = min(stage.prompts.max_list, stage.prompts.ids)
+    if stored.head is not None:
+        cfg = replace(config_of(stored), max_list=max_list)
+        log(f"{init}: an encoder policy; its head, pooling and way of reading stand")
+        if options.trained.part == "frozen" and cfg.reencode:
+            raise InputError(
+                f"{init}: reads what was chosen anew each step (reencode = {cfg.reencode}), which "
+                f"a frozen encoder's vectors cannot; set encoder.trained.part to last, lora or full"
+            )
+        head = stored.head_params
+    else:
+        shape = replace(options.head, vectors=stored.encoder.width)
+        cfg = EncoderPolicyConfig(
+            stored.encoder, shape, options.pooling, options.interaction, options.reencode,
+            options.pieces, max_list,
+        )  # fmt: skip
+        head = init_list_head(shape, jax.random.key(seed))
+    params = {"encoder": stored.encoder_params, "head": head}
+    params = jax.device_put(params, policy_shardings(cfg, mesh))
+    return EncoderStart(cfg, params, stored)
+
+
+class ListInput:
+    """The input of every step of a run: this process's rows, on the mesh.
+
+    Batches hold questions of like numbers of candidates, padded to one of a few.
+    """
+
+    def __init__(
+        self, stage: Train, sources: Sequence[ExampleSource], mesh: Mesh, seed: int, steps: int
+    ):
+        self._sources, self._mesh = sources, mesh
+        self._mixtures = {s.name: s.mixture(seed) for s in sources}
+        most = {s.name: _most(s) for s in sources}
+        streams = {
+            s.name: BucketedStream(
+                self._mixtures[s.name].size,
+                s.stream.batch,
+                most[s.name] * _GRAIN,
+                lambda position, s=s: self._length(s, position),
+            )
+            for s in sources
+        }
+        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
+
+    def _length(self, source: ExampleSource, position: int) -> int:
+        return source.example(self._mixtures[source.name].at(position)).pairs.count * _GRAIN
+
+    def __call__(self, step: int) -> tuple[dict[str, ListBatch], list[str]]:
+        """A step's batches, and the ids of this process's records in them."""
+        batches, ids, bucket = {}, [], self.buckets.bucket(step)
+        for source in self._sources:
+            name = source.name
+            positions = self.buckets.positions(name, step)
+            examples: list[ListExample] = [
+                source.example(self._mixtures[name].at(int(positions[row])))
+                for row in process_rows(self._mesh, source.stream.batch)
+            ]
+            count = -(-self.buckets.lengths[name][bucket] // _GRAIN)
+            batch = collate_lists(examples, source.shape, count)
+            batches[name] = place_rows(self._mesh, batch)
+            ids += [e.id for e in examples]
+        return batches, ids
+
+
+def _most(source: ExampleSource) -> int:
+    """The most candidates of any example of a source and those mixed into it."""
+    own = max(source.make(0, i).pairs.count for i in range(source.size))
+    return max([own, *(_most(other) for other, _ in source.others)])
+
+
+def train_encoder_policy(
+    stage: Train,
+    start: EncoderStart,
+    sources: Sequence[ExampleSource],
+    mesh: Mesh,
+    seed: int,
+    directory: Path,
+    *,
+    log: Callable[[str], None],
+    on_figures: Callable[[int, Figures], None],
+    on_begin: Callable[[int, int], None] = lambda first, steps: None,
+    on_step: Callable[[], None] = lambda: None,
+    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
+    stop: Callable[[int], bool] = lambda step: False,
+    card: ModelCard | None = None,
+) -> None:
+    """Train, with checkpoints under ``directory``, and write the policy to ``directory/model``.
+
+    A directory that holds checkpoints of the same stage continues where they end.
+
+    Raises:
+      Stopped: ``stop`` said so.
+      InputError: the batches do not divide, or what the figures say cannot be trained on.
+    """
+    for source in sources:
+        for size in {source.stream.batch, source.stream.batch // stage.accumulate}:
+            require_divisible(size, mesh, f"{source.name}.batch")
+        if source.stream.batch % stage.accumulate:
+            raise InputError(
+                f"{source.name}.batch = {source.stream.batch} does not divide into "
+                f"accumulate = {stage.accumulate} microbatches"
+            )
+    cfg, trained = start.cfg, stage.encoder.trained
+    steps = total_steps(stage, sources)
+    optimizer = slower_encoder(make_optimizer(stage.optimizer, steps), stage.encoder.rate)
+    rate = learning_rate(stage.optimizer, steps)
+    best = Best(stage.best, stage.best_is == "highest", stage.keep_best) if stage.best else None
+    checkpoints = Checkpoints(directory / "checkpoints", stage.keep, best)
+    layout = encoder_state_shardings(cfg, trained, mesh, optimizer)
+    shapes = encoder_state_shapes(cfg, trained, optimizer)
+    state = checkpoints.restore(layout, shapes, log)
+    if state is None:
+        state = init_encoder_state(cfg, trained, mesh, optimizer, start.params, seed)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    log(f"{trained.part} encoder: {count:,} parameters are trained")
+    if int(state.step):
+        log(f"continuing at step {int(state.step)} of {steps}")
+    base: Any = start.params["encoder"]
+    step = make_encoder_step(
+        cfg,
+        trained,
+        mesh,
+        optimizer,
+        base,
+        {s.name: StreamLoss(s.stream.objectives, s.stream.weight) for s in sources},
+        stage.accumulate,
+        seed,
+        skip_nonfinite=stage.nonfinite == "skip",
+    )
+    data = ListInput(stage, sources, mesh, seed, steps)
+
+    def figures(number: int, values: Figures) -> None:
+        on_figures(number, values | {"learning_rate": float(rate(number - 1))})
+
+    on_begin(int(state.step), steps)
+    trace = Trace(*stage.profile, directory / "profile") if any(stage.profile) else None
+    try:
+        state = fit(
+            state,
+            step,
+            data,
+            steps,
+            checkpoints=checkpoints,
+            every=stage.checkpoint_every,
+            log_every=stage.log_every,
+            meter=Meter(),
+            trace=trace,
+            stop=stop,
+            log=log,
+            on_figures=figures,
+            on_step=on_step,
+            on_ready=on_ready,
+        )
+    finally:
+        data.buckets.close()
+    params = state.params
+    if stage.final == "best" and (chosen := checkpoints.best_steps()):
+        checkpoints.wait()
+        log(f"the policy is that of step {chosen[0]}, the best by {stage.best}")
+        params = checkpoints.restore_params(layout.params, shapes.params, chosen[0])[1]
+    save_policy(directory / "model", start, stage, params, card)
+    checkpoints.close()
+
+
+def save_policy(
+    directory: Path, start: EncoderStart, stage: Train, part: Params, card: ModelCard | None
+) -> None:
+    """Write what was trained, with the rest, as a policy's directory.
+
+    Raises:
+      InputError: the directory cannot be written.
+    """
+    whole = whole_policy(start.cfg, stage.encoder.trained, part, start.params["encoder"], True)
+    whole = jax.tree.map(_here, whole)
+    save_encoder_policy(
+        directory,
+        replace(
+            start.stored,
+            encoder_params=whole["encoder"],
+            head=start.cfg.head,
+            head_params=whole["head"],
+            settings=settings_to_store(start.cfg),
+        ),
+        card=card,
+        overwrite=True,
+    )
+
+
+def _here(x: Any) -> np.ndarray:
+    """An array of the mesh, whole, on this host."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)

@@ -1,0 +1,197 @@
+"""Examples of an encoder policy: experts' lists, and sampled lists ranked by their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.models.config import Params
+from dynarag_jax.objectives.terms import Objectives
+from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, vectors_of
+from dynarag_jax.policy.list_batches import ListExample, ListShape
+from dynarag_jax.policy.pair_tokens import PairMaker, QuestionPairs, collate_pairs, padded_count
+from dynarag_jax.records import Question, valid_list
+from dynarag_jax.sharding import batch_shards, named
+from dynarag_jax.training.config import Train
+from dynarag_jax.training.preferences import MEND, RankedRollout
+from dynarag_jax.training.sources import ExampleSource
+
+Vectors = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Vectors [N, D] and scores [N] of a question's candidates, by its id."""
+
+BATCH = 4096
+"""Word pieces of pairs, times candidates, that a device encodes at once."""
+
+
+def frozen_vectors(
+    cfg: EncoderPolicyConfig,
+    params: Params,
+    questions: Sequence[Question],
+    maker: PairMaker,
+    mesh: Mesh,
+    heard: Callable[[int], object] = lambda n: None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The encoder's vectors of all candidates, computed once; every process gets all of them.
+
+    They take D + 1 numbers of four bytes a candidate.
+
+    Args:
+      heard: hears how many questions are done.
+    """
+    everywhere, rows = named(mesh, ()), named(mesh, ("batch",))
+    run = jax.jit(
+        lambda params, pairs: vectors_of(cfg, params, pairs),
+        in_shardings=(None, rows),
+        out_shardings=everywhere,
+    )
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    shards = batch_shards(mesh)
+    for group, n in _like(questions, cfg.pieces, shards):
+        made = [maker.pairs(q) for q in group]
+        size = max(shards, BATCH // (n * cfg.pieces) // shards * shards)
+        padded = made + [made[-1]] * (size - len(made))
+        pairs = collate_pairs(padded, n, cfg.pieces).pairs
+        with jax.set_mesh(mesh):
+            vectors, scores = run(params, jax.device_put(pairs, rows))
+        vectors, scores = np.asarray(vectors), np.asarray(scores)
+        for i, question in enumerate(group):
+            count = len(question.passages)
+            found[question.id] = vectors[i, :count], scores[i, :count]
+        heard(len(group))
+    return found
+
+
+def _like(
+    questions: Sequence[Question], pieces: int, shards: int
+) -> Iterator[tuple[list[Question], int]]:
+    """Questions of like numbers of candidates together, with what they are padded to."""
+    by_count: dict[int, list[Question]] = {}
+    for question in questions:
+        by_count.setdefault(padded_count(len(question.passages)), []).append(question)
+    for n, group in sorted(by_count.items()):
+        size = max(shards, BATCH // (n * pieces) // shards * shards)
+        for at in range(0, len(group), size):
+            yield group[at : at + size], n
+
+
+def _with_vectors(
+    question: Question, pairs: QuestionPairs, vectors: Vectors | None
+) -> dict[str, np.ndarray]:
+    if vectors is None:
+        return {}
+    own, scores = vectors[question.id]
+    return {"vectors": own, "scores": scores}
+
+
+def behavior_lists(
+    stage: Train,
+    cfg: EncoderPolicyConfig,
+    questions: Sequence[Question],
+    maker: PairMaker,
+    vectors: Vectors | None = None,
+) -> ExampleSource:
+    """Behavior cloning of the experts' lists; questions without a list are left out.
+
+    Raises:
+      InputError: no question has a list, or an objective would do nothing.
+    """
+    objectives = stage.reranker.objectives
+    if idle := [*objectives.reads("pairs"), *objectives.reads("groups")]:
+        raise InputError(
+            f"reranker: objective '{idle[0]}' has nothing to learn from in this stream: it reads "
+            f"sampled branches; set its weight to 0"
+        )
+    labeled = [q for q in questions if q.expert is not None and q.passages]
+    if questions and not labeled:
+        raise InputError(
+            f"none of {len(questions)} questions has an expert's list, '{questions[0].id}' among "
+            f"them; run the label stage"
+        )
+
+    def make(epoch: int, index: int) -> ListExample:
+        del epoch
+        question = labeled[index]
+        expert = question.expert or ()
+        kept = expert[: cfg.max_list]
+        pairs = maker.pairs(question)
+        return ListExample(
+            question.id, pairs, (kept,), ranking=kept, dropped_ids=len(expert) - len(kept),
+            **_with_vectors(question, pairs, vectors),
+        )  # fmt: skip
+
+    longest = max((len(q.expert or ()) for q in labeled), default=0)
+    shape = ListShape(1, min(longest, cfg.max_list) + 1, cfg.pieces)
+    return ExampleSource("reranker", stage.reranker, len(labeled), make, shape)
+
+
+def ranked_lists(
+    stage: Train,
+    cfg: EncoderPolicyConfig,
+    judged: Sequence[RankedRollout],
+    questions: Mapping[str, Question],
+    maker: PairMaker,
+    vectors: Vectors | None = None,
+) -> ExampleSource:
+    """Sampled lists with their rewards: the best first, the worst second, then the others."""
+    objectives = stage.reranker.objectives
+
+    def make(epoch: int, index: int) -> ListExample:
+        del epoch
+        one = judged[index]
+        return ranked_example(cfg, questions[one.rollout.id], one, objectives, maker, vectors)
+
+    lists = [one.rollout.trajectories[i].list for one in judged for i in one.order]
+    shape = ListShape(max(len(one.order) for one in judged), max(map(len, lists)) + 1, cfg.pieces)
+    return ExampleSource("reranker", stage.reranker, len(judged), make, shape)
+
+
+def ranked_example(
+    cfg: EncoderPolicyConfig,
+    question: Question,
+    judged: RankedRollout,
+    objectives: Objectives,
+    maker: PairMaker,
+    vectors: Vectors | None = None,
+) -> ListExample:
+    """A question with its sampled lists.
+
+    Raises:
+      InputError: a list is none of this policy's, or log-probabilities that the objectives read
+        are of other candidates.
+    """
+    pairs = maker.pairs(question)
+    rollout = judged.rollout
+    chosen = [rollout.trajectories[i] for i in judged.order]
+    for t in chosen:
+        wrong = valid_list(t.list, pairs.count)
+        if not wrong and len(t.list) > cfg.max_list:
+            wrong = f"has {len(t.list)} passages, more than prompts.max_list = {cfg.max_list}"
+        if wrong:
+            raise InputError(
+                f"question '{question.id}': the sampled list {list(t.list)} {wrong}; train with "
+                f"the candidates and the max_list it was sampled with"
+            )
+    reference, behavior = objectives.reads("reference"), objectives.reads("behavior")
+    if (reference or behavior) and rollout.prompt != pairs.fingerprint():
+        raise InputError(
+            f"question '{question.id}': the rollouts' log-probabilities are of other candidates "
+            f"({rollout.prompt or 'none on record'}) than this stage reads "
+            f"({pairs.fingerprint()}); take the passages and the pieces they were sampled with, "
+            f"or {MEND}"
+        )
+    return ListExample(
+        id=question.id,
+        pairs=pairs,
+        lists=tuple(t.list for t in chosen),
+        supervised=(),
+        reference=tuple(t.reference_logps for t in chosen) if reference else (),
+        behavior=tuple(t.logps for t in chosen) if behavior else (),
+        rewards=tuple(t.reward for t in chosen),
+        counts=tuple(float(t.count) for t in chosen),
+        preferred=True,
+        **_with_vectors(question, pairs, vectors),
+    )

@@ -1,0 +1,320 @@
+"""The programs with an encoder policy: from a cross-encoder to lists, feedback and tables."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.tuning import RulesConfig
+from dynarag_jax.exchange.encoder_policies import policy_fingerprint, read_encoder_policy
+from dynarag_jax.files import read_json, read_jsonl
+from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.table import program_of
+from dynarag_jax.models.encoder_layout import TrainedEncoder
+from dynarag_jax.models.list_head import ListHeadConfig
+from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, TokenNll
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.records import Passage, Question, read_questions, write_questions
+from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.rollout_records import read_rollouts
+from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.stages import (
+    EncoderTraining,
+    Evaluate,
+    Feedback,
+    Label,
+    Mix,
+    Rerank,
+    SampleRollouts,
+    Sft,
+    Stream,
+)
+from dynarag_jax.stages.common import training as watched_training
+from dynarag_jax.training.optimizer import OptimizerConfig
+
+WORDS = ["needed", *(f"w{i}" for i in range(30))]
+HEAD = ListHeadConfig(width=8, layers=1, steps=1, heads=2, mlp=16)
+NONE = TokenNll(weight=0.0)
+
+
+def save_cross_encoder(where):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    where.mkdir()
+    tokenizer.save(str(where / "tokenizer.json"))
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=32, num_labels=1, initializer_range=0.2,
+        )
+    ).save_pretrained(where)  # fmt: skip
+
+
+def questions_of(count, seed, name):
+    """Questions whose needed passages, none to two of five, hold one word."""
+    rng = random.Random(seed)
+    found = []
+    for i in range(count):
+        needed = rng.sample(range(5), rng.choice([0, 1, 1, 2, 2]))
+        passages = []
+        for j in range(5):
+            text = rng.choices(WORDS[1:], k=4)
+            if j in needed:
+                text[rng.randrange(4)] = "needed"
+            passages.append(Passage(f"p{j}", " ".join(text), score=rng.random()))
+        gold = tuple(f"p{j}" for j in needed)
+        text = f"{name} {' '.join(rng.choices(WORDS[1:], k=3))} {i}"
+        found.append(Question(f"{i}", text, ("w1",), passages=tuple(passages), gold=gold))
+    return found
+
+
+class Stages:
+    """A run over generated questions, in one directory."""
+
+    def __init__(self, place):
+        place.mkdir(exist_ok=True)
+        self.place = place
+        if not (place / "cross").exists():
+            save_cross_encoder(place / "cross")
+            for name, count in (("one", 160), ("two", 40), ("held", 40)):
+                write_questions(place / f"{name}.jsonl", questions_of(count, count, name))
+        self.run = Run(
+            str(place / "run"), prompts=PromptConfig(ids=5, max_list=3), token_cache="off"
+        )
+        cross, rates = str(place / "cross"), OptimizerConfig(learning_rate=1e-2)
+        encoder = EncoderTraining(head=HEAD, pieces=24, rate=0.3)
+        clone = Stream(
+            batch=8, objectives=Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
+        )
+        self.stages = {
+            "mix": Mix(
+                train={n: str(place / f"{n}.jsonl") for n in ("one", "two")},
+                held_out={"held": str(place / "held.jsonl")},
+                development=0.2,
+            ),
+            "label": Label(
+                questions=("{run}/mix/train.jsonl", "{run}/mix/development.jsonl"), source="gold"
+            ),
+            "sft": Sft(
+                policy="encoder", init=cross, encoder=encoder, reranker=clone, optimizer=rates,
+                steps=100, checkpoint_every=50,
+            ),
+            "rollout": SampleRollouts(
+                samples=6, limit=40, sampling=Sampling(temperature=5.0),
+                reward=RewardWeights(em=0.0, passages=0.0, set_f1=1.0),
+            ),
+            "feedback": Feedback(
+                policy="encoder", init="{run}/sft/model", encoder=encoder, steps=3,
+                reranker=Stream(batch=8, objectives=Objectives(nll=NONE, rloo=Rloo(weight=1.0))),
+            ),
+            "rerank": Rerank(
+                model="{run}/feedback/model", questions=("{run}/mix/evaluation.jsonl",)
+            ),
+            "evaluate": Evaluate(
+                models={"sft": "{run}/sft/model", "feedback": "{run}/feedback/model"},
+                questions="{run}/mix/evaluation.jsonl",
+                rules=RulesConfig(
+                    names=("fixed-k", "threshold"), tuning="{run}/label/development.jsonl"
+                ),
+                scorer=cross, shuffled=True, top_k=(1, 2),
+            ),
+        }  # fmt: skip
+
+    def __call__(self, name, **fields):
+        stages = self.stages | {name: replace(self.stages[name], **fields)}
+        context = Context(self.run, stages, name)
+        return run_stage(context, program_of(name, stages[name]).run)
+
+    def __getitem__(self, name):
+        return self.place / "run" / name
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    stages = Stages(tmp_path_factory.mktemp("encoder") / "place")
+    for name in stages.stages:
+        assert stages(name)
+    return stages
+
+
+def test_mixed_files_hold_nothing_twice_and_nothing_held_out(ran):
+    parts = {
+        name: read_questions(ran["mix"] / f"{name}.jsonl")
+        for name in ("train", "development", "evaluation")
+    }
+    assert [len(part) for part in parts.values()] == [160, 40, 40]
+    texts = [q.text for part in parts.values() for q in part]
+    assert len(set(texts)) == 240
+    assert {q.extra["dataset"] for q in parts["train"]} == {"one", "two"}
+    # The needed passages are still those with the word, wherever they now stand.
+    for question in parts["train"]:
+        wanted = {p.id for p in question.passages if "needed" in p.text.split()}
+        assert set(question.gold or ()) == wanted
+
+
+def test_behavior_cloning_learns_which_and_how_many(ran):
+    scores = read_json(ran["evaluate"] / "scores.json")
+    assert scores["sft"]["set_f1"]["mean"] > 0.9
+    assert scores["sft"]["exact_set"]["mean"] > 0.8
+    rules = [name for name in scores if name.endswith("tuned")]
+    assert len(rules) == 2
+    assert all(scores[name]["set_f1"]["mean"] < 0.8 for name in rules)
+    assert scores["oracle passages"]["set_f1"]["mean"] == 1
+    # Shuffled candidates: the same passages, so the same figures.
+    assert scores["sft, shuffled"] == scores["sft"]
+    page = (ran["evaluate"] / "scores.md").read_text()
+    assert "| best fixed k, tuned |" in page
+    assert "0 needed" in page
+    lines = [line for _, line in read_jsonl(ran["evaluate"] / "predictions.jsonl")]
+    assert len(lines) == 40 * len(scores)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_policy_also_after_a_stop(ran, tmp_path):
+    before = policy_fingerprint(ran["sft"] / "model")
+    again = Stages(tmp_path / "place")
+    for name in ("mix", "label"):
+        again(name)
+    stages = again.stages | {"sft": replace(again.stages["sft"], steps=100)}
+
+    class Once(watched_training.Stopping):
+        """Stops after the first checkpoint, as a signal would."""
+
+        def __call__(self, step):
+            return step == 60
+
+        def interrupt(self):
+            raise KeyboardInterrupt
+
+    original = watched_training.Stopping
+    watched_training.Stopping = Once
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(Context(again.run, stages, "sft"), program_of("sft", stages["sft"]).run)
+    finally:
+        watched_training.Stopping = original
+    assert not (again["sft"] / "model").exists()
+    assert run_stage(Context(again.run, stages, "sft"), program_of("sft", stages["sft"]).run)
+    assert policy_fingerprint(again["sft"] / "model") == before
+
+
+def test_rollouts_are_rewarded_by_the_needed_passages(ran):
+    rollouts = read_rollouts(ran["rollout"] / "rollouts.jsonl")
+    by_id = {q.id: q for q in read_questions(ran["label"] / "train.jsonl")}
+    assert len(rollouts) == 40
+    assert len({r.policy for r in rollouts}) == 1
+    for rollout in rollouts:
+        question = by_id[rollout.id]
+        assert sum(t.count for t in rollout.trajectories) == 6
+        for t in rollout.trajectories:
+            chosen = {question.passages[i - 1].id for i in t.list}
+            needed = set(question.gold or ())
+            both = len(chosen & needed)
+            f1 = 2 * both / (len(chosen) + len(needed)) if chosen or needed else 1.0
+            assert t.reward == pytest.approx(f1)
+            assert len(t.logps) == len(t.list) + 1
+            assert t.logps == t.reference_logps
+    figures = [line for _, line in read_jsonl(ran["feedback"] / "metrics.jsonl")]
+    assert np.isfinite([line["loss"] for line in figures]).all()
+
+
+@pytest.mark.parametrize("part", ["frozen", "last", "lora"])
+def test_parts_of_the_encoder_are_trained_and_the_others_stay(ran, part):
+    trained = TrainedEncoder(part=part, layers=1, rank=2)
+    ran("sft", steps=2, encoder=replace(ran.stages["sft"].encoder, trained=trained))
+    before = read_encoder_policy(ran.place / "cross").encoder_params
+    after = read_encoder_policy(ran["sft"] / "model").encoder_params
+    moved = {
+        name: bool((np.asarray(after["layers"][name]) != before["layers"][name]).any())
+        for name in ("qkv", "up_bias")
+    }
+    assert (
+        moved
+        == {
+            "frozen": {"qkv": False, "up_bias": False},
+            "last": {"qkv": True, "up_bias": True},
+            "lora": {"qkv": True, "up_bias": False},
+        }[part]
+    )
+    np.testing.assert_array_equal(after["tokens"], before["tokens"])
+    assert (np.asarray(after["layers"]["qkv"][0]) == before["layers"]["qkv"][0]).all() == (
+        part != "lora"
+    )
+
+
+def test_preferences_read_references_and_refuse_those_of_others(ran):
+    ran("sft")
+    dpo = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
+    assert ran("feedback", reranker=dpo, steps=2)
+    figures = [line for _, line in read_jsonl(ran["feedback"] / "metrics.jsonl")]
+    assert figures[0]["loss"] == pytest.approx(np.log(2), abs=1e-3)
+    with pytest.raises(InputError, match="no encoder policy"):
+        ran("feedback", reranker=dpo, reference=str(ran.place / "cross"))
+    lines = (ran["rollout"] / "rollouts.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    kept = ran.place / "other.jsonl"
+    kept.write_text("\n".join([json.dumps(first | {"prompt": "00"}), *lines[1:]]) + "\n")
+    rloo = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
+    with pytest.raises(InputError, match="of other candidates"):
+        ran("feedback", rollouts=str(kept), reranker=rloo)
+    kept.write_text("\n".join([json.dumps(first | {"reference": "00"}), *lines[1:]]) + "\n")
+    with pytest.raises(InputError, match="of other weights"):
+        ran("feedback", rollouts=str(kept), reranker=rloo)
+
+
+def test_reranked_files_hold_the_lists(ran):
+    lines = [line for _, line in read_jsonl(ran["rerank"] / "evaluation.jsonl")]
+    assert len(lines) == 40
+    for line in lines:
+        assert line["calls"] == 1
+        assert line["shown"] == 5
+        assert line["chosen"] == [line["ctxs"][i - 1]["id"] for i in line["list"]]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "message"),
+    [
+        ("sft", {"shuffled": 0.5}, "their order changes nothing"),
+        ("rollout", {"reward": RewardWeights(set_f1=1.0)}, "'em' judges an answer"),
+        ("rollout", {"answers": True}, "answers is set"),
+        ("mix", {"train": {}}, "name at least one set"),
+    ],
+)
+def test_what_an_encoder_policy_has_no_use_for_is_refused(ran, stage, fields, message):
+    with pytest.raises(InputError, match=message):
+        ran(stage, **fields)
+
+
+def test_configurations_that_say_two_things_are_refused():
+    sft = {"policy": "encoder", "init": "x"}
+    with pytest.raises(InputError, match="begins with a cross-encoder"):
+        Sft(policy="encoder")
+    with pytest.raises(InputError, match="an encoder policy writes none"):
+        Sft(**sft, reranker=Stream(objectives=Objectives(prompt_nll=PromptNll(weight=1.0))))
+    with pytest.raises(InputError, match=r"reranker\.batch must not be 0"):
+        Sft(**sft, reranker=Stream(batch=0))
+    with pytest.raises(InputError, match="computes vectors once"):
+        EncoderTraining(reencode=8, trained=TrainedEncoder(part="frozen"))
+    with pytest.raises(InputError, match="rate = 0"):
+        EncoderTraining(rate=0)
+    with pytest.raises(InputError, match="'four' is none of the sets one"):
+        Mix(train={"one": "x"}, limits={"four": 3})

@@ -173,6 +173,11 @@ class Train:
             raise InputError(
                 "an encoder policy begins with a cross-encoder, an encoder or a policy: set 'init'"
             )
+        if self.prompts is not INHERITED and self.prompts.thought_tokens:
+            raise InputError(
+                f"prompts.thought_tokens = {self.prompts.thought_tokens}: an encoder policy thinks "
+                f"nothing before its lists; set it to 0"
+            )
         if self.lora.rank or self.adapters:
             raise InputError(
                 "lora and adapters are a decoder's; of an encoder policy, set "

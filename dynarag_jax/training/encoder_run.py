@@ -29,7 +29,6 @@ from dynarag_jax.policy.encoder_model import (
 from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
 from dynarag_jax.policy.list_batches import ListBatch, ListExample, collate_lists, place_rows
 from dynarag_jax.policy.pair_tokens import PairMaker
-from dynarag_jax.sharding import require_divisible
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Train
@@ -44,7 +43,7 @@ from dynarag_jax.training.encoder_step import (
 from dynarag_jax.training.loop import Trace, fit
 from dynarag_jax.training.meter import Figures, Meter
 from dynarag_jax.training.optimizer import learning_rate, make_optimizer
-from dynarag_jax.training.sources import ExampleSource, total_steps
+from dynarag_jax.training.sources import ExampleSource, require_batches, total_steps
 from dynarag_jax.training.update import StreamLoss
 
 # Bucketing measures lengths in steps of eight; candidates are told apart one by one.
@@ -174,14 +173,7 @@ def train_encoder_policy(
       Stopped: ``stop`` said so.
       InputError: the batches do not divide, or what the figures say cannot be trained on.
     """
-    for source in sources:
-        for size in {source.stream.batch, source.stream.batch // stage.accumulate}:
-            require_divisible(size, mesh, f"{source.name}.batch")
-        if source.stream.batch % stage.accumulate:
-            raise InputError(
-                f"{source.name}.batch = {source.stream.batch} does not divide into "
-                f"accumulate = {stage.accumulate} microbatches"
-            )
+    sources = require_batches(stage, sources, mesh)
     cfg, trained = start.cfg, stage.encoder.trained
     steps = total_steps(stage, sources)
     optimizer = slower_encoder(make_optimizer(stage.optimizer, steps), stage.encoder.rate)

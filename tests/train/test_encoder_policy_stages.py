@@ -261,6 +261,7 @@ def test_parts_of_the_encoder_are_trained_and_the_others_stay(ran, part):
     )
 
 
+@pytest.mark.slow
 def test_preferences_read_references_and_refuse_those_of_others(ran):
     ran("sft")
     dpo = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))

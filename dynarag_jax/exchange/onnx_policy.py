@@ -288,8 +288,7 @@ def write_onnx(source: PathLike, path: PathLike, int8: bool = False) -> None:
     inputs["memory_in"] = floats, ["with_stop", width], np.zeros((1, width), np.float32)
     inputs["base_in"] = floats, ["with_stop"], np.zeros(1, np.float32)
     inputs["chosen"] = floats, ["steps", "with_stop"], np.zeros((1, 1), np.float32)
-    for name, (_, _, default) in inputs.items():
-        g.weights.append(onnx.numpy_helper.from_array(default, name))
+    defaults = [onnx.numpy_helper.from_array(x, name) for name, (_, _, x) in inputs.items()]
     outputs: dict[str, list[Any]] = {
         "memory": ["candidates_and_stop", width],
         "base": ["candidates_and_stop"],
@@ -315,6 +314,7 @@ def write_onnx(source: PathLike, path: PathLike, int8: bool = False) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not int8:
+        model.graph.initializer.extend(defaults)
         onnx.save(model, str(target))
         return
     try:
@@ -324,6 +324,10 @@ def write_onnx(source: PathLike, path: PathLike, int8: bool = False) -> None:
     quantize_dynamic(
         model, str(target), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"]
     )
+    # It takes inputs with a default for constants: they get theirs afterwards.
+    quantized = onnx.load(str(target))
+    quantized.graph.initializer.extend(defaults)
+    onnx.save(quantized, str(target))
 
 
 def onnx_list(session: Any, feeds: dict[str, np.ndarray], max_list: int) -> tuple[int, ...]:

@@ -67,7 +67,8 @@ def score_lists(
         exact.append(float(set(ids) == set(question.gold)))
         k.append(float(len(ids)))
     given = None if answers is None else np.asarray(answers, np.float64)
-    return ListScores(*(np.asarray(x, np.float64) for x in (f1, exact, k)), given)
+    f1, exact, k = (np.asarray(x, np.float64) for x in (f1, exact, k))
+    return ListScores(f1, exact, k, given)
 
 
 def strata_of(questions: Sequence[Question]) -> dict[str, np.ndarray]:

@@ -102,11 +102,15 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
         _candidates(examples, candidates, shape.pieces),
         np.zeros((b, n, r), np.int32),
         np.zeros((b, n), np.int32),
-        *(np.zeros(size, np.float32) for size in ((b, n), (b, n, r), (b, n, r), (b, n), (b, n))),
-        np.zeros(b, bool),
-        np.zeros((b, candidates), np.float32),
-        np.zeros(b, np.int32),
-        np.zeros(b, np.int32),
+        supervised=np.zeros((b, n), np.float32),
+        reference=np.zeros((b, n, r), np.float32),
+        behavior=np.zeros((b, n, r), np.float32),
+        rewards=np.zeros((b, n), np.float32),
+        counts=np.zeros((b, n), np.float32),
+        preferred=np.zeros(b, bool),
+        relevance=np.zeros((b, candidates), np.float32),
+        dropped_ids=np.zeros(b, np.int32),
+        cut=np.zeros(b, np.int32),
     )
     for row, example in enumerate(examples):
         if len(example.lists) > n or max(map(len, example.lists), default=0) >= r:

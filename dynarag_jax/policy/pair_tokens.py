@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -155,8 +156,11 @@ def collate_pairs(questions: Sequence[QuestionPairs], n: int, t: int) -> Candida
       InputError: a question has more candidates, or a longer pair.
     """
     b = len(questions)
-    tokens, types = np.zeros((2, b, n, t), np.int32)
-    lengths, second = np.zeros((2, b, n), np.int32)
+    # NumPy's here, JAX's where they are read.
+    tokens: Any = np.zeros((b, n, t), np.int32)
+    types: Any = np.zeros((b, n, t), np.int32)
+    lengths: Any = np.zeros((b, n), np.int32)
+    second: Any = np.zeros((b, n), np.int32)
     retriever = np.zeros((b, n, RETRIEVER), np.float32)
     where = np.zeros((b, n), bool)
     for i, one in enumerate(questions):
@@ -172,4 +176,5 @@ def collate_pairs(questions: Sequence[QuestionPairs], n: int, t: int) -> Candida
         second[i, : one.count] = one.second
         retriever[i, : one.count] = one.retriever
         where[i, : one.count] = True
-    return CandidateBatch(PairBatch(tokens, lengths, types, second), None, None, where, retriever)
+    pairs: Any = (tokens, lengths, types, second)
+    return CandidateBatch(PairBatch(*pairs), None, None, where, retriever)

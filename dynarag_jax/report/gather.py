@@ -56,8 +56,8 @@ def system_row(name: str, rows: Lines, role: Role, seed: int) -> SystemRow:
     """A system's means with their intervals."""
 
     def interval(figure: str) -> Any:
-        values = [row.get(figure) for row in rows]
-        return None if any(v is None for v in values) else bootstrap(values, seed=seed)
+        values = [row[figure] for row in rows if row.get(figure) is not None]
+        return bootstrap(values, seed=seed) if len(values) == len(rows) else None
 
     return SystemRow(
         name=name,

@@ -74,7 +74,8 @@ def draw_lists(
     memory = trunk_of(cfg, params, candidates)
     own = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(lists)))(keys)
     settings = Settings(
-        *(jnp.full(b, x) for x in (sampling.temperature, sampling.top_p)),
+        jnp.full(b, sampling.temperature),
+        jnp.full(b, sampling.top_p),
         jnp.full(b, sampling.top_k),
         jnp.full(b, sampling.min_p),
     )

@@ -165,13 +165,12 @@ class EncoderSampler:
 
 def _read(out: Any, row: int, shown: int, sampling: Sampling) -> Lists:
     """The lists of one row."""
-    if isinstance(out, Drawn):
-        kept, steps = np.ones(out.tokens.shape[1], bool), out.logps[row]
-    else:
-        kept, steps = out.valid[row], None
+    drawn = isinstance(out, Drawn)
+    kept = np.ones(out.tokens.shape[1], bool) if drawn else out.valid[row]
     tokens, lengths = out.tokens[row][kept], out.lengths[row][kept]
     lists = tuple(tuple(t[: n - 1].tolist()) for t, n in zip(tokens, lengths, strict=True))
-    if steps is not None:
+    if drawn:
+        steps = out.logps[row]
         each = tuple(tuple(x[:n].tolist()) for x, n in zip(steps, lengths, strict=True))
         return Lists(shown, lists, tuple(map(math.fsum, each)), each)
     logps, weights = out.logps[row][kept], ()

@@ -201,7 +201,7 @@ def train_encoder_policy(
         seed,
         skip_nonfinite=stage.nonfinite == "skip",
     )
-    data = ListInput(stage, sources, mesh, seed, steps)
+    data: Any = ListInput(stage, sources, mesh, seed, steps)  # of lists, not of tokens
 
     def figures(number: int, values: Figures) -> None:
         on_figures(number, values | {"learning_rate": float(rate(number - 1))})

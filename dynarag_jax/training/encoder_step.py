@@ -6,7 +6,7 @@ The state holds the list head and what of the encoder is trained; the rest is gi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +107,10 @@ def slower_encoder(rule: optax.GradientTransformation, rate: float) -> optax.Gra
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         changes, state = rule.update(updates, state, params)
-        if "encoder" in changes:
-            slow = jax.tree.map(lambda x: x * rate, changes["encoder"])
-            changes = {**changes, "encoder": slow}
-        return changes, state
+        named: dict[str, Any] = dict(cast(Mapping[str, Any], changes))
+        if "encoder" in named:
+            named["encoder"] = jax.tree.map(lambda x: x * rate, named["encoder"])
+        return named, state
 
     return optax.GradientTransformation(rule.init, update)
 

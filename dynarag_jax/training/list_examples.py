@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ def _like(
 
 def _with_vectors(
     question: Question, pairs: QuestionPairs, vectors: Vectors | None
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     if vectors is None:
         return {}
     own, scores = vectors[question.id]

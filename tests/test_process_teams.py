@@ -58,6 +58,9 @@ for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)):
     said["rows"][str(sizes)] = rows
     batch = place(mesh, collate([examples[row] for row in rows], shape))
     for ours, theirs in zip(batch, whole, strict=True):
+        if theirs is None:  # what no example has
+            assert ours is None
+            continue
         assert ours.shape == theirs.shape, (sizes, ours.shape)
         for shard in ours.addressable_shards:
             np.testing.assert_array_equal(shard.data, theirs[shard.index])

@@ -401,7 +401,14 @@ def test_metrics_count_what_was_served(server):
         _, headers, raw = server.call("GET", "/metrics")
         assert headers["content-type"].startswith("text/plain")
         families = text_string_to_metric_families(raw.decode())
-        return {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
+        samples = [sample for family in families for sample in family.samples]
+        # The path first, then what else there is: Prometheus sorts labels by name.
+        order = {"path": 0}
+        return {
+            (s.name, *(s.labels[n] for n in sorted(s.labels, key=lambda n: (order.get(n, 1), n)))):
+            s.value
+            for s in samples
+        }  # fmt: skip
 
     before = read()
     server.post("/v1/rerank", body())

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from urllib.parse import urlsplit
 
-from dynarag_jax.launch.checks.finding import Finding, Subject, is_ours, kinds
+from dynarag_jax.launch.checks.finding import Finding, Subject, is_ours, kinds, prompts_are_read
 
 _PROMPTS = (
     *("style", "ids", "max_list", "rerank_tokens"),
@@ -18,7 +18,7 @@ def check_agreement(subject: Subject) -> list[Finding]:
     """Say where a stage's prompts or types are not those of most stages; it may be meant so."""
     values: dict[str, dict[str, object]] = {}
     for name, stage in subject.stages.items():
-        if not is_ours(stage) or "Facts" in kinds(stage):
+        if not is_ours(stage) or "Facts" in kinds(stage) or not prompts_are_read(stage):
             continue
         if (prompts := getattr(stage, "prompts", None)) is not None:
             for field in _PROMPTS:

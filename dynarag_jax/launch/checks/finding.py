@@ -78,3 +78,8 @@ def kinds(stage: Any) -> set[str]:
     By name, since stages are above this room and not imported here.
     """
     return {k.__name__ for k in type(stage).__mro__ if k.__module__.startswith("dynarag_jax.")}
+
+
+def prompts_are_read(stage: Any) -> bool:
+    """Whether a stage that has prompts writes any: labels need them for a reader's lists only."""
+    return "Label" not in kinds(stage) or stage.source == "minimal"

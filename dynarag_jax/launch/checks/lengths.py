@@ -9,7 +9,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
-from dynarag_jax.launch.checks.finding import Finding, Subject, kinds
+from dynarag_jax.launch.checks.finding import Finding, Subject, kinds, prompts_are_read
 from dynarag_jax.launch.plan import ID_TOKENS, NotFetched, hub_config, is_hub_id, model_shape
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.policy.model import list_grammar
@@ -157,7 +157,8 @@ def check_candidates(subject: Subject) -> list[Finding]:
     where, count = max(retrieved, key=lambda one: one[1])
     for name, stage in subject.chosen():
         p = getattr(stage, "prompts", None)
-        if isinstance(p, PromptConfig) and "Facts" not in kinds(stage) and count > p.ids:
+        shows = "Facts" not in kinds(stage) and prompts_are_read(stage)
+        if isinstance(p, PromptConfig) and shows and count > p.ids:
             text = f"'{where}' finds {count} passages a question, and a prompt shows {p.ids}"
             rule = getattr(stage, "more_passages", "")
             if rule == "set_aside":

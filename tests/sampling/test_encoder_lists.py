@@ -183,6 +183,7 @@ def test_permuted_candidates_give_the_same_passages():
         assert own == tuple(int(order[i - 1]) + 1 for i in moved)
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 @pytest.mark.parametrize("n", [1, 500])
 def test_one_candidate_and_five_hundred_on_a_mesh(n):
     mesh = make_mesh(devices=jax.devices()[:2])

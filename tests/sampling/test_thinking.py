@@ -233,6 +233,7 @@ def loss_of(sampler, examples, objectives, branches):
     return float(value), figures
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_cloning_counts_the_tokens_that_are_learned(sampler, questions):
     """The loss is the mean over learned tokens of the unconstrained log-probabilities."""
     examples = [sampler.maker.behavior(q) for q in experts(questions)]

@@ -170,6 +170,7 @@ def test_huge_bodies_are_refused_before_they_are_read(tight):
     assert tight.post("/rerank", ASK)[0] == 200
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_header_floods_and_bad_http_are_refused(tight):
     flood = b"GET /health HTTP/1.1\r\n" + b"".join(b"x-%d: %s\r\n" % (i, b"a" * 100)
                                                   for i in range(20_000))  # fmt: skip

@@ -237,6 +237,7 @@ def test_rollouts_are_rewarded_by_the_needed_passages(ran):
     assert np.isfinite([line["loss"] for line in figures]).all()
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 @pytest.mark.parametrize("part", ["frozen", "last", "lora"])
 def test_parts_of_the_encoder_are_trained_and_the_others_stay(ran, part):
     trained = TrainedEncoder(part=part, layers=1, rank=2)

@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 
+from dynarag_jax.errors import InputError
+
 
 def payloads(data: str, documents: int, count: int) -> list[bytes]:
     """Bodies of rerank requests."""
@@ -198,7 +200,7 @@ def serve_peer(model: str, together: bool) -> None:
             return lists
 
         def explain(self, question: Any, chosen: Any = None) -> Any:
-            raise NotImplementedError
+            raise InputError("the peer scores pairs, and says nothing of lists")
 
         def worker(self) -> BatchedLists:
             return BatchedLists(self, 128)

@@ -104,10 +104,12 @@ def atomic_directory(path: str | os.PathLike[str], overwrite: bool = False) -> I
             try:
                 os.replace(temporary, path)
             except BaseException:
+                # Where this fails, too, what stood is left aside: the next that writes brings it
+                # back.
                 os.replace(old / path.name, path)
-                raise
-            finally:
                 shutil.rmtree(old)
+                raise
+            shutil.rmtree(old)
         else:
             os.replace(temporary, path)
     except BaseException:

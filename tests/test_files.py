@@ -219,6 +219,27 @@ def test_the_old_directory_comes_back_if_the_new_one_cannot_take_its_place(tmp_p
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_an_old_directory_that_cannot_come_back_either_is_not_lost(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").write_text("old")
+    replace, calls = os.replace, []
+
+    def fail_after_one(source, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError("the disk has gone")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fail_after_one)
+    with (
+        pytest.raises(OSError, match="the disk has gone"),
+        atomic_directory(tmp_path / "d", overwrite=True) as place,
+    ):
+        (place / "file").write_text("new")
+    (kept,) = tmp_path.rglob("file")
+    assert kept.read_text() == "old" and ".old." in kept.parts[-3]
+
+
 def test_what_a_killed_process_left_is_cleared_up_and_what_it_moved_comes_back(tmp_path):
     """A process is killed in a write, in a directory's, and between the two renames of another."""
     script = """

@@ -40,10 +40,10 @@ from dynarag_jax.training.encoder_step import (
     slower_encoder,
     whole_policy,
 )
-from dynarag_jax.training.loop import Trace, fit
-from dynarag_jax.training.meter import Figures, Meter
-from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.loop import Watch
+from dynarag_jax.training.optimizer import make_optimizer
 from dynarag_jax.training.sources import ExampleSource, require_batches, total_steps
+from dynarag_jax.training.staged import fit_stage
 from dynarag_jax.training.update import StreamLoss
 
 # Bucketing measures lengths in steps of eight; candidates are told apart one by one.
@@ -157,12 +157,7 @@ def train_encoder_policy(
     seed: int,
     directory: Path,
     *,
-    log: Callable[[str], None],
-    on_figures: Callable[[int, Figures], None],
-    on_begin: Callable[[int, int], None] = lambda first, steps: None,
-    on_step: Callable[[], None] = lambda: None,
-    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
-    stop: Callable[[int], bool] = lambda step: False,
+    watch: Watch,
     card: ModelCard | None = None,
 ) -> None:
     """Train, with checkpoints under ``directory``, and write the policy to ``directory/model``.
@@ -170,14 +165,13 @@ def train_encoder_policy(
     A directory that holds checkpoints of the same stage continues where they end.
 
     Raises:
-      Stopped: ``stop`` said so.
+      Stopped: ``watch.stop`` said so.
       InputError: the batches do not divide, or what the figures say cannot be trained on.
     """
-    sources = require_batches(stage, sources, mesh)
+    log, sources = watch.log, require_batches(stage, sources, mesh)
     cfg, trained = start.cfg, stage.encoder.trained
     steps = total_steps(stage, sources)
     optimizer = slower_encoder(make_optimizer(stage.optimizer, steps), stage.encoder.rate)
-    rate = learning_rate(stage.optimizer, steps)
     best = Best(stage.best, stage.best_is == "highest", stage.keep_best) if stage.best else None
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep, best)
     layout = encoder_state_shardings(cfg, trained, mesh, optimizer)
@@ -201,32 +195,9 @@ def train_encoder_policy(
         seed,
         skip_nonfinite=stage.nonfinite == "skip",
     )
-    data: Any = ListInput(stage, sources, mesh, seed, steps)  # of lists, not of tokens
+    data = ListInput(stage, sources, mesh, seed, steps)
 
-    def figures(number: int, values: Figures) -> None:
-        on_figures(number, values | {"learning_rate": float(rate(number - 1))})
-
-    on_begin(int(state.step), steps)
-    trace = Trace(*stage.profile, directory / "profile") if any(stage.profile) else None
-    try:
-        state = fit(
-            state,
-            step,
-            data,
-            steps,
-            checkpoints=checkpoints,
-            every=stage.checkpoint_every,
-            log_every=stage.log_every,
-            meter=Meter(),
-            trace=trace,
-            stop=stop,
-            log=log,
-            on_figures=figures,
-            on_step=on_step,
-            on_ready=on_ready,
-        )
-    finally:
-        data.buckets.close()
+    state = fit_stage(stage, state, step, data, steps, checkpoints, directory, watch)
     params = state.params
     if stage.final == "best" and (chosen := checkpoints.best_steps()):
         checkpoints.wait()

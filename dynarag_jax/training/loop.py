@@ -48,6 +48,32 @@ class Trace:
     directory: Path
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who hears of a training while it runs, and may stop it; what is left out does nothing.
+
+    Attributes:
+      log: gets a line of text.
+      on_begin: gets the number of steps made before, and of all steps.
+      on_figures: gets a step's number and the means of the figures since the last call.
+      on_step: called for every step when the devices have made it.
+      on_ready: called before ``on_step`` with the number of steps made and a function that gives
+        the figures of a late step, and waits for them: of the first step made, of that one.
+      stop: asked after every step, with the number of steps made; True saves and stops. Of several
+        processes, all must get the same answer.
+    """
+
+    log: Callable[[str], None] = lambda text: None
+    on_begin: Callable[[int, int], None] = lambda first, steps: None
+    on_figures: Callable[[int, Figures], None] = lambda step, figures: None
+    on_step: Callable[[], None] = lambda: None
+    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None
+    stop: Callable[[int], bool] = lambda step: False
+
+
+SILENT = Watch()
+
+
 def fit(
     state: State,
     step: Callable[[State, Mapping[str, Batch]], tuple[State, dict[str, jax.Array]]],
@@ -59,11 +85,7 @@ def fit(
     log_every: int = 10,
     meter: Meter | None = None,
     trace: Trace | None = None,
-    stop: Callable[[int], bool] = lambda step: False,
-    log: Callable[[str], None] = lambda text: None,
-    on_figures: Callable[[int, Figures], None] = lambda step, figures: None,
-    on_step: Callable[[], None] = lambda: None,
-    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
+    watch: Watch = SILENT,
 ) -> State:
     """Train from ``state.step`` to ``steps``.
 
@@ -72,23 +94,18 @@ def fit(
         in a thread. It must depend on the step number alone, so that a restored state continues
         with the very input it would have seen.
       every: steps between checkpoints; 0 saves only at the end.
-      log_every: steps between calls of ``on_figures(step, means since the last call)``, which also
-        get ``seconds`` per step, ``waiting``, the share of it spent waiting for input, and what
-        ``meter`` adds.
-      on_step: called for every step when the devices have made it.
-      on_ready: called before ``on_step`` with the number of steps made and a function that gives
-        the figures of a late step, and waits for them: of the first step made, of that one.
+      log_every: steps between calls of ``watch.on_figures``, which also get ``seconds`` per step,
+        ``waiting``, the share of it spent waiting for input, and what ``meter`` adds.
       trace: steps that the profiler records.
-      stop: asked after every step, with the number of steps made; True saves and stops. Of several
-        processes, all must get the same answer.
 
     Raises:
       NotFinite: names the step, the batch's record ids and the last checkpoint.
-      Stopped: ``stop`` said so.
+      Stopped: ``watch.stop`` said so.
       InputError: no figure has the name by which the best checkpoint is chosen.
     """
     first = int(state.step)
-    if first < steps and stop(first):
+    watch.on_begin(first, steps)
+    if first < steps and watch.stop(first):
         raise Stopped(first)
     meter = meter or Meter()
     tracer = _Tracer(trace)
@@ -102,7 +119,7 @@ def fit(
         nonlocal counted
         while counted < step:
             counted += 1
-            on_step()
+            watch.on_step()
 
     began, waited, clock = time.perf_counter(), 0.0, time.perf_counter()
     try:
@@ -117,15 +134,15 @@ def fit(
             ids.append(names)
             tracer.after(done, state)
             ready = pending[max(len(pending) - 1 - AHEAD, 0)]
-            on_ready(done, lambda ready=ready: {k: float(v) for k, v in ready.items()})
+            watch.on_ready(done, lambda ready=ready: {k: float(v) for k, v in ready.items()})
             count_to(done - AHEAD)
-            stopping = done < steps and stop(done)
+            stopping = done < steps and watch.stop(done)
             scheduled = every > 0 and done % every == 0
             save = checkpoints is not None and (scheduled or stopping or done == steps)
             if done % log_every == 0 or done == steps or save or stopping:
                 values = [{k: float(v) for k, v in f.items()} for f in jax.device_get(pending)]
                 count_to(done)
-                kept = _finite(values, done - len(values), ids, checkpoints, log)
+                kept = _finite(values, done - len(values), ids, checkpoints, watch.log)
                 now = time.perf_counter()
                 if checkpoints is not None and checkpoints.best and kept:
                     mean = _add(mean, kept, checkpoints.best.figure)
@@ -134,7 +151,7 @@ def fit(
                     line["skipped"] = sum(v["skipped"] for v in values)
                 line["seconds"] = (now - began) / len(values)
                 line["waiting"] = waited / max(now - began, 1e-9)
-                on_figures(done, meter.read(line, len(values), now - began))
+                watch.on_figures(done, meter.read(line, len(values), now - began))
                 pending, ids, began, waited = [], [], now, 0.0
             if save and checkpoints is not None:
                 complete = scheduled or done == steps

@@ -27,9 +27,9 @@ from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.exports import Start, save_trained
 from dynarag_jax.training.instructions import Instruction, instruction_examples
-from dynarag_jax.training.loop import Trace, fit
-from dynarag_jax.training.meter import Figures, Meter
-from dynarag_jax.training.optimizer import learning_rate, make_optimizer
+from dynarag_jax.training.loop import Watch
+from dynarag_jax.training.meter import Meter
+from dynarag_jax.training.optimizer import make_optimizer
 from dynarag_jax.training.order import uniform_hash
 from dynarag_jax.training.sources import (
     ExampleSource,
@@ -38,6 +38,7 @@ from dynarag_jax.training.sources import (
     step_operations,
     total_steps,
 )
+from dynarag_jax.training.staged import fit_stage
 from dynarag_jax.training.step import (
     Adapting,
     State,
@@ -271,12 +272,7 @@ def train(
     seed: int,
     directory: Path,
     *,
-    log: Callable[[str], None],
-    on_figures: Callable[[int, Figures], None],
-    on_begin: Callable[[int, int], None] = lambda first, steps: None,
-    on_step: Callable[[], None] = lambda: None,
-    on_ready: Callable[[int, Callable[[], Figures]], None] = lambda step, latest: None,
-    stop: Callable[[int], bool] = lambda step: False,
+    watch: Watch,
     peak: float | None = None,
     card: ModelCard | None = None,
 ) -> None:
@@ -288,20 +284,18 @@ def train(
     Args:
       start: what it holds of what is trained is given away, and gone afterwards.
       card: the model's README.md and manifest.json.
-      stop: asked after every step, with the number of steps made; True saves and stops.
       peak: operations a second of all devices together, for the utilization.
 
     Raises:
-      Stopped: ``stop`` said so.
+      Stopped: ``watch.stop`` said so.
       InputError: the batches do not divide, or what the figures say cannot be trained on.
     """
     sources = require_batches(stage, sources, mesh)
     steps = total_steps(stage, sources)
     optimizer = make_optimizer(stage.optimizer, steps)
-    rate = learning_rate(stage.optimizer, steps)
     best = Best(stage.best, stage.best_is == "highest", stage.keep_best) if stage.best else None
     checkpoints = Checkpoints(directory / "checkpoints", stage.keep, best)
-    lora = start.lora
+    log, lora = watch.log, start.lora
     offload = stage.optimizer.offload
     layout = state_shardings(start.cfg, mesh, optimizer, lora, offload)
     trained = start.params if lora is None else start.adapters
@@ -341,30 +335,8 @@ def train(
         chosen = ((n, ", ".join(map(str, of))) for n, of in data.buckets.lengths.items())
         log("prompts padded to " + "; ".join(f"{n}: {of}" for n, of in chosen))
 
-    def figures(number: int, values: Figures) -> None:
-        on_figures(number, values | {"learning_rate": float(rate(number - 1))})
-
-    on_begin(int(state.step), steps)
-    trace = Trace(*stage.profile, directory / "profile") if any(stage.profile) else None
-    try:
-        state = fit(
-            state,
-            step,
-            data,
-            steps,
-            checkpoints=checkpoints,
-            every=stage.checkpoint_every,
-            log_every=stage.log_every,
-            meter=Meter(step_operations(start.cfg, sources, lora), peak),
-            trace=trace,
-            stop=stop,
-            log=log,
-            on_figures=figures,
-            on_step=on_step,
-            on_ready=on_ready,
-        )
-    finally:
-        data.buckets.close()
+    meter = Meter(step_operations(start.cfg, sources, lora), peak)
+    state = fit_stage(stage, state, step, data, steps, checkpoints, directory, watch, meter)
     params = state.params
     if stage.final == "best":
         params = _best(checkpoints, layout, state, shapes, log)

@@ -27,7 +27,7 @@ from dynarag_jax.policy.batches import BatchShape, Example, collate, place
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
-from dynarag_jax.training.loop import fit
+from dynarag_jax.training.loop import Watch, fit
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order
 from dynarag_jax.training.step import State, StreamLoss, init_state, make_step, state_shardings
@@ -69,8 +69,10 @@ def run(directory: Path, steps: int, kill_at: int = 0):
 
     step = make_step(cfg, mesh, rule, grammar, {"x": StreamLoss(Objectives())})
     state = fit(
-        state, step, make, steps, checkpoints=checkpoints, every=2, log_every=1, on_step=on_step,
-        on_figures=lambda number, values: figures.update({number: values["loss"]}),
+        state, step, make, steps, checkpoints=checkpoints, every=2, log_every=1,
+        watch=Watch(
+            on_step=on_step, on_figures=lambda number, v: figures.update({number: v["loss"]})
+        ),
     )  # fmt: skip
     checkpoints.close()
     return jax.tree.map(np.asarray, state), log, figures

@@ -10,7 +10,7 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.training.checkpoints import Best, Checkpoints
-from dynarag_jax.training.loop import AHEAD, NotFinite, Stopped, Trace, fit
+from dynarag_jax.training.loop import AHEAD, NotFinite, Stopped, Trace, Watch, fit
 from dynarag_jax.training.meter import Meter
 from dynarag_jax.training.step import State
 
@@ -31,7 +31,9 @@ def test_figures_are_means_since_the_last_line_and_the_last_step_is_reported():
 
     state = fit(
         begin(2), step, make, 9, log_every=3,
-        on_figures=lambda n, values: lines.update({n: values}), on_step=lambda: ticks.append(1),
+        watch=Watch(
+            on_figures=lambda n, values: lines.update({n: values}), on_step=lambda: ticks.append(1)
+        ),
     )  # fmt: skip
     assert state.step == 9
     assert len(ticks) == 7
@@ -78,8 +80,8 @@ def test_a_run_that_is_told_to_stop_saves_the_step_and_goes_on_from_it(tmp_path)
         checkpoints, state = restored(tmp_path)
         try:
             return fit(
-                state, step, numbered, 9, checkpoints=checkpoints, every=4, log_every=3, stop=stop,
-                on_figures=lambda n, values: lines.update({n: values["loss"]}),
+                state, step, numbered, 9, checkpoints=checkpoints, every=4, log_every=3,
+                watch=Watch(stop=stop, on_figures=lambda n, v: lines.update({n: v["loss"]})),
             )  # fmt: skip
         finally:
             checkpoints.close()
@@ -106,7 +108,8 @@ def test_the_best_checkpoint_is_by_the_mean_since_the_one_before_wherever_it_is_
         try:
             fit(
                 state, step, lambda n: ({"loss": float(losses[n])}, []), 10,
-                checkpoints=checkpoints, every=2, log_every=4, stop=lambda done: done == stop,
+                checkpoints=checkpoints, every=2, log_every=4,
+                watch=Watch(stop=lambda done: done == stop),
             )  # fmt: skip
         finally:
             checkpoints.close()
@@ -138,8 +141,8 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means():
         return {"loss": float("inf") if number in (1, 3, 4, 5) else number}, [f"q{number}"]
 
     state = fit(
-        begin(), skips, make, 9, log_every=3, log=said.append,
-        on_figures=lambda n, values: lines.update({n: values}),
+        begin(), skips, make, 9, log_every=3,
+        watch=Watch(log=said.append, on_figures=lambda n, values: lines.update({n: values})),
     )  # fmt: skip
     assert state.step == 9
     assert [lines[n]["skipped"] for n in (3, 6, 9)] == [1, 3, 0]
@@ -205,7 +208,14 @@ def test_few_updates_are_in_flight_at_once():
         number = len(early)
         early.append(number in waiting and number < 20 - AHEAD)
 
-    fit(begin(), slow, lambda number: ({"number": number}, []), 20, log_every=50, on_step=on_step)
+    fit(
+        begin(),
+        slow,
+        lambda number: ({"number": number}, []),
+        20,
+        log_every=50,
+        watch=Watch(on_step=on_step),
+    )
     assert max(most) == AHEAD + 1
     # A step is counted when it is done, not when it is handed over.
     assert len(early) == 20 and not any(early)

@@ -15,6 +15,7 @@ from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages.sft import Sft
 from dynarag_jax.training.checkpoints import Checkpoints, latest_step
 from dynarag_jax.training.config import Stream
+from dynarag_jax.training.loop import Watch
 from dynarag_jax.training.run import begin, behavior_source, example_maker, train
 
 PROMPTS = PromptConfig(
@@ -53,9 +54,11 @@ def run(init, directory, steps: int) -> list[int]:
     source = behavior_source(stage, start, questions, example_maker(stage, start), 0)
     seen = []
     train(
-        stage, start, [source], mesh, 0, directory, log=lambda _: None,
-        on_figures=lambda *_: None, on_begin=lambda *_: seen.append(held() - before),
-        on_step=lambda: seen.append(held() - before),
+        stage, start, [source], mesh, 0, directory,
+        watch=Watch(
+            on_begin=lambda *_: seen.append(held() - before),
+            on_step=lambda: seen.append(held() - before),
+        ),
     )  # fmt: skip
     return seen
 

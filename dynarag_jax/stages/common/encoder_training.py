@@ -32,6 +32,7 @@ from dynarag_jax.training.list_examples import (
     frozen_vectors,
     ranked_lists,
 )
+from dynarag_jax.training.loop import Watch
 from dynarag_jax.training.preferences import Expected, check_rollouts, judge
 from dynarag_jax.training.sources import ExampleSource
 
@@ -93,7 +94,7 @@ def train_lists(
     manifest = {"seed": context.run.seed, "stages": context.made_by()}
     card = ModelCard(PAGE.format(interaction=_APART if start.cfg.interaction else ""), manifest)
 
-    def work(**heard: Any) -> None:
+    def work(watch: Watch) -> None:
         train_encoder_policy(
             stage,
             start,
@@ -101,8 +102,8 @@ def train_lists(
             context.mesh,
             context.run.seed,
             context.begin(),
+            watch=watch,
             card=card,
-            **heard,
         )
 
     say_cut(context, watched(context, work))

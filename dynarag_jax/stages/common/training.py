@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dynarag_jax.exchange.cards import model_card
 from dynarag_jax.launch.context import Context
@@ -16,7 +15,7 @@ from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.training.checkpoints import latest_step
 from dynarag_jax.training.config import Train
-from dynarag_jax.training.loop import Figures, Stopped
+from dynarag_jax.training.loop import Figures, Stopped, Watch
 from dynarag_jax.training.run import ExampleSource, Start, begin, train
 from dynarag_jax.training.sources import require_batches
 
@@ -90,7 +89,7 @@ def train_stage(
         stage.prompts.thought_tokens,
     )
 
-    def work(**heard: Any) -> None:
+    def work(watch: Watch) -> None:
         train(
             stage,
             start,
@@ -99,8 +98,8 @@ def train_stage(
             context.run.seed,
             context.begin(),
             peak=context.peak_flops,
+            watch=watch,
             card=card,
-            **heard,
         )
 
     def flush() -> None:
@@ -120,13 +119,12 @@ def say_cut(context: Context, cut: Counter[str]) -> None:
 
 
 def watched(
-    context: Context, work: Callable[..., None], finally_: Callable[[], None] = lambda: None
+    context: Context, work: Callable[[Watch], None], finally_: Callable[[], None] = lambda: None
 ) -> Counter[str]:
     """Run a training with a progress bar, metrics, and an ear for signals.
 
     Args:
-      work: the training; it is given ``log``, ``on_figures``, ``on_begin``, ``on_step``,
-        ``on_ready`` and ``stop``, as of ``training.run.train``.
+      work: the training.
       finally_: called in the end, however it ends.
 
     Returns:
@@ -173,12 +171,14 @@ def watched(
 
         try:
             work(
-                log=context.log,
-                on_figures=on_figures,
-                on_begin=on_begin,
-                on_step=lambda: bar.update(1),
-                on_ready=on_ready,
-                stop=stopping,
+                Watch(
+                    log=context.log,
+                    on_begin=on_begin,
+                    on_figures=on_figures,
+                    on_step=lambda: bar.update(1),
+                    on_ready=on_ready,
+                    stop=stopping,
+                )
             )
         except Stopped as stopped:
             context.log(str(stopped))

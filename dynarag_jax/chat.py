@@ -1,46 +1,21 @@
 """A client of OpenAI-compatible chat completions: retries with backoff, time-outs, what failed.
 
-Only the standard library: no SDK decides for us what is repeated. Who writes lists
-(``sampling.server``) and who judges answers (``rewards.judge``) share it.
+Who writes lists (``sampling.server``), answers questions (``sampling.answer_server``) and judges
+answers (``rewards.judge``) share it.
 """
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import json
-import math
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
+from dynarag_jax.json_client import Failed, JsonClient
 from dynarag_jax.replies import Reply, read_choice
-
-LONGEST_WAIT = 60.0
-"""Seconds between two attempts at most, whatever a server asks for."""
-LARGEST = 16 << 20
-"""Bytes of a response at most."""
-
-
-class Failed(Exception):
-    """A failed attempt: to be repeated, after ``wait`` seconds if the server says so, or final."""
-
-    def __init__(
-        self,
-        reason: str,
-        wait: float | None = None,
-        *,
-        unreachable: bool = False,
-        final: bool = False,
-    ):
-        super().__init__(reason)
-        self.wait, self.unreachable, self.final = wait, unreachable, final
 
 
 @dataclass(frozen=True)
@@ -79,11 +54,17 @@ class ChatServer:
     def chat(
         self, key: str, closed: threading.Event, before: Callable[[], None] = lambda: None
     ) -> Chat:
-        """The client: see ``Chat``."""
-        return Chat(
-            self.what, self.url, key, self.key_variable, self.timeout, self.retries, self.backoff,
-            closed, before,
-        )  # fmt: skip
+        """The client.
+
+        Args:
+          closed: set it to end all waiting.
+          before: called before every attempt; what it raises ends the request.
+        """
+        mend = f"'url', 'model' and the key in {self.key_variable}"
+        client = JsonClient(
+            self.what, self.url, key, mend, self.timeout, self.retries, self.backoff, closed, before
+        )
+        return Chat(client)
 
 
 @dataclass(frozen=True)
@@ -98,29 +79,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chat:
-    """One server and how patiently it is asked; may be used by many threads.
+    """The client of one server's chat completions; may be used by many threads."""
 
-    Attributes:
-      what: its name in messages, and the name of its settings.
-      url: its address up to and including /v1.
-      key: its key, or empty; ``key_variable`` names the environment variable in messages.
-      timeout: seconds for one request, from the first byte sent to the last one read.
-      retries: further attempts after a failed one.
-      backoff: seconds before the first of them, twice as long before each next; a Retry-After of
-        the server comes first.
-      closed: set it to end all waiting.
-      before: called before every attempt; what it raises ends the request.
-    """
-
-    what: str
-    url: str
-    key: str
-    key_variable: str
-    timeout: float
-    retries: int
-    backoff: float
-    closed: threading.Event
-    before: Callable[[], None] = lambda: None
+    client: JsonClient
 
     def complete(self, body: dict[str, Any]) -> Completion:
         """Ask until there is a completion.
@@ -129,77 +90,15 @@ class Chat:
           Failed: there is none after all attempts, or the server refuses this request for good.
           InputError: the server cannot be reached, or refuses to serve us at all.
         """
-        for attempt in range(self.retries + 1):
-            self.before()
-            try:
-                return self._post(body)
-            except Failed as error:
-                if error.final or attempt == self.retries or self.closed.is_set():
-                    if error.unreachable:
-                        raise InputError(
-                            f"{self.what} {self.url}: cannot be reached ({error}); start it, or "
-                            f"correct 'url', and run again: what is done is kept"
-                        ) from None
-                    raise
-                pause = self.backoff * 2**attempt if error.wait is None else error.wait
-                self.closed.wait(min(pause, LONGEST_WAIT))
-        raise AssertionError("the last attempt returns or raises")
-
-    def _post(self, body: dict[str, Any]) -> Completion:
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        url = self.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        limit = self.timeout
         try:
-            began = time.monotonic()
-            with urllib.request.urlopen(request, timeout=limit) as response:
-                data = b""
-                # A server that sends a byte now and then never lets a read time out.
-                while block := response.read1(1 << 16):
-                    data += block
-                    if time.monotonic() - began > limit:
-                        raise TimeoutError
-                    if len(data) > LARGEST:
-                        raise Failed(f"a response of more than {LARGEST >> 20} MiB")
-        except urllib.error.HTTPError as error:
-            raise self._status(error) from None
-        except TimeoutError:
-            raise Failed(f"no answer within {limit:g} s") from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise Failed(f"no answer within {limit:g} s") from None
-            raise Failed(str(error.reason), unreachable=True) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"the connection broke ({type(error).__name__})") from None
-        return read_completion(data)
-
-    def _status(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status of failure means: again, set aside, or the end of the run."""
-        says = " ".join(error.read(300).decode("utf-8", "replace").split())
-        reason = f"HTTP {error.code} {error.reason}{': ' + says if says else ''}"
-        if error.code in (401, 403, 404, 405):
-            return InputError(
-                f"{self.what} {self.url}: {reason}; see 'url', 'model' and the key in "
-                f"{self.key_variable}"
-            )
-        if error.code in (408, 409, 425, 429) or error.code >= 500:
-            return Failed(reason, retry_after(error.headers.get("Retry-After")))
-        return Failed(reason, final=True)
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+            return self.client.post("/chat/completions", body, read_completion)
+        except Failed as error:
+            if not error.unreachable:
+                raise
+            raise InputError(
+                f"{self.client.what} {self.client.url}: cannot be reached ({error}); start it, or "
+                f"correct 'url', and run again: what is done is kept"
+            ) from None
 
 
 def read_completion(data: bytes) -> Completion:

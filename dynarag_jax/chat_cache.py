@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from dynarag_jax.chat import ChatServer, Failed
+from dynarag_jax.chat import ChatServer
 from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, PathLike, read_jsonl
+from dynarag_jax.json_client import Failed
 from dynarag_jax.replies import Reply, read_reply
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
 import threading
-import time
-import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dynarag_jax.chat import LONGEST_WAIT, retry_after
 from dynarag_jax.errors import InputError
+from dynarag_jax.json_client import Failed, JsonClient
 
 KEY_VARIABLE = "DYNARAG_API_KEY"
 """Environment variable that holds a server's key, if it wants one."""
@@ -63,8 +59,9 @@ class RemoteReranker:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"url = {url!r} must begin with http:// or https://")
         self.url = url.rstrip("/")
-        self._key = key or os.environ.get(KEY_VARIABLE, "")
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        key = key or os.environ.get(KEY_VARIABLE, "")
+        mend = f"its address and the key in {KEY_VARIABLE}"
+        self._client = JsonClient("reranker", self.url, key, mend, timeout, retries, backoff)
 
     def rank_all(
         self,
@@ -85,7 +82,12 @@ class RemoteReranker:
             return []
         # A server takes top_n = 0 for no bound.
         body = {"query": query, "documents": list(documents), "mode": "list"}
-        reply = self._post(body | ({} if top_k is None else {"top_n": top_k}))
+        body |= {} if top_k is None else {"top_n": top_k}
+        try:
+            reply = self._client.post("/v1/rerank", body, _read_json)
+        except Failed as error:
+            reason = f"cannot be reached ({error})" if error.unreachable else error
+            raise InputError(f"{self.url}: {reason}") from None
         try:
             rows = [
                 {"corpus_id": row["index"], "score": float(row["relevance_score"])}
@@ -99,30 +101,12 @@ class RemoteReranker:
             raise InputError(f"{self.url}: its reply is no reranking of {len(documents)} documents")
         return rows
 
-    def _post(self, body: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        content = json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/v1/rerank", content, headers)
-        for attempt in range(self._retries + 1):
-            wait = self._backoff * 2**attempt
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                says = " ".join(error.read(600).decode("utf-8", "replace").split())
-                reason = f"HTTP {error.code}: {says or error.reason}"
-                passing = error.code in (408, 425, 429) or error.code >= 500
-                asked = retry_after(error.headers.get("Retry-After"))
-                wait = wait if asked is None else asked
-            except (OSError, http.client.HTTPException) as error:
-                reason, passing = f"cannot be reached ({error})", True
-            except ValueError:
-                reason, passing = "its reply is no JSON", False
-            if not passing or attempt == self._retries:
-                raise InputError(f"{self.url}: {reason}")
-            time.sleep(min(wait, LONGEST_WAIT))
-        raise AssertionError("the last attempt returns or raises")
+
+def _read_json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise Failed("its reply is no JSON", final=True) from None
 
 
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()

@@ -13,8 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dynarag_jax.chat import ChatServer, Failed
+from dynarag_jax.chat import ChatServer
 from dynarag_jax.errors import InputError
+from dynarag_jax.json_client import Failed
 from dynarag_jax.prompts import (
     conversation,
     parse_list_leniently,

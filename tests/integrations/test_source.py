@@ -33,7 +33,7 @@ def test_a_server_gives_what_the_model_gives(address, expected):
     titled = [{"text": "ada", "title": "arlo"}, {"text": ""}, {"text": "Ünïcode 🜁"}]
     (found,) = remote.rank_all([QUERY], [titled])
     assert places(found) == expected(titled)
-    with pytest.raises(InputError, match=r"HTTP 4\d\d: .*query"):
+    with pytest.raises(InputError, match=r"HTTP 400 Bad Request: .*query"):
         remote.rank_all([" "], [documents])
 
 
@@ -99,7 +99,7 @@ def test_a_failure_that_passes_is_tried_again(server, expected):
     assert places(found[0]) == expected(TEXTS)
     assert len(server.bodies) == 4
     server.replies = [(503, {"Retry-After": "0"}, b'{"message": "still starting"}')] * 9
-    with pytest.raises(InputError, match=r'HTTP 503: \{"message": "still starting"\}'):
+    with pytest.raises(InputError, match='HTTP 503 .*"still starting"'):
         RemoteReranker(server.url, retries=1).rank_all([QUERY], [[{"text": "a"}]])
     assert len(server.bodies) == 6
 

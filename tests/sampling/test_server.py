@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dynarag_jax.chat import retry_after
 from dynarag_jax.errors import InputError
+from dynarag_jax.json_client import retry_after
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import TEMPLATE_SETTINGS
 from dynarag_jax.rewards.combine import RewardWeights

@@ -99,7 +99,7 @@ def test_a_failure_that_passes_is_tried_again(server, expected):
     assert places(found[0]) == expected(TEXTS)
     assert len(server.bodies) == 4
     server.replies = [(503, {"Retry-After": "0"}, b'{"message": "still starting"}')] * 9
-    with pytest.raises(InputError, match='HTTP 503 .*"still starting"'):
+    with pytest.raises(InputError, match=r'HTTP 503 .*"still starting"'):
         RemoteReranker(server.url, retries=1).rank_all([QUERY], [[{"text": "a"}]])
     assert len(server.bodies) == 6
 

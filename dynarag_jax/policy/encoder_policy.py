@@ -247,7 +247,8 @@ def list_logps(
     known = jnp.clip(tokens, 0, n)[..., None]
     picked = jnp.take_along_axis(scores, known, axis=-1)[..., 0]
     legal = jnp.take_along_axis(mask, known, axis=-1)[..., 0] & (tokens >= 0) & (tokens <= n)
-    logps = jnp.where(legal, picked - total, -jnp.inf)
+    # A choice that is nearly certain is rounded to either side of 0.
+    logps = jnp.where(legal, jnp.minimum(picked - total, 0.0), -jnp.inf)
     return ListLogps(jnp.where(inside, logps, 0.0), first)
 
 

@@ -112,8 +112,8 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(made, tmp_path) -> Path:
-    """A copy of the run, to be changed."""
-    shutil.copytree(made, tmp_path / "copy")
+    """A copy of the run, to be changed; without what an explorer of the run has kept."""
+    shutil.copytree(made, tmp_path / "copy", ignore=shutil.ignore_patterns(".explore"))
     return tmp_path / "copy"
 
 

@@ -38,7 +38,9 @@ def ran(directory: Path, stage, name: str, rule: str = "windows") -> Path:
     return directory / name
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", ["windows", *(pytest.param(r, marks=pytest.mark.slow) for r in RULES[1:])]
+)
 def test_rerank_evaluate_and_bench_give_a_question_the_same_list(model, tmp_path, rule, capsys):
     path = tmp_path / "asked.jsonl"
     write_questions(path, QUESTIONS)

@@ -69,6 +69,7 @@ def sampler(model):
 QUESTIONS = [ask(i, passages) for i, passages in enumerate([5, 3, 9, 1, 5, 6])]
 
 
+@pytest.mark.slow
 def test_answers_from_every_kind_of_list(model, scorer, sampler, tmp_path):
     path = tmp_path / "asked.jsonl"
     write_questions(path, QUESTIONS)

@@ -249,7 +249,10 @@ def test_decoding_in_pieces_equals_the_training_pass(params):
     np.testing.assert_allclose(last[0], x[0, LENGTHS[0] - 1], atol=2e-5)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("full", 1), ("dots", 1), ("none", 2)])
+@pytest.mark.parametrize(
+    ("remat", "unroll"),
+    [("full", 1), pytest.param("dots", 1, marks=pytest.mark.slow), ("none", 2)],
+)
 def test_recomputing_and_unrolling_change_nothing(params, remat, unroll):
     trunk, branches = random_batch(2)
 

@@ -65,6 +65,7 @@ def on_a_mesh(base):
     return mesh, *trained(base, mesh)
 
 
+@pytest.mark.slow
 def test_training_equals_one_device_and_begins_at_log_2(base, on_a_mesh):
     _, _, state, losses = on_a_mesh
     _, one, expected = trained(base, make_mesh(1, devices=jax.devices()[:1]))

@@ -128,6 +128,7 @@ def test_reranker_and_generator_are_views_of_the_same_parameters():
     equal(over, token_logps(CFG, params, hidden, lists))
 
 
+@pytest.mark.slow
 def test_encoders_and_t5_have_their_functions_as_methods():
     cfg = encoder.EncoderConfig(vocab=50, width=16, layers=2, heads=2, mlp=24, positions=20)
     params = encoder.init_params(cfg, jax.random.key(0), scored=True)

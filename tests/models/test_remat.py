@@ -38,7 +38,7 @@ def products(remat, **changes):
     return len(re.findall(r" dot\(", text))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_products_that_are_kept_are_not_computed_again(dtype):
     none, dots, full = (products(remat, dtype=dtype) for remat in ("none", "dots", "full"))
     # Of a layer: seven products for the trunk, seven for the branches, and their repetition.

@@ -89,7 +89,9 @@ MANY = Spelling(
 """Ids to 500 in single digits: 1 begins 10 to 19 and 100 to 199."""
 
 
-@pytest.mark.parametrize(("max_ids", "min_ids"), [(500, 0), (15, 3)])
+@pytest.mark.parametrize(
+    ("max_ids", "min_ids"), [pytest.param(500, 0, marks=pytest.mark.slow), (15, 3)]
+)
 def test_no_walk_over_five_hundred_ids_meets_a_dead_end(max_ids, min_ids):
     """Every allowed token, taken at random, leads to a list within the most tokens it may take."""
     rows = 64

@@ -317,6 +317,7 @@ def test_gradients_of_objectives_are_those_of_lists_worked_out_one_by_one():
         assert max(float(jnp.abs(x[i]).max()) for x in jax.tree.leaves(one)) > 1e-4, name
 
 
+@pytest.mark.slow
 def test_the_expected_reward_over_all_lists_has_the_policy_gradient():
     """RLOO over a group is unbiased; enumerated, the gradient of the expectation itself."""
     cfg = dataclasses.replace(VECTORS, max_list=2)

@@ -125,7 +125,10 @@ def same(first, second):
     "how",
     [
         {"slots": 1, "turn": 1},
-        {"slots": 16, "refill": 1.0, "share": 0, "lengths": (16, 32), "chunk": 64},
+        pytest.param(
+            {"slots": 16, "refill": 1.0, "share": 0, "lengths": (16, 32), "chunk": 64},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_results_do_not_depend_on_slots_order_chunks_or_sharing(params, found, how):
@@ -292,6 +295,7 @@ def test_a_request_that_nobody_waits_for_leaves_its_slot(params, found):
     same(results, {name: found[name] for name in results})
 
 
+@pytest.mark.slow
 def test_no_length_waits_forever_behind_another(params):
     """Short prompts come without end; the long one has its turn all the same."""
 

@@ -88,7 +88,12 @@ def test_trouble_of_the_machine_is_one_line_and_a_bug_keeps_its_traceback(capsys
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("kind", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_program_continues_where_it_was(place, kind, code):
     process = subprocess.Popen(

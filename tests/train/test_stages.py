@@ -244,6 +244,7 @@ def test_what_stands_is_left_alone_and_what_changed_is_made_anew(ran: Stages) ->
     assert (ran.directory / "sft.previous-1" / "model").is_dir()
 
 
+@pytest.mark.slow
 @needs_encoder
 def test_a_rollout_cut_off_continues_to_the_same_file(ran: Stages, tmp_path: Path) -> None:
     stages = Stages(ran.directory)

@@ -57,9 +57,10 @@ def _require_platform() -> None:
             raise
         extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(wanted.split(",")[0], "")
         mend = f"; its support is installed by pip install 'dynarag_jax[{extra}]'" if extra else ""
+        says = " ".join(str(error).split())[:160]
         raise InputError(
-            f"JAX_PLATFORMS={wanted}: JAX finds no such device "
-            f"({' '.join(str(error).split())[:160]}){mend}; JAX_PLATFORMS=cpu computes without"
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device{f' ({says})' if says else ''}{mend}; "
+            f"JAX_PLATFORMS=cpu computes without"
         ) from None
 
 

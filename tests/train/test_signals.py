@@ -109,4 +109,5 @@ def test_a_platform_that_is_not_there_is_one_line():
     )
     assert done.returncode == 2, done.stderr
     assert "error: JAX_PLATFORMS=cuda: JAX finds no such device" in done.stderr
+    assert "()" not in done.stderr
     assert "pip install 'dynarag_jax[cuda]'" in done.stderr and "Traceback" not in done.stderr

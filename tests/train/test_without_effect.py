@@ -63,5 +63,14 @@ def test_moments_are_not_offloaded_from_a_cpu():
     assert not without_effect(usual, "cpu")
 
 
+def test_a_stream_that_is_not_trained_is_said():
+    assert without_effect(inherit(RUN, Sft(reranker=Stream(batch=0))), "gpu") == [
+        "reranker.batch = 0: lists are not trained"
+    ]
+    assert without_effect(inherit(RUN, Sft(generator=Stream(batch=0))), "gpu") == [
+        "generator.batch = 0: answers are not trained"
+    ]
+
+
 def test_an_accelerator_of_two_sizes_is_the_usual_one():
     assert accelerator("a100") is ACCELERATORS["a100-80"]

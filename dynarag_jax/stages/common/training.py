@@ -56,6 +56,11 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
 def without_effect(stage: Train, platform: str) -> list[str]:
     """Options of the stage that change nothing, or that others overrule; a line each."""
     lines = stage.overruled()
+    lines += [
+        f"{name}.batch = 0: {what} are not trained"
+        for name, what in (("reranker", "lists"), ("generator", "answers"))
+        if not getattr(stage, name).batch
+    ]
     if stage.optimizer.offload and platform == "cpu":
         lines.append(
             "optimizer.offload has no effect here: on a CPU the devices' memory is the host's"

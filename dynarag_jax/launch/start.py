@@ -58,8 +58,9 @@ def _require_platform() -> None:
         extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(wanted.split(",")[0], "")
         mend = f"; its support is installed by pip install 'dynarag_jax[{extra}]'" if extra else ""
         says = " ".join(str(error).split())[:160]
+        says = f" ({says})" if says else ""
         raise InputError(
-            f"JAX_PLATFORMS={wanted}: JAX finds no such device{f' ({says})' if says else ''}{mend}; "
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device{says}{mend}; "
             f"JAX_PLATFORMS=cpu computes without"
         ) from None
 

@@ -179,7 +179,8 @@ def load_adapters(
             f"too; save the adapters with PEFT's path_initial_model_for_weight_conversion"
         )
     used = ("r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules")
-    TrackedFields(config).refuse_rest({**_KNOWN, **dict.fromkeys(used)}, str(where))
+    fields = TrackedFields(config)
+    fields.refuse_rest({**_KNOWN, **dict.fromkeys(used)}, str(where))
     tensors = Tensors(directory, _STEM).renamed(_plain_name)
     adapted = {n for n in MATRICES if any(t in tensors.names() for t in _names(cfg, n, "a"))}
     if not adapted:
@@ -192,14 +193,14 @@ def load_adapters(
                 f"{where}: target_modules names '{absent[0]}', and there are no tensors for it"
             )
     try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        if config.get("use_rslora"):
+        rank, alpha = fields["r"], float(fields["lora_alpha"])
+        if fields.get("use_rslora"):
             alpha *= math.sqrt(rank)  # scaled by alpha / sqrt(rank) there
         lora = LoraConfig(
             rank,
             alpha,
             tuple(n for n in MATRICES if n in adapted),
-            float(config.get("lora_dropout") or 0.0),
+            float(fields.get("lora_dropout") or 0.0),
         )
     except KeyError as error:
         raise InputError(f"{where}: field {error} is missing") from None

@@ -32,7 +32,12 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Decoder
     if not isinstance(hf, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(hf).__name__}")
     fields = TrackedFields(hf)
-    cfg = _decoder(fields, where)
+    try:
+        cfg = _decoder(fields, where)
+    except KeyError as error:
+        raise InputError(f"{where}: field {error} is missing") from None
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: these fields make no decoder ({error})") from None
     fields.refuse_rest({**CONFIG, **IDLE.get(cfg.family, {})}, where)
     return cfg
 
@@ -66,74 +71,53 @@ def _decoder(hf: TrackedFields, where: str) -> DecoderConfig:
         raise InputError(f"{where}: activation {act!r} is not supported, only {wanted!r}")
     if family == "gemma3" and hf.get("attn_logit_softcapping") is not None:
         raise InputError(f"{where}: attn_logit_softcapping is not used by {found}; set it to null")
-    try:
-        heads, width, layers = (
-            hf["num_attention_heads"], hf["hidden_size"], hf["num_hidden_layers"],
-        )  # fmt: skip
-        head_size = hf.get("head_dim") or (
-            256 if gemma else 128 if family == "qwen3" else width // heads
-        )
-        for field in SIZES:
-            size = hf.get(field, 1)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{field} = {size!r} must be a positive whole number")
-        _check_numbers(hf)
-        window, windowed = _windows(hf, family, layers)
-        positions, share = int(hf.get("max_position_embeddings", 2048)), 1.0
-        if family == "phi3":
-            base, scaling, share = read_phi_rope(hf, head_size, where)
-            window_base, positions = None, int(hf.get("max_position_embeddings", 4096))
-            if scaling is not None:
-                # Beyond, transformers takes other frequencies for the whole of a text, so that
-                # nothing computed before could be kept.
-                positions = min(positions, scaling.original_positions)
-        else:
-            base, scaling, window_base = read_rope(hf, family, where)
-        return DecoderConfig(
-            family=family,
-            vocab=hf["vocab_size"],
-            width=width,
-            layers=layers,
-            heads=heads,
-            kv_heads=hf.get("num_key_value_heads") or heads,
-            head_size=head_size,
-            mlp=hf["intermediate_size"],
-            rope_base=base,
-            rope_scaling=scaling,
-            window_rope_base=window_base if window and window_base != base else None,
-            window=window,
-            windowed=windowed,
-            query_scale=_query_scale(hf, family),
-            rotary=_rotary(hf, layers) if family == "smollm3" else (),
-            rotary_share=share,
-            **(_multipliers(hf) if family == "granite" else {}),
-            score_cap=hf.get("attn_logit_softcapping", 50.0) if family == "gemma2" else None,
-            logit_cap=hf.get("final_logit_softcapping", 30.0 if family == "gemma2" else None)
-            if gemma
-            else None,
-            norm_eps=float(hf.get("rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6)),
-            tied=bool(hf.get("tie_word_embeddings", gemma or family == "smollm3")),
-            positions=positions,
-            **FEATURES[family],
-        )
-    except KeyError as error:
-        raise InputError(f"{where}: field {error} is missing") from None
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{where}: these fields make no decoder ({error})") from None
-
-
-def _check_numbers(hf: TrackedFields) -> None:
-    """Refuse numbers that would be taken for others, or for none."""
-    for field in ("num_key_value_heads", "max_position_embeddings", "sliding_window", "head_dim"):
-        size = hf.peek(field)
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"{field} = {size!r} must be a positive whole number")
-    for field in ("rms_norm_eps", "rope_theta", "rope_local_base_freq"):
-        number = hf.peek(field)
-        if number is not None and (isinstance(number, str | bool) or not number > 0):
-            raise ValueError(f"{field} = {number!r} must be a positive number")
-    if not isinstance(tied := hf.peek("tie_word_embeddings"), bool | None):
-        raise ValueError(f"tie_word_embeddings = {tied!r} must be true or false")
+    for name in SIZES:
+        if hf[name] is None:
+            raise ValueError(f"{name} = None must be a positive whole number")
+    heads, width, layers = (
+        hf["num_attention_heads"], hf["hidden_size"], hf["num_hidden_layers"],
+    )  # fmt: skip
+    head_size = hf.get("head_dim") or (
+        256 if gemma else 128 if family == "qwen3" else width // heads
+    )
+    window, windowed = _windows(hf, family, layers)
+    positions, share = int(hf.get("max_position_embeddings", 2048)), 1.0
+    if family == "phi3":
+        base, scaling, share = read_phi_rope(hf, head_size, where)
+        window_base, positions = None, int(hf.get("max_position_embeddings", 4096))
+        if scaling is not None:
+            # Beyond, transformers takes other frequencies for the whole of a text, so that
+            # nothing computed before could be kept.
+            positions = min(positions, scaling.original_positions)
+    else:
+        base, scaling, window_base = read_rope(hf, family, where)
+    return DecoderConfig(
+        family=family,
+        vocab=hf["vocab_size"],
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=hf.get("num_key_value_heads") or heads,
+        head_size=head_size,
+        mlp=hf["intermediate_size"],
+        rope_base=base,
+        rope_scaling=scaling,
+        window_rope_base=window_base if window and window_base != base else None,
+        window=window,
+        windowed=windowed,
+        query_scale=_query_scale(hf, family),
+        rotary=_rotary(hf, layers) if family == "smollm3" else (),
+        rotary_share=share,
+        **(_multipliers(hf) if family == "granite" else {}),
+        score_cap=hf.get("attn_logit_softcapping", 50.0) if family == "gemma2" else None,
+        logit_cap=hf.get("final_logit_softcapping", 30.0 if family == "gemma2" else None)
+        if gemma
+        else None,
+        norm_eps=float(hf.get("rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6)),
+        tied=bool(hf.get("tie_word_embeddings", gemma or family == "smollm3")),
+        positions=positions,
+        **FEATURES[family],
+    )
 
 
 def _query_scale(hf: Mapping[str, Any], family: Family) -> float | None:
@@ -156,6 +140,8 @@ def _multipliers(hf: Mapping[str, Any]) -> dict[str, float]:
 def _rotary(hf: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     """Which layers have rotary positions; empty where all have."""
     every, said = hf.get("no_rope_layer_interval", 4), hf.get("no_rope_layers")
+    if said is not None and not all(x in (0, 1) for x in said):
+        raise ValueError(f"no_rope_layers = {said!r} must hold 1 and 0, one a layer")
     rotary = tuple(bool(x) for x in said or [(i + 1) % every for i in range(layers)])
     if len(rotary) < layers:
         raise ValueError(f"no_rope_layers names {len(rotary)} layers of {layers}")

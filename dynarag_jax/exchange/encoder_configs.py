@@ -42,7 +42,10 @@ def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> EncoderCon
     """
     fields = TrackedFields(hf)
     modern = fields.get("model_type") == "modernbert"
-    cfg = (_modern if modern else _config)(fields, where)
+    try:
+        cfg = (_modern if modern else _config)(fields, where)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from None
     fields.refuse_rest(_MODERN_IDLE if modern else IDLE, where)
     return cfg
 
@@ -61,16 +64,13 @@ def _config(hf: TrackedFields, where: str) -> EncoderConfig:
     }
     _require(hf, plain, where)
     sizes = _sizes(hf, {**_SIZES, "types": "type_vocab_size"}, where)
-    try:
-        # A plain dict: pyright cannot see that the sizes are not the dtype.
-        shape: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
-        if kind != "bert":
-            # Positions are counted from the padding token's id on.
-            first = int(hf.get("pad_token_id", 1)) + 1
-            shape |= {"first_position": first, "positions": sizes["positions"] - first}
-        return EncoderConfig(**shape)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
+    # A plain dict: pyright cannot see that the sizes are not the dtype.
+    shape: dict[str, Any] = sizes | {"norm_eps": float(hf.get("layer_norm_eps", 1e-12))}
+    if kind != "bert":
+        # Positions are counted from the padding token's id on.
+        first = int(hf.get("pad_token_id", 1)) + 1
+        shape |= {"first_position": first, "positions": sizes["positions"] - first}
+    return EncoderConfig(**shape)
 
 
 def _modern(hf: TrackedFields, where: str) -> EncoderConfig:
@@ -94,20 +94,17 @@ def _modern(hf: TrackedFields, where: str) -> EncoderConfig:
         bases[kind] = float(rope.get("rope_theta") or hf.get(field) or bases[kind])
         rope.refuse_rest({"rope_type": ("default",)}, f"{where}: rope_parameters of {kind}")
     ropes.refuse_rest({}, f"{where}: rope_parameters")
-    try:
-        shape: dict[str, Any] = dict(sizes)
-        return EncoderConfig(
-            **shape,
-            types=1,
-            family="modernbert",
-            norm_eps=float(hf.get("norm_eps", 1e-5)),
-            rope_base=bases["full_attention"],
-            window_rope_base=bases["sliding_attention"],
-            window=int(hf.get("local_attention", 128)) // 2,
-            windowed=tuple(kind == "sliding_attention" for kind in kinds),
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {error}") from None
+    shape: dict[str, Any] = dict(sizes)
+    return EncoderConfig(
+        **shape,
+        types=1,
+        family="modernbert",
+        norm_eps=float(hf.get("norm_eps", 1e-5)),
+        rope_base=bases["full_attention"],
+        window_rope_base=bases["sliding_attention"],
+        window=int(hf.get("local_attention", 128)) // 2,
+        windowed=tuple(kind == "sliding_attention" for kind in kinds),
+    )
 
 
 _SIZES = {
@@ -132,9 +129,7 @@ def _sizes(hf: TrackedFields, names: Mapping[str, str], where: str) -> dict[str,
     sizes: dict[str, int] = {}
     for ours, field in names.items():
         value = hf.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(
-                f"{where}: field '{field}' must be a positive integer, found {value!r}"
-            )
+        if value is None:
+            raise InputError(f"{where}: field '{field}' is missing")
         sizes[ours] = value
     return sizes

@@ -78,6 +78,8 @@ IDLE: Mapping[Family, Idle] = {
     "smollm3": {"max_window_layers": None},
     "phi3": {"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
 }
+
+# What every config.json says of a decoder.
 SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
 )  # fmt: skip

@@ -7,6 +7,7 @@ mean another computation, and is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,52 @@ Idle = Mapping[str, tuple[Any, ...] | Callable[[Any], bool] | None]
 
 _SHOWN = 5
 
+# What a number must be, by its name in any of the files.
+_SIZES = {
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "intermediate_size", "max_position_embeddings", "sliding_window"),
+    *("original_max_position_embeddings", "sliding_window_pattern", "_sliding_window_pattern"),
+    *("no_rope_layer_interval", "global_attn_every_n_layers", "local_attention"),
+    *("type_vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers"),
+    *("num_heads", "relative_attention_num_buckets", "relative_attention_max_distance", "r"),
+}
+_COUNTS = {"max_window_layers", "pad_token_id", "decoder_start_token_id"}
+_POSITIVE = {
+    *("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "rope_theta"),
+    *("rope_local_base_freq", "global_rope_theta", "local_rope_theta", "query_pre_attn_scalar"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier", "factor"),
+    *("embedding_multiplier", "residual_multiplier", "logits_scaling", "low_freq_factor"),
+    *("high_freq_factor", "attention_factor", "partial_rotary_factor", "lora_alpha"),
+}
+_POSITIVE_LISTS = {"short_factor", "long_factor"}
+_FLAGS = {"tie_word_embeddings", "use_sliding_window", "scale_decoder_outputs", "use_rslora"}
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse a value that would be taken for another number, or for none; null is left out.
+
+    Raises:
+      ValueError: a text, a yes or no, or a number out of the range of the field called ``name``.
+    """
+    if value is None:
+        return
+    if name in _FLAGS and not isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r} must be true or false")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in _SIZES and not (whole and value >= 1):
+        raise ValueError(f"{name} = {value!r} must be a positive whole number")
+    if name in _COUNTS and not (whole and value >= 0):
+        raise ValueError(f"{name} = {value!r} must be a whole number, not negative")
+    if name in _POSITIVE and not _is_positive(value):
+        raise ValueError(f"{name} = {value!r} must be a positive number")
+    if name in _POSITIVE_LISTS and not (isinstance(value, list) and all(map(_is_positive, value))):
+        raise ValueError(f"{name} = {short(value)} must be a list of positive numbers")
+
+
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
+
 
 class TrackedFields(Mapping[str, Any]):
     """The fields of a JSON object, which remembers those that were read."""
@@ -25,8 +72,11 @@ class TrackedFields(Mapping[str, Any]):
         self._fields, self._read = dict(fields), set[str]()
 
     def __getitem__(self, name: str) -> Any:
+        """A field's value; ValueError where it makes no number of this field."""
         self._read.add(name)
-        return self._fields[name]
+        value = self._fields[name]
+        check_number(name, value)
+        return value
 
     def peek(self, name: str) -> Any:
         """A field's value, None where it is absent; it is not taken for read."""

@@ -127,6 +127,62 @@ def test_numbers_that_would_be_taken_for_others_are_refused(fields):
     refuses("MistralForCausalLM", config_from_hf, HF | {"architectures": both})
 
 
+DECODERS = {
+    "LlamaConfig": {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "MistralConfig": {}, "Qwen2Config": {"use_sliding_window": True}, "Qwen3Config": {},
+    "Gemma2Config": {}, "Gemma3TextConfig": {}, "SmolLM3Config": {}, "Olmo2Config": {},
+    "GraniteConfig": {}, "Phi3Config": {},
+}  # fmt: skip
+OTHERS = {
+    "BertConfig": encoder_configs.config_from_hf,
+    "RobertaConfig": encoder_configs.config_from_hf,
+    "ModernBertConfig": encoder_configs.config_from_hf,
+    "T5Config": lambda hf: t5.config_from_hf(hf, True),
+}
+WRONG = (True, "5", "x", 0, -1, -0.5, math.nan, math.inf, [], [1], {})
+
+
+def numbers(fields: dict, above: tuple[str, ...] = ()):
+    """The way to each number of a JSON object."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*above, name))
+        elif isinstance(value, int | float):
+            yield *above, name
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, *OTHERS])
+def test_a_number_of_another_kind_is_refused_or_changes_nothing(kind):
+    """Each number of a config, within the object of rotary positions too."""
+    fields = getattr(transformers, kind)(**DECODERS.get(kind, {})).to_dict()
+    fields = {name: value for name, value in fields.items() if value is not None}
+    made_by = kind.replace("TextConfig", "Config")
+    task = "ForConditionalGeneration" if kind == "T5Config" else "ForCausalLM"
+    fields["architectures"] = [made_by.replace("Config", task)]
+    read = OTHERS.get(kind, config_from_hf)
+    plain, said = read(fields), []
+    for way in numbers(fields):
+        for wrong in WRONG:
+            changed = json.loads(json.dumps(fields))
+            inner = changed
+            for name in way[:-1]:
+                inner = inner[name]
+            if wrong == 0 and way[-1] in ("max_window_layers", "pad_token_id"):
+                continue  # a number like others
+            if wrong is True and isinstance(inner[way[-1]], bool):
+                continue
+            inner[way[-1]] = wrong
+            try:
+                found = read(changed)
+            except InputError as error:
+                said.append(str(error))
+            else:
+                assert found == plain, (way, wrong)
+    assert len(said) > 50 and "\n" not in "".join(said)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

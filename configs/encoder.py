@@ -5,6 +5,7 @@
     dynarag run configs/encoder.py                      # where ../shared/data is there
     dynarag sft configs/encoder.py --encoder.trained.part frozen --encoder.rate 1.0
     dynarag evaluate configs/encoder.py
+    dynarag calibrate configs/encoder.py --target.mean_k 2
 
 Begins with ms-marco-MiniLM-L-12 (weights from int8), learns the needed passages of HotpotQA,
 2WikiMultihopQA, MuSiQue and NQ, then from lists that it sampled itself, rewarded by their set F1,
@@ -20,6 +21,7 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import (
+    CurveConfig,
     EncoderTraining,
     Evaluate,
     Export,
@@ -96,6 +98,7 @@ stages = {
         rules=RulesConfig(names=RULES, tuning="{run}/label/development.jsonl"),
         scorer=CROSS_ENCODER,
         examples=0,
+        curve=CurveConfig(points=9),
     ),
     "export": Export(model="{run}/feedback/model"),
 }

@@ -17,6 +17,7 @@ from dynarag_jax.config import Mesh as MeshSizes
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange import peers
 from dynarag_jax.exchange.adapters import load_adapters
+from dynarag_jax.exchange.calibration import carry_calibration
 from dynarag_jax.exchange.cards import ModelCard, model_card
 from dynarag_jax.exchange.decoders import (
     decoder_tensors,
@@ -148,6 +149,8 @@ def convert(
         card=card, source=source, overwrite=stage.overwrite,
     )  # fmt: skip
     log(f"{stage.target}: {dtype}")
+    if is_primary() and (calibration := carry_calibration(source, stage.target)):
+        log(f"{stage.target}: {calibration}")
     if stage.gguf != "none" and is_primary():
         path = Path(stage.target) / "model.gguf"
         save_gguf(stage.target, path, stage.gguf)

@@ -2,8 +2,8 @@
 
 The graph has two parts. From the pairs of a question it computes ``memory``, ``base`` and the
 cross-encoder's ``scores``; from ``memory_in``, ``base_in`` and ``chosen`` the ``logits`` of a step,
-stop's first. Every input has a default of one position: who asks for one part leaves the inputs of
-the other out, which then cost next to nothing.
+stop's first, a calibration's bias on stopping included. Every input has a default of one position:
+who asks for one part leaves the inputs of the other out, which then cost next to nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynarag_jax.errors import InputError, MissingExtra
+from dynarag_jax.exchange.calibration import ListBias, read_calibration
 from dynarag_jax.exchange.encoder_policies import StoredPolicy, read_encoder_policy
 from dynarag_jax.files import PathLike
 from dynarag_jax.models.list_head import COUNTS, RETRIEVER
@@ -201,14 +202,27 @@ def _remember(g: _Graph, stored: StoredPolicy, vectors: str, scores: str) -> Non
     g("Add", base, own, name="base")
 
 
-def _step(g: _Graph, stored: StoredPolicy) -> None:
+def _lean(g: _Graph, scores: str, bias: ListBias | None) -> None:
+    """``logits``: the scores [M, S] of steps with the bias on stopping."""
+    if not bias:
+        g("Identity", scores, name="logits")
+        return
+    begun = g("ReduceMax", "chosen", axes=[1], keepdims=1)  # [M, 1]
+    more = g("Mul", begun, g.weight(np.float32(bias.stop - bias.empty)))
+    added = g("Add", more, g.weight(np.float32(bias.empty)))
+    left = g("Slice", scores, g.ints(0), g.ints(1), g.ints(1))
+    right = g("Slice", scores, g.ints(1), g.ints(1 << 30), g.ints(1))
+    g("Concat", g("Add", left, added), right, name="logits", axis=1)
+
+
+def _step(g: _Graph, stored: StoredPolicy, bias: ListBias | None) -> None:
     """``logits`` [M, S] of steps at which ``chosen`` [M, S] are chosen."""
     cfg, p = stored.head, stored.head_params
     assert cfg is not None
     assert p is not None
     base = g("Unsqueeze", "base_in", g.ints(0))
     if not cfg.layers:
-        g("Add", base, g("Mul", "chosen", g.weight(np.float32(0.0))), name="logits")
+        _lean(g, g("Add", base, g("Mul", "chosen", g.weight(np.float32(0.0)))), bias)
         return
     count = g("ReduceSum", "chosen", g.ints(1), keepdims=0)
     count = g("Min", count, g.weight(np.float32(COUNTS - 1)))
@@ -236,7 +250,7 @@ def _step(g: _Graph, stored: StoredPolicy) -> None:
     left = g("Transpose", g.linear("memory_in", p["joint_left"]), perm=[1, 0])
     both = g("Add", pointed, g("MatMul", beside, left))
     scaled = g("Mul", both, g.weight(np.float32(cfg.width**-0.5)))
-    g("Add", base, scaled, name="logits")
+    _lean(g, g("Add", base, scaled), bias)
 
 
 def write_onnx(source: PathLike, path: PathLike, int8: bool = False) -> None:
@@ -275,7 +289,8 @@ def write_onnx(source: PathLike, path: PathLike, int8: bool = False) -> None:
         summed = g("ReduceSum", g("Mul", hidden, real), g.ints(1), keepdims=0)
         vectors = g("Div", summed, g("ReduceSum", real, g.ints(1), keepdims=0))
     _remember(g, stored, vectors, scores)
-    _step(g, stored)
+    calibration = read_calibration(stored.source)
+    _step(g, stored, calibration.bias if calibration else None)
     width = stored.head.width if stored.head.layers else 1
     floats, ints = TensorProto.FLOAT, TensorProto.INT64
     inputs: dict[str, tuple[Any, list[Any], np.ndarray]] = {

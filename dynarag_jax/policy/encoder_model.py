@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.exchange.encoder_policies import (
     POLICY,
     StoredPolicy,
@@ -44,6 +45,10 @@ class EncoderPolicy:
     tokenizer: Tokenizer
     mesh: Mesh
     fingerprint: str
+
+    def with_bias(self, bias: ListBias) -> EncoderPolicy:
+        """The same policy with a bias on ending lists; the weights are shared."""
+        return replace(self, cfg=replace(self.cfg, bias=bias))
 
     def pair_maker(self) -> PairMaker:
         """What tokenizes its pairs."""

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.models.config import is_parameter
 from dynarag_jax.models.encoder_layout import encoder_table
 from dynarag_jax.models.encoder_parts import EncoderConfig, Params
@@ -59,6 +60,8 @@ class EncoderPolicyConfig:
     """word pieces of a pair at most; longer passages are cut"""
     max_list: int = 15
     """passages of a list at most"""
+    bias: ListBias = ListBias()
+    """what is added to the scores of stopping"""
 
     def __post_init__(self) -> None:
         if self.head.vectors != self.encoder.width:
@@ -186,7 +189,14 @@ def step_of(
         scores = step_scores(cfg.head, params["head"], again, flat).reshape(b, m, n + 1)
     else:
         scores = step_scores(cfg.head, params["head"], memory, chosen)
-    return NextScores(scores, mask)
+    return NextScores(_leant(cfg, scores, chosen), mask)
+
+
+def _leant(cfg: EncoderPolicyConfig, scores: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Scores [B, M, S] with the bias on stopping, which is another before anything is chosen."""
+    if not cfg.bias:
+        return scores
+    return scores.at[..., 0].add(jnp.where(chosen.any(-1), cfg.bias.stop, cfg.bias.empty))
 
 
 def trunk_of(
@@ -239,7 +249,8 @@ def list_logps(
         chosen = (jnp.cumsum(taken, axis=2) - taken) > 0
         chosen = chosen.reshape(b, count * r, n + 1)
         mask = allowed(candidates.where, chosen, cfg.max_list)
-        step = NextScores(step_scores(cfg.head, params["head"], memory, chosen), mask)
+        scores = step_scores(cfg.head, params["head"], memory, chosen)
+        step = NextScores(_leant(cfg, scores, chosen), mask)
         first = step.scores[:, 0, 1:]
     scores = step.scores.reshape(b, count, r, n + 1)
     mask = step.mask.reshape(b, count, r, n + 1)

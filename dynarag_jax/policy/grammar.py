@@ -14,7 +14,7 @@ Letters: S states, E arcs of all states, A arcs of the busiest state, I ids, [..
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.spelling import Spelling, find_spelling, read_list
 from dynarag_jax.policy.thoughts import ThoughtRule, ThoughtState
@@ -34,9 +35,11 @@ __all__ = [
     "advance",
     "allowed",
     "along",
+    "biased",
     "build_choices",
     "build_grammar",
     "find_spelling",
+    "leaning",
     "read_list",
     "start",
 ]
@@ -48,7 +51,7 @@ _NOTHING = (-1, END, 0, 0, 0)
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["arcs", "first_arc", "arc_count", "order", "first_token", "thought"],
+    data_fields=["arcs", "first_arc", "arc_count", "order", "first_token", "thought", "bias"],
     meta_fields=["width", "id_position", "max_ids", "min_ids"],
 )
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Grammar:
       id_position: place of that token in a list, in its first id.
       max_ids, min_ids: longest and shortest list.
       thought: what stands before a list; None where nothing does.
+      bias: [2], what is added to the scores of ending a list behind a passage, and of the empty
+        list; None adds nothing.
     """
 
     arcs: jax.Array
@@ -84,6 +89,7 @@ class Grammar:
     max_ids: int
     min_ids: int
     thought: ThoughtRule | None = None
+    bias: jax.Array | None = None
 
 
 class _Builder:
@@ -297,6 +303,25 @@ def allowed(grammar: Grammar, at: GrammarState, n: jax.Array) -> tuple[jax.Array
     return token, mask
 
 
+def biased(grammar: Grammar, bias: ListBias) -> Grammar:
+    """The grammar with a bias on ending lists; without one, as it is."""
+    numbers = jnp.asarray([bias.stop, bias.empty], jnp.float32) if bias else None
+    return replace(grammar, bias=numbers)
+
+
+def leaning(grammar: Grammar, at: GrammarState) -> jax.Array:
+    """What the bias adds to the scores of the tokens [..., A] of ``allowed``.
+
+    It is added where ending a list parts from going on with it. Tokens behind that have no
+    alternative, so that each list gets it once.
+    """
+    assert grammar.bias is not None
+    purpose = _arcs(grammar, at.state)[4]
+    stops = ((purpose & _STOP) > 0) & ((purpose & _MORE) == 0)
+    empty = ((purpose & _WORD) > 0) & ((purpose & _ID) == 0)
+    return jnp.where(stops, grammar.bias[0], 0.0) + jnp.where(empty, grammar.bias[1], 0.0)
+
+
 def advance(grammar: Grammar, at: GrammarState, token: jax.Array) -> GrammarState:
     """The states after ``token`` [...]; a token without an arc leads to the end."""
     tokens, target, low, _, purpose = _arcs(grammar, at.state)
@@ -318,7 +343,7 @@ def advance(grammar: Grammar, at: GrammarState, token: jax.Array) -> GrammarStat
     )
 
 
-def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Array, ...]:
     """What the grammar allowed at every position of given lists.
 
     Args:
@@ -326,13 +351,15 @@ def along(grammar: Grammar, branches: jax.Array, n: jax.Array) -> tuple[jax.Arra
       n: [B] passages shown.
 
     Returns:
-      tokens and mask, [B, N, R, A].
+      tokens and mask, [B, N, R, A]; of a grammar with a bias also what it adds.
     """
 
     def step(at: GrammarState, token: jax.Array) -> tuple[GrammarState, Any]:
         choices = allowed(grammar, at, n[:, None])
+        if grammar.bias is not None:
+            choices = (*choices, leaning(grammar, at))
         return advance(grammar, at, token), choices
 
     tokens = jnp.moveaxis(branches, -1, 0)
-    _, (choices, mask) = jax.lax.scan(step, start(grammar, branches.shape[:2]), tokens)
-    return jnp.moveaxis(choices, 0, 2), jnp.moveaxis(mask, 0, 2)
+    _, found = jax.lax.scan(step, start(grammar, branches.shape[:2]), tokens)
+    return tuple(jnp.moveaxis(x, 0, 2) for x in found)

@@ -46,11 +46,12 @@ def _score(
     choices: jax.Array | None,
     mask: jax.Array | None,
     free: jax.Array | None = None,
+    bias: jax.Array | None = None,
     thought: ThoughtRule | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """[B, T, D], [B, T] -> unconstrained and constrained log-probabilities [B, T].
 
-    ``free`` [B, T] are the free tokens of thoughts.
+    ``free`` [B, T] are the free tokens of thoughts, ``bias`` [B, T, A] what is added to choices.
     """
     scores = constrain(decoder.logits(cfg, params, hidden), "batch", None, "vocab")
     target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
@@ -58,11 +59,15 @@ def _score(
     if choices is None or mask is None:
         return unconstrained, unconstrained
     picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
+    leant = target
+    if bias is not None:
+        picked = picked + bias
+        leant = target + jnp.where(mask & (choices == targets[..., None]), bias, 0.0).sum(-1)
     picked = jnp.where(mask, picked, -jnp.inf)
     listed = mask.any(-1)
     # Rows that nothing constrains must not put NaN into the gradient of those that are.
     picked = jnp.where(listed[..., None], picked, 0.0)
-    constrained = target - jax.nn.logsumexp(picked, axis=-1)
+    constrained = leant - jax.nn.logsumexp(picked, axis=-1)
     legal = (mask & (choices == targets[..., None])).any(-1)
     constrained = jnp.where(legal, constrained, -jnp.inf)
     if free is not None and thought is not None:
@@ -109,19 +114,24 @@ def token_logps(
     """
     b, n, r = branches.shape
     arrays = [hidden.reshape(b, n * r, -1), branches.reshape(b, n * r)]
+    names: list[str] = []
     if grammar is not None and is_list is not None and n_passages is not None:
-        choices, mask = grammars.along(grammar, branches, n_passages)
+        choices, mask, *bias = grammars.along(grammar, branches, n_passages)
         mask &= is_list[:, None, None, None]
         arrays += [choices.reshape(b, n * r, -1), mask.reshape(b, n * r, -1)]
         if grammar.thought is not None:
             free = thoughts.free_positions(grammar.thought, branches) & is_list[:, None, None]
             arrays += [free.reshape(b, n * r)]
+            names += ["free"]
+        arrays += [x.reshape(b, n * r, -1) for x in bias]
+        names += ["bias"] * len(bias)
 
     def score(chunk: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rest = chunk[2:] or (None, None)
+        rest = chunk[2:4] or (None, None)
         return _score(
-            cfg, params, chunk[0], chunk[1], *rest, thought=grammar.thought if grammar else None
-        )
+            cfg, params, chunk[0], chunk[1], *rest, **dict(zip(names, chunk[4:], strict=True)),
+            thought=grammar.thought if grammar else None,
+        )  # fmt: skip
 
     # Chunks are cut along positions: rows lie on different devices, and every chunk is theirs all.
     rows, vocab = local_size(b, "batch"), local_size(cfg.vocab, "vocab")

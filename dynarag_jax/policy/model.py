@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.exchange.decoders import load_decoder, weights_fingerprint
 from dynarag_jax.exchange.generation import generation_ends
 from dynarag_jax.exchange.tokenizers import check_vocabulary, load_tokenizer
@@ -23,6 +24,7 @@ from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import (
     Grammar,
     Spelling,
+    biased,
     build_choices,
     build_grammar,
     find_spelling,
@@ -45,6 +47,12 @@ class Policy:
     fingerprint: str
     ends: tuple[int, ...]
     """tokens that end an answer, the tokenizer's end of text first"""
+
+    def with_bias(self, bias: ListBias) -> Policy:
+        """The same policy with a bias on ending lists; the weights are shared."""
+        other = dataclasses.replace(self, grammar=biased(self.grammar, bias))
+        other.__dict__["arrays"] = self.arrays
+        return other
 
     @functools.cached_property
     def arrays(self) -> decoding.LayerArrays:

@@ -155,6 +155,8 @@ def write(scores: jax.Array, rows: SlotRows, mode: Mode, grammar: Grammar | None
     if mode.constrained and grammar is not None:
         choices, mask = grammars.allowed(grammar, rows.at, rows.shown[:, None])
         picked = jnp.take_along_axis(scores, jnp.maximum(choices, 0), axis=-1)
+        if grammar.bias is not None:
+            picked = picked + grammars.leaning(grammar, rows.at)
         # A finished branch has no candidates: give it finite scores, its choice is unused.
         unused = rows.done
         if grammar.thought is not None and rows.at.thought is not None:

@@ -270,6 +270,8 @@ def search(
         candidates = jnp.take_along_axis(
             decoder.logits(cfg, params, state.hidden), jnp.maximum(choices, 0), axis=-1
         )
+        if grammar.bias is not None:
+            candidates = candidates + grammars.leaning(grammar, state.at)
         return choices, mask & alive[..., None], candidates
 
     def advance(

@@ -15,6 +15,7 @@ import jax
 
 from dynarag_jax.config import MorePassages
 from dynarag_jax.errors import InputError, nearest
+from dynarag_jax.exchange.calibration import Calibration, read_calibration
 from dynarag_jax.exchange.cards import MANIFEST
 from dynarag_jax.exchange.cross_encoders import ARCHITECTURES
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
@@ -121,12 +122,19 @@ def load_list_policy(
     if kind == "encoder-policy":
         mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
         policy = load_encoder_policy(directory, mesh, dtype=how.dtype)
+        if (calibration := read_calibration(directory)) is not None:
+            policy = policy.with_bias(calibration.bias)
         return EncoderPolicyLists(EncoderSampler(policy, how.batch, seed))
     if kind == "scorer":
         scorer = load_scorer(directory, how.dtype, how.longest)
         return ScoredLists(scorer, how.rule, devices)
     sampler = load_generator(source, how, seed, devices)
     return WrittenLists(sampler, how.windows, how.more_passages)
+
+
+def calibration_of(source: PathLike) -> Calibration | None:
+    """The calibration that a model's lists follow; None where it has none."""
+    return read_calibration(model_directory(source))
 
 
 def load_generator(
@@ -143,6 +151,8 @@ def load_generator(
     prompts = replace(prompts, **{name: value for name, value in own.items() if value})
     mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
     policy = load_policy(directory, mesh, prompts, how.dtype)
+    if (calibration := read_calibration(directory)) is not None:
+        policy = policy.with_bias(calibration.bias)
     return PolicySampler(policy, prompts, how.batch, seed, how.engine)
 
 

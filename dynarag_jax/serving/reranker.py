@@ -20,7 +20,12 @@ from dynarag_jax.files import PathLike
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.serving.language_model import WrittenLists
-from dynarag_jax.serving.loading import ServedModel, load_generator, load_list_policy
+from dynarag_jax.serving.loading import (
+    ServedModel,
+    calibration_of,
+    load_generator,
+    load_list_policy,
+)
 from dynarag_jax.serving.policies import Chosen, ExplainedList, ListPolicy, RankedList, list_scores
 
 Document = str | Mapping[str, Any] | Passage
@@ -76,6 +81,8 @@ class Reranker:
                 )
         how = replace(how, **fields)
         self.policy: ListPolicy = load_list_policy(model, how, seed, devices)
+        self.calibration = calibration_of(model)
+        """how readily its lists stop, where its directory says so"""
         self._generator: PolicySampler | None = None
         if str(generator):
             self._generator = load_generator(generator, replace(how, prompts=None), seed, devices)

@@ -7,6 +7,8 @@ import warnings
 
 from dynarag_jax.stages.answer import Answer
 from dynarag_jax.stages.bench import Bench
+from dynarag_jax.stages.calibrate import Calibrate, CalibrationTarget
+from dynarag_jax.stages.common.curves import CurveConfig
 from dynarag_jax.stages.compare import Compare
 from dynarag_jax.stages.contrast import Contrast
 from dynarag_jax.stages.embed import Embed
@@ -38,9 +40,12 @@ __all__ = [
     "Answer",
     "Bench",
     "BuildIndex",
+    "Calibrate",
+    "CalibrationTarget",
     "Compare",
     "Contexts",
     "Contrast",
+    "CurveConfig",
     "Embed",
     "EncoderTraining",
     "Evaluate",

@@ -50,6 +50,7 @@ from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
 from dynarag_jax.stages.common.predicting import PromptCount, Reranking, add_aside, predict, without
 from dynarag_jax.stages.common.scores import score_once
@@ -314,6 +315,7 @@ def run(context: Context, stage: Bench) -> None:
             if stands and model in sizes:
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+            policy = calibrated(context, policy, path)
             sizes[model] = sum(x.size for x in jax.tree.leaves(policy.params))
             write_json(counted, sizes)
             by_length = samplers(context, stage, policy)

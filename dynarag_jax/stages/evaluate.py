@@ -47,7 +47,9 @@ from dynarag_jax.sampling.reranking import Reranked, try_rerank
 from dynarag_jax.sampling.rollouts import roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.curves import CurveConfig, draw_curves
 from dynarag_jax.stages.common.encoder_evaluation import evaluate_encoders
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 from dynarag_jax.stages.common.servers import generator_of
@@ -70,6 +72,7 @@ class Evaluate:
     """fixed cuts of the retriever's order to compare with"""
     rules: RulesConfig = RulesConfig()
     """systems that choose by the retriever's scores, of encoder policies by ``scorer``'s"""
+    curve: CurveConfig = CurveConfig()
     scorer: str = ""
     """of encoder policies: the cross-encoder or MonoT5 whose scores rules and fixed cuts go by;
     empty takes the retriever's"""
@@ -201,6 +204,7 @@ def run(context: Context, stage: Evaluate) -> None:
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+            policy = calibrated(context, policy, path)
             sampler = PolicySampler(
                 policy, stage.prompts, stage.batch, context.run.seed, stage.engine
             )
@@ -242,6 +246,10 @@ def run(context: Context, stage: Evaluate) -> None:
     context.log(side_by_side(summaries))
     if foot := stage.metrics.note():
         context.log(foot)
+    scores = None
+    if all(p.score is not None for q in questions for p in q.passages):
+        scores = {q.id: retriever_scores([q], len(q.passages))[0] for q in questions}
+    draw_curves(context, stage, models, questions, scores, scored)
 
 
 def unlisted(question: Question, reason: str, system: str, scored: Answerer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.adapters import save_adapters
+from dynarag_jax.exchange.calibration import carry_calibration, read_calibration
 from dynarag_jax.exchange.cards import PAGE, ModelCard, model_card
 from dynarag_jax.exchange.convert import Convert, Differences, convert, export_live
 from dynarag_jax.exchange.encoder_policies import (
@@ -88,6 +89,8 @@ def export_policy(context: Context, stage: Export, source: Path) -> None:
     manifest = {"seed": context.run.seed, "stages": context.made_by()}
     card = ModelCard(page.read_text(encoding="utf-8"), manifest) if page.is_file() else None
     save_encoder_policy(target, stored, card=card, overwrite=True)
+    if context.primary and (calibration := carry_calibration(source, target)):
+        context.log(f"{target}: {calibration}")
     for kind in stage.onnx:
         name = "policy.onnx" if kind == "float32" else "policy.int8.onnx"
         write_onnx(source, target / name, int8=kind == "int8")
@@ -103,6 +106,8 @@ def _model(context: Context, stage: Export) -> Differences | None:
         raise InputError(
             f"onnx = {list(stage.onnx)} is of encoder policies, and {source} is a language model"
         )
+    if (calibration := read_calibration(source)) is not None:
+        context.log(f"{source}: {calibration}; kept, and dynarag_jax alone applies it")
     return convert(
         Convert(
             source=str(source),

@@ -37,6 +37,7 @@ from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, expected_prompts, try_rerank
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
+from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank, too_many
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import questions_by_output
@@ -96,6 +97,7 @@ def run(context: Context, stage: Rerank) -> None:
         rerank_by_encoder(context, stage, model, paths)
         return
     policy = load_policy(model, context.mesh, stage.prompts, stage.dtype)
+    policy = calibrated(context, policy, model)
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     directory = context.begin()
     for name, path in paths.items():
@@ -164,6 +166,7 @@ def rerank_by_encoder(
     """The same by an encoder policy, which reads all candidates at once: no windows."""
     most = min(stage.prompts.max_list, stage.prompts.ids)
     policy = load_encoder_policy(model, context.mesh, max_list=most, dtype=stage.dtype)
+    policy = calibrated(context, policy, model)
     sampler = EncoderSampler(policy, stage.batch, context.run.seed)
     directory = context.begin()
     for name, path in paths.items():

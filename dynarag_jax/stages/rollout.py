@@ -42,6 +42,7 @@ from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.rollouts import check_server_rewards, roll_out
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
+from dynarag_jax.stages.common.calibrated import say_left_out
 from dynarag_jax.stages.common.candidates import to_learn, too_many
 from dynarag_jax.stages.common.encoder_rollouts import sample_lists
 from dynarag_jax.stages.common.servers import generator_of, key_of, replies_of
@@ -97,6 +98,7 @@ def run(context: Context, stage: SampleRollouts) -> None:
     if stage.reader:
         paths["reader"] = context.model(stage.reader)
     context.manifest(inputs=paths)
+    say_left_out(context, paths["model"])
     if is_encoder_policy(paths["model"]):
         return sample_lists(context, stage, paths, scorer_of)
     if stage.reader:

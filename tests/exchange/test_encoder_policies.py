@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import Calibration, ListBias, write_calibration
 from dynarag_jax.exchange.encoder_policies import (
     is_encoder_policy,
     policy_fingerprint,
@@ -173,9 +174,13 @@ def test_onnx_files_give_our_lists_and_scores(family, fields, tmp_path):
     save_cross_encoder(tmp_path, family)
     stored = with_head(read_encoder_policy(tmp_path), **fields)
     save_encoder_policy(tmp_path / "policy", stored)
+    bias = ListBias(0.7, -1.2) if family == "roberta" or "layers" in fields else ListBias()
+    if bias:
+        write_calibration(tmp_path / "policy", Calibration(bias))
     write_onnx(tmp_path / "policy", tmp_path / "policy.onnx")
     session = runtime.InferenceSession(str(tmp_path / "policy.onnx"))
     policy = load_encoder_policy(tmp_path / "policy", make_mesh(devices=jax.devices()[:1]))
+    policy = policy.with_bias(bias)
     sampler = EncoderSampler(policy, 4, 0)
     run = jax.jit(list_logps, static_argnums=0)
     for question in questions():

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tuning import RulesConfig
+from dynarag_jax.exchange.calibration import read_calibration
 from dynarag_jax.exchange.encoder_policies import policy_fingerprint, read_encoder_policy
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
@@ -26,9 +27,13 @@ from dynarag_jax.records import Passage, Question, read_questions, write_questio
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.serving.reranker import Reranker
 from dynarag_jax.stages import (
+    Calibrate,
+    CalibrationTarget,
     EncoderTraining,
     Evaluate,
+    Export,
     Feedback,
     Label,
     Mix,
@@ -38,6 +43,7 @@ from dynarag_jax.stages import (
     Stream,
 )
 from dynarag_jax.stages.common import training as watched_training
+from dynarag_jax.stages.common.curves import CurveConfig
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 WORDS = ["needed", *(f"w{i}" for i in range(30))]
@@ -126,6 +132,7 @@ class Stages:
                 policy="encoder", init="{run}/sft/model", encoder=encoder, steps=3,
                 reranker=Stream(batch=8, objectives=Objectives(nll=NONE, rloo=Rloo(weight=1.0))),
             ),
+            "calibrate": Calibrate(target=CalibrationTarget(mean_k=1.5), moved="stop"),
             "rerank": Rerank(
                 model="{run}/feedback/model", questions=("{run}/mix/evaluation.jsonl",)
             ),
@@ -137,6 +144,7 @@ class Stages:
                 ),
                 scorer=cross, shuffled=True, top_k=(1, 2),
             ),
+            "export": Export(model="{run}/calibrate/model"),
         }  # fmt: skip
 
     def __call__(self, name, **fields):
@@ -320,3 +328,47 @@ def test_configurations_that_say_two_things_are_refused():
         EncoderTraining(rate=0)
     with pytest.raises(InputError, match="'four' is none of the sets one"):
         Mix(train={"one": "x"}, limits={"four": 3})
+
+
+def test_a_calibrated_policy_reaches_its_target_and_is_used_wherever_lists_are_made(ran, capsys):
+    place = ran["calibrate"] / "model"
+    found = read_calibration(place)
+    assert found is not None
+    assert found.target == {"mean_k": 1.5}
+    assert found.reached["mean_k"] == pytest.approx(1.5, abs=1 / 40)
+    assert found.bias.empty == 0 != found.bias.stop
+    assert policy_fingerprint(place) == policy_fingerprint(ran["feedback"] / "model")
+    assert read_calibration(ran["feedback"] / "model") is None
+    assert read_calibration(ran["export"] / "model") == found
+    development = ran.place / "run" / "label" / "development.jsonl"
+    ran("rerank", model="{run}/export/model", questions=("{run}/label/development.jsonl",))
+    assert f"model: {found}" in capsys.readouterr().err
+    lines = [line for _, line in read_jsonl(ran["rerank"] / "development.jsonl")]
+    assert np.mean([len(line["list"]) for line in lines]) == found.reached["mean_k"]
+    reranker = Reranker(ran["export"] / "model")
+    assert reranker.calibration == found
+    for question, line in zip(read_questions(development), lines, strict=True):
+        ranked = reranker.rank(question.text, [p.text for p in question.passages])
+        assert [row["corpus_id"] + 1 for row in ranked] == line["list"]
+    # The same curve from the calibrated policy and the one it was: only where it stands differs.
+    models = {"as it is": "{run}/feedback/model", "calibrated": "{run}/calibrate/model"}
+    ran("evaluate", models=models, curve=CurveConfig(points=3), shuffled=False)
+    said = capsys.readouterr().err
+    assert "set_f1 (percent) against mean_k" in said
+    curves = {c["system"]: c for c in read_json(ran["evaluate"] / "curves.json")}
+    assert curves["as it is"]["mean_k"] != []
+    assert curves["as it is"]["area"] > curves["threshold"]["area"] > 0
+    assert {"fixed-k", "largest-gap"} < set(curves)
+    scores = read_json(ran["evaluate"] / "scores.json")
+    assert scores["calibrated"]["k"]["mean"] != scores["as it is"]["k"]["mean"]
+
+
+def test_a_calibration_without_a_target_or_beyond_reach_is_refused(ran):
+    with pytest.raises(InputError, match="no target; set one of"):
+        ran("calibrate", target=CalibrationTarget())
+    with pytest.raises(InputError, match="mean_k = 4 is beyond what a bias reaches"):
+        ran("calibrate", target=CalibrationTarget(mean_k=4))
+    with pytest.raises(InputError, match="name a language model as 'reader'"):
+        ran("calibrate", target=CalibrationTarget(tokens=40))
+    with pytest.raises(InputError, match="mean_k and quality are set; a policy has one target"):
+        CalibrationTarget(mean_k=1, quality="set_f1")

@@ -20,7 +20,12 @@ from dynarag_jax.serving.http.measures import Measures
 from dynarag_jax.serving.http.served import Served
 from dynarag_jax.serving.language_model import WrittenLists
 from dynarag_jax.serving.limits import Limits
-from dynarag_jax.serving.loading import ServedModel, load_generator, load_list_policy
+from dynarag_jax.serving.loading import (
+    ServedModel,
+    calibration_of,
+    load_generator,
+    load_list_policy,
+)
 from dynarag_jax.serving.policies import ListPolicy
 from dynarag_jax.serving.work import Work
 
@@ -80,6 +85,8 @@ def build_served(
       InputError: a model, the corpus or an option is wrong.
     """
     policy = load_list_policy(model, how, seed, devices)
+    if (calibration := calibration_of(model)) is not None:
+        voice.log(f"{model}: {calibration}")
     writer: PolicySampler | None = None
     if generator:
         writer = load_generator(generator, replace(how, prompts=None), seed, devices)

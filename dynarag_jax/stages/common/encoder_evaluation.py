@@ -26,6 +26,8 @@ from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.stages.common.calibrated import calibrated
+from dynarag_jax.stages.common.curves import draw_curves
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import generator_of
@@ -71,6 +73,7 @@ def evaluate_encoders(
     for name, path in models.items():
         most = min(stage.prompts.max_list, ids)
         policy = load_encoder_policy(path, context.mesh, max_list=most, dtype=stage.dtype)
+        policy = calibrated(context, policy, path)
         sampler = EncoderSampler(policy, stage.batch, context.run.seed)
         for how in ("", SHUFFLED) if stage.shuffled else ("",):
             systems[name + how] = written(context, sampler, stage, questions, name + how, bool(how))
@@ -109,6 +112,7 @@ def evaluate_encoders(
     with atomic_write(context.stage_directory / "scores.md") as stream:
         stream.write(page)
     context.log(page)
+    draw_curves(context, stage, models, questions, given, by_benchmark(metrics=stage.metrics))
 
 
 def scores_of(

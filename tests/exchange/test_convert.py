@@ -492,7 +492,8 @@ def test_no_permission(name, source, tmp_path):
     assert not list(closed.iterdir())
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convert", "export"])
 def test_disk_full(name, source, tmp_path):
     """A tmpfs smaller than the model, in a mount namespace of its own."""
     small = tmp_path / "small"

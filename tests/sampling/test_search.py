@@ -137,7 +137,10 @@ def ordered_draws(p, k):
 DRAWS = 12_000
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(2, 1.0), (2, 0.6)], ids=["plain", "cool"])
+@pytest.mark.parametrize(
+    ("k", "temperature"),
+    [pytest.param(2, 1.0, id="plain"), pytest.param(2, 0.6, id="cool", marks=pytest.mark.slow)],
+)
 def test_ordered_samples_follow_the_enumerated_probabilities(params, k, temperature):
     """N = 3: 16 lists, 240 ordered pairs of them; fixed seeds."""
     logps = log_probabilities(params, 3, temperature)

@@ -113,7 +113,14 @@ def test_a_bias_is_added_to_the_odds_of_ending_a_list_and_to_nothing_else(sample
         assert own[first, second] == pytest.approx(share * (1 - stops), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["language model", "ids that begin alike", "encoder policy"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "language model",
+        pytest.param("ids that begin alike", marks=pytest.mark.slow),
+        "encoder policy",
+    ],
+)
 def test_a_path_gives_the_very_lists_of_every_bias(samplers, question, kind):
     sampler = samplers[kind]
     most = 11 if kind.startswith("ids") else 3

@@ -282,6 +282,7 @@ def process(language_model):
     one.wait()
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_sigterm_under_load_loses_no_request_that_was_taken(process):
     """Sixteen clients ask without pause; SIGTERM comes; whoever was heard has a whole reply."""
     import http.client

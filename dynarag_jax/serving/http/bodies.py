@@ -42,7 +42,7 @@ class Bodies:
         limits, size = self._limits, 0
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limits.body_bytes:
-            raise Refusal(413, _too_large(limits))
+            raise Refusal(413, _too_large(limits), unread=True)
         chunks: list[bytes] = []
         stream = request.stream()
         try:
@@ -52,7 +52,9 @@ class Bodies:
                         chunk = await anext(stream, None)
                 except TimeoutError:
                     raise Refusal(
-                        408, f"the body did not go on for {limits.header_seconds:g} seconds"
+                        408,
+                        f"the body did not go on for {limits.header_seconds:g} seconds",
+                        unread=True,
                     ) from None
                 except ClientDisconnect:
                     raise Gone from None
@@ -61,9 +63,9 @@ class Bodies:
                 size += len(chunk)
                 self.held += len(chunk)
                 if size > limits.body_bytes:
-                    raise Refusal(413, _too_large(limits))
+                    raise Refusal(413, _too_large(limits), unread=True)
                 if self.held > limits.bodies_bytes and self.held > size:
-                    raise Refusal(429, "too much is being read at once", retry_after=1)
+                    raise Refusal(429, "too much is being read at once", 1, unread=True)
                 chunks.append(chunk)
             body = b"".join(chunks)
             chunks.clear()

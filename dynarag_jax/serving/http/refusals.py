@@ -26,12 +26,20 @@ class Refusal(Exception):
       message: one line for the client.
       retry_after: seconds, where trying again helps.
       field: of the request, where one is at fault.
+      unread: the rest of the body was not read: the connection closes, and nobody sends it on.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int = 0, field: str = ""):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        retry_after: int = 0,
+        field: str = "",
+        unread: bool = False,
+    ):
         super().__init__(message)
         self.status, self.message = status, " ".join(message.split())
-        self.retry_after, self.field = retry_after, field
+        self.retry_after, self.field, self.unread = retry_after, field, unread
 
 
 _TYPES = {
@@ -87,6 +95,8 @@ def error_reply(refusal: Refusal, family: Family) -> JSONResponse:
     headers: dict[str, str] = {}
     if refusal.retry_after:
         headers["retry-after"] = str(refusal.retry_after)
+    if refusal.unread:
+        headers["connection"] = "close"
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(refusal, family), refusal.status, headers)

@@ -9,8 +9,6 @@ the best passage that is left, exceed ``exp(-b)``. Servers of other projects kno
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.cards import PAGE
-from dynarag_jax.exchange.output import shared_directory
+from dynarag_jax.exchange.output import share_files, shared_directory
 from dynarag_jax.fields import Fields
 from dynarag_jax.files import PathLike, read_json, write_json
 from dynarag_jax.processes import is_primary
@@ -138,20 +136,10 @@ def save_calibrated(source: PathLike, target: PathLike, calibration: Calibration
     Raises:
       InputError: the target cannot be written.
     """
-    source = Path(source)
     with shared_directory(target, overwrite=True) as temporary:
         if not is_primary():
             return
-        for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            place = temporary / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if path.name in (CALIBRATION, PAGE):
-                shutil.copyfile(path, place)
-                continue
-            try:
-                os.link(path.resolve(), place)
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(path, place)
+        share_files(source, temporary, copied=(CALIBRATION, PAGE))
         write_calibration(temporary, calibration)
         _say_on_page(temporary, calibration)
 

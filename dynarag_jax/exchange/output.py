@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dynarag_jax.atomic import atomic_directory
@@ -12,6 +14,25 @@ from dynarag_jax.files import PathLike
 from dynarag_jax.processes import agree, is_primary, raise_together, wait
 
 Failure = OSError | InputError
+
+
+def share_files(source: PathLike, target: Path, copied: Collection[str] = ()) -> None:
+    """Put the files of a directory into another; those of one disk are shared, not copied.
+
+    What is written anew later, under a temporary name first, is no longer shared.
+
+    Args:
+      copied: names of files that are copied all the same.
+    """
+    source = Path(source)
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.name not in copied:
+            with contextlib.suppress(OSError):  # another disk, or one without links
+                os.link(path.resolve(), place)
+        if not place.exists():
+            shutil.copyfile(path, place)
 
 
 @contextlib.contextmanager

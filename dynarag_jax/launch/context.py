@@ -55,7 +55,7 @@ class Context(Console):
         self.run, self.stage, self.seed = run, stage, run.seed
         self.stages: dict[str, Any] = {name: inherit(run, one) for name, one in stages.items()}
         self.directory = Path(run.directory)
-        self._consent = consent
+        self.consent = consent
         self._continues = self._open = False
         self._standing = StageDirectory(run, self.stages, stage)
         self._metrics = MetricsLog(run, stage, self._standing.path, plain(self.stages.get(stage)))
@@ -205,7 +205,7 @@ class Context(Console):
         failure, verdict = None, ""
         try:
             if self.primary:
-                verdict = self._standing.open(inputs, self.log, self._consent)
+                verdict = self._standing.open(inputs, self.log, self.consent)
         except (InputError, OSError) as error:
             failure = error
         processes.raise_together(failure)

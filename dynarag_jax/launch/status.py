@@ -101,8 +101,33 @@ def _of_config(run: Run, stages: Mapping[str, Any]) -> list[StageStatus]:
                 reason += f"; anew, if '{waits[0]}' makes something else"
         if state == "to be made anew":
             anew.append(name)
-        statuses.append(_status(root, name, state, reason, recorded))
-    return statuses
+        statuses.append(_status(root, name, state, _with_rounds(root / name, reason), recorded))
+    return [*statuses, *_rounds(root, stages)]
+
+
+def _rounds(root: Path, stages: Mapping[str, Any]) -> list[StageStatus]:
+    """What stages that are repeated made in later rounds, ``NAME_2`` and so on, oldest first."""
+    found = []
+    for path in root.glob("*_*/run.json"):
+        name = path.parent.name
+        base, _, number = name.rpartition("_")
+        if base in stages and number.isdigit() and name not in stages:
+            found.append((read_json(path)["starts"][:1], name))
+    hashes = Hashes(root / ".hashes.json")
+    return [
+        _of_record(root, name, read_json(root / name / "run.json"), hashes)
+        for _, name in sorted(found)
+    ]
+
+
+def _with_rounds(directory: Path, reason: str) -> str:
+    """The reason, with what rounds have reached so far."""
+    if not (path := directory / "rounds.json").is_file():
+        return reason
+    said = read_json(path)
+    reached = ", ".join(f"{row['round']}: {row['figure']:.4f}" for row in said["rounds"])
+    text = f"{said['figure']} by round {reached}; the best is {said['best']}"
+    return f"{reason}; {text}" if reason else text
 
 
 def _of_record(root: Path, name: str, recorded: Mapping[str, Any], hashes: Hashes) -> StageStatus:
@@ -117,6 +142,7 @@ def _of_record(root: Path, name: str, recorded: Mapping[str, Any], hashes: Hashe
         return _status(root, name, "to be made anew", reason, recorded)
     finished = finished_seconds(root / name) is not None
     reason = read_json(root / name / "done.json")["finished"] if finished else ""
+    reason = _with_rounds(root / name, reason)
     return _status(root, name, "done" if finished else "unfinished", reason, recorded)
 
 

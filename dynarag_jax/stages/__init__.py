@@ -26,6 +26,7 @@ from dynarag_jax.stages.report import Report
 from dynarag_jax.stages.rerank import Rerank
 from dynarag_jax.stages.retrieve import Retrieve
 from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.rounds import Rounds
 from dynarag_jax.stages.score import Score
 from dynarag_jax.stages.serve import Serve
 from dynarag_jax.stages.sft import Sft
@@ -60,6 +61,7 @@ __all__ = [
     "Report",
     "Rerank",
     "Retrieve",
+    "Rounds",
     "SampleRollouts",
     "Score",
     "Serve",

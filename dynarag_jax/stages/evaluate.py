@@ -70,6 +70,8 @@ class Evaluate:
     """for questions with more candidates than ``prompts.ids``"""
     top_k: tuple[int, ...] = (1, 2, 3, 5, 10)
     """fixed cuts of the retriever's order to compare with"""
+    baselines: bool = True
+    """beside the models no retrieval, the fixed cuts, and the oracle where it is known"""
     rules: RulesConfig = RulesConfig()
     """systems that choose by the retriever's scores, of encoder policies by ``scorer``'s"""
     curve: CurveConfig = CurveConfig()
@@ -160,7 +162,7 @@ def run(context: Context, stage: Evaluate) -> None:
         raise InputError(f"{questions_path}: every question is set aside; {aside[0].reason}")
     # No baseline sees more candidates than a model: all that are left, by windows or in a prompt.
     seen_at_most = max(len(q.passages) for q in questions)
-    fixed = fixed_systems(questions, stage.top_k, seen_at_most)
+    fixed = fixed_systems(questions, stage.top_k, seen_at_most) if stage.baselines else {}
     tuned = None
     if stage.rules.names:
         tuned_on, _ = to_rerank(

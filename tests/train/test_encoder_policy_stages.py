@@ -18,6 +18,7 @@ from dynarag_jax.exchange.encoder_policies import policy_fingerprint, read_encod
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.status import run_status
 from dynarag_jax.launch.table import program_of
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.models.list_head import ListHeadConfig
@@ -38,9 +39,11 @@ from dynarag_jax.stages import (
     Label,
     Mix,
     Rerank,
+    Rounds,
     SampleRollouts,
     Sft,
     Stream,
+    rounds,
 )
 from dynarag_jax.stages.common import training as watched_training
 from dynarag_jax.stages.common.curves import CurveConfig
@@ -372,3 +375,71 @@ def test_a_calibration_without_a_target_or_beyond_reach_is_refused(ran):
         ran("calibrate", target=CalibrationTarget(tokens=40))
     with pytest.raises(InputError, match="mean_k and quality are set; a policy has one target"):
         CalibrationTarget(mean_k=1, quality="set_f1")
+
+
+def test_rounds_go_on_from_each_other_and_the_best_is_kept(ran, monkeypatch, capsys):
+    stage = Rounds(rounds=3, figure="set_f1", questions="{run}/label/development.jsonl", patience=9)
+    stages = ran.stages | {"rounds": stage}
+
+    def run(**fields):
+        own = stages | {"rounds": replace(stage, **fields)}
+        context = Context(ran.run, own, "rounds")
+        return run_stage(context, rounds.run)
+
+    real = rounds.measure
+
+    def killed(context, stage, parts, number, model):
+        if number == 2:
+            raise KeyboardInterrupt
+        return real(context, stage, parts, number, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    statuses = {one.name: one for one in run_status(str(ran.place / "run"))[1]}
+    assert statuses["rounds"].state == "unfinished"
+    assert statuses["feedback_2"].state == "done"
+    assert "set_f1 by round 0: " in statuses["rounds"].reason
+    capsys.readouterr()
+    assert run()
+    said = capsys.readouterr().err
+    assert "[feedback_2] done already" in said and "[rollout_3] done already" not in said
+    # Round 2 sampled from what round 1 made, and learned from that.
+    first, second = (policy_fingerprint(ran[n] / "model") for n in ("feedback", "feedback_2"))
+    assert len({first, second, policy_fingerprint(ran["feedback_3"] / "model")}) == 3
+    for rollout in read_rollouts(ran["rollout_2"] / "rollouts.jsonl"):
+        assert rollout.policy == rollout.reference == first
+    inputs = read_json(ran["feedback_3"] / "run.json")["inputs"]
+    assert inputs["rollouts"]["path"].endswith("rollout_3/rollouts.jsonl")
+    assert inputs["init"]["path"].endswith("feedback_2/model")
+    assert read_json(ran["feedback_3"] / "run.json")["seed"] == ran.run.seed + 2
+    record = read_json(ran["rounds"] / "rounds.json")
+    figures = [row["figure"] for row in record["rounds"]]
+    assert len(figures) == 4
+    assert figures[record["best"]] == max(figures)
+    best = "sft" if not record["best"] else f"feedback_{record['best']}".replace("_1", "")
+    assert policy_fingerprint(ran["rounds"] / "model") == policy_fingerprint(ran[best] / "model")
+    # Another patience is another stage; its parts stand, and only as many are looked at.
+    assert run(patience=1, gain=1.0)
+    record = read_json(ran["rounds"] / "rounds.json")
+    assert [row["round"] for row in record["rounds"]] == [0, 1]
+    assert policy_fingerprint(ran["rounds"] / "model") == policy_fingerprint(ran["sft"] / "model")
+
+
+def test_rounds_that_would_repeat_the_first_are_refused(ran):
+    def of(**fields):
+        return rounds.of_round(ran.stages, Rounds(**fields), 2)
+
+    assert of()["feedback_2"].init == "{run}/feedback/model"
+    anchored = of(references="first")
+    assert anchored["rollout_2"].reference == anchored["feedback_2"].reference == "{run}/sft/model"
+    assert anchored["rollout_2"].model == "{run}/feedback/model"
+    with pytest.raises(InputError, match=r"begins with begin = '\{run\}/other/model'"):
+        of(begin="{run}/other/model")
+    stages = ran.stages | {"rollout_2": ran.stages["rollout"]}
+    with pytest.raises(InputError, match="needs the name 'rollout_2', which a stage has"):
+        rounds.of_round(stages, Rounds(), 2)
+    context = Context(ran.run, ran.stages | {"rounds": Rounds(repeat=("rolout",))}, "rounds")
+    with pytest.raises(InputError, match=r"repeat names 'rolout', .* \(did you mean 'rollout'\?\)"):
+        rounds.run(context, context.config)

@@ -23,7 +23,7 @@ class Need:
 
 
 _FILES = ("questions", "instruction_file", "rollouts", "remove", "predictions", "embedded")
-_MODELS = ("init", "adapters", "model", "models", "policy", "reference", "reader")
+_MODELS = ("init", "adapters", "model", "models", "policy", "reference", "reader", "begin")
 
 
 def needs(stage: Any) -> list[Need]:
@@ -127,5 +127,7 @@ def makes(stage: Any) -> set[str] | None:
         "Reference": {"rollouts.jsonl"},
         "Contrast": {"rollouts.jsonl"},
         "Export": {"model", "adapters"},
+        "Calibrate": {"model"},
+        "Rounds": {"model"},
     }
     return next((made for name, made in fixed.items() if name in kind), None)

@@ -68,7 +68,10 @@ def evaluate_encoders(
     scorer = None
     if stage.scorer:
         scorer = load_scorer(context.model(stage.scorer), stage.dtype)
-    scores = scores_of(context, scorer, questions, "scores")
+    if stage.baselines or stage.rules.names or stage.curve.points:
+        scores = scores_of(context, scorer, questions, "scores")
+    else:
+        scores = [[0.0] * len(question.passages) for question in questions]  # nobody asks
     systems: dict[str, Written] = {}
     for name, path in models.items():
         most = min(stage.prompts.max_list, ids)
@@ -80,7 +83,7 @@ def evaluate_encoders(
     given = {q.id: own for q, own in zip(questions, scores, strict=True)}
     fixed: dict[str, Sequence[Chosen]] = {}
     widest = max(len(q.passages) for q in questions)
-    cuts = [k for k in stage.top_k if k <= widest]
+    cuts = [k for k in stage.top_k if k <= widest and stage.baselines]
     fixed |= (
         lists.static_systems(questions, given, cuts)
         if scorer
@@ -93,11 +96,12 @@ def evaluate_encoders(
         found, tuned = rule_systems(stage.rules, *both)
         write_json(context.stage_directory / "rules.json", tuned)
         fixed |= found
-    fixed[KNOWN_K] = [
-        lists.by_scores(q, own, len(q.gold_list() or ()))
-        for q, own in zip(questions, scores, strict=True)
-    ]
-    fixed[lists.ORACLE] = [lists.oracle(q) for q in questions]
+    if stage.baselines:
+        fixed[KNOWN_K] = [
+            lists.by_scores(q, own, len(q.gold_list() or ()))
+            for q, own in zip(questions, scores, strict=True)
+        ]
+        fixed[lists.ORACLE] = [lists.oracle(q) for q in questions]
     own_systems = list(systems)
     systems |= {name: list(own) for name, own in fixed.items()}
     answered, lines = answers_of(context, stage, questions, systems)

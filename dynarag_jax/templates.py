@@ -19,6 +19,7 @@ class ChatTokenizer(Protocol):
 
     chat_template: Any
     eos_token_id: Any
+    unk_token_id: Any
     all_special_tokens: Any
     added_tokens_decoder: Any
 

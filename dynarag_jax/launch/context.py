@@ -176,7 +176,11 @@ class Context(Console):
         """The manifest for model cards: what this stage and those before it stand for.
 
         Those after it have no part in what it makes, and may or may not have run by now.
+
+        Raises:
+          RuntimeError: the stage has not begun: what stands for it may be another attempt's.
         """
+        self._require_open()
         names = list(self.stages)
         return manifest_of(self.directory, names[: names.index(self.stage) + 1])
 

@@ -151,11 +151,20 @@ class ExampleMaker:
         """Tokens of a thought with what closes it, and whether it is longer than thoughts may be.
 
         Raises:
-          InputError: it holds the words that close a thought.
+          InputError: it holds the words that close a thought, or what the tokenizer has no tokens
+            for.
         """
         assert self.spelling.thought is not None
+        tokens = thought_tokens(self.tokenizer, text)
+        if banned := [i for i in tokens if i in self.spelling.thought.banned]:
+            unknown = banned[0] == self.tokenizer.unk_token_id
+            what = "words that the tokenizer does not know" if unknown else "a special token"
+            raise InputError(
+                f"question '{question_id}': its thought {text[:40]!r} holds {what}, which a policy "
+                f"never writes; change it, or leave the thought empty"
+            )
         try:
-            return self.spelling.thought.spell(thought_tokens(self.tokenizer, text))
+            return self.spelling.thought.spell(tokens)
         except ValueError:
             closing = self.thinking.closing if self.thinking else ""
             raise InputError(

@@ -13,12 +13,14 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.decoders import save_decoder
-from dynarag_jax.exchange.tokenizers import load_tokenizer
+from dynarag_jax.exchange.tokenizers import load_tokenizer, train_word_level
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo, Grpo, ListMle, Objectives, TokenNll
 from dynarag_jax.policy.batches import BatchShape, collate
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.model import list_grammar, load_policy
+from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import question_from_json, question_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import rollout_from_json, rollout_to_json
@@ -217,6 +219,15 @@ def test_a_thought_with_its_own_end_inside_is_refused_or_loses_it(sampler, quest
             sampler.maker.behavior(spoiled)
     else:  # markers of the tokenizer are taken out of all texts
         assert sampler.maker.behavior(spoiled).given == (0,)
+
+
+def test_a_thought_of_words_that_the_tokenizer_lacks_is_refused_by_that_name(tmp_path):
+    tokenizer = train_word_level(["question : passages : list : so"], tmp_path / "words", 4)
+    prompts = PromptConfig(style="compact", ids=4, max_list=4, thought_tokens=6)
+    maker = ExampleMaker(tokenizer, list_grammar(tokenizer, prompts)[0], prompts)
+    assert maker.thought("q0", "so so")[1] is False
+    with pytest.raises(InputError, match=r"question 'q0': its thought 'so what' .* does not know"):
+        maker.thought("q0", "so what")
 
 
 def loss_of(sampler, examples, objectives, branches):

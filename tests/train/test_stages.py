@@ -87,6 +87,11 @@ def test_every_stage_leaves_valid_records(ran: Stages) -> None:
         assert sum(t.count for t in one.trajectories) == 8
         assert len({t.list for t in one.trajectories}) == len(one.trajectories)
         assert all(t.logp == t.reference_logp < 0 for t in one.trajectories)
+    # A model says what made it, itself included, and nothing of what came after.
+    order = list(ran.stages)
+    for name in ("sft", "feedback"):
+        manifest = read_json(ran.directory / name / "model" / "manifest.json")
+        assert list(manifest["stages"]) == order[: order.index(name) + 1]
 
 
 @needs_encoder

@@ -91,19 +91,20 @@ def train_lists(
         f"{counts['encoder']:,} parameters of the encoder, {counts['head']:,} of the list head, "
         f"mesh {dict(context.mesh.shape)}"
     )
-    manifest = {"seed": context.run.seed, "stages": context.made_by()}
-    card = ModelCard(PAGE.format(interaction=_APART if start.cfg.interaction else ""), manifest)
+    page = PAGE.format(interaction=_APART if start.cfg.interaction else "")
 
     def work(watch: Watch) -> None:
+        directory = context.begin()
+        manifest = {"seed": context.run.seed, "stages": context.made_by()}
         train_encoder_policy(
             stage,
             start,
             sources,
             context.mesh,
             context.run.seed,
-            context.begin(),
+            directory,
             watch=watch,
-            card=card,
+            card=ModelCard(page, manifest),
         )
 
     say_cut(context, watched(context, work))

@@ -84,24 +84,25 @@ def train_stage(
     context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
     for line in without_effect(stage, context.mesh.devices.flat[0].platform):
         context.log(line)
-    card = model_card(
-        TITLE,
-        ABOUT,
-        start.cfg.param_dtype,
-        {"seed": context.run.seed, "stages": context.made_by()},
-        stage.init,
-        stage.prompts.style,
-        stage.prompts.thought_tokens,
-    )
 
     def work(watch: Watch) -> None:
+        directory = context.begin()
+        card = model_card(
+            TITLE,
+            ABOUT,
+            start.cfg.param_dtype,
+            {"seed": context.run.seed, "stages": context.made_by()},
+            stage.init,
+            stage.prompts.style,
+            stage.prompts.thought_tokens,
+        )
         train(
             stage,
             start,
             sources,
             context.mesh,
             context.run.seed,
-            context.begin(),
+            directory,
             peak=context.peak_flops,
             watch=watch,
             card=card,

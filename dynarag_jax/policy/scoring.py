@@ -79,12 +79,12 @@ def make_scorer(
     at positions of padding.
     """
 
-    def run(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
+    def score_lists(params: Params, batch: Batch, grammar: Grammar) -> jax.Array:
         scores = score(cfg, params, batch, grammar)
         return jnp.where(branch_mask(batch), scores.constrained, 0.0)
 
     rows = named(mesh, ("batch",))
-    jitted = jax.jit(run, in_shardings=(None, rows, None), out_shardings=rows)
+    jitted = jax.jit(score_lists, in_shardings=(None, rows, None), out_shardings=rows)
 
     def scorer(params: Params, batch: Batch) -> jax.Array:
         with jax.set_mesh(mesh):

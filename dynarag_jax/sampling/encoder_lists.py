@@ -161,11 +161,11 @@ def make_list_writer(
     """
     write = draw_lists if sampling.method == "independent" else find_lists
 
-    def run(params: Params, candidates: CandidateBatch, keys: Any) -> Drawn | SearchResult:
+    def write_lists(params: Params, candidates: CandidateBatch, keys: Any) -> Drawn | SearchResult:
         return write(cfg, params, candidates, keys, lists=lists, sampling=sampling)
 
     rows = named(mesh, ("batch",))
-    jitted = jax.jit(run, in_shardings=(None, rows, rows), out_shardings=rows)
+    jitted = jax.jit(write_lists, in_shardings=(None, rows, rows), out_shardings=rows)
 
     def writer(params: Params, candidates: CandidateBatch, keys: Any) -> Drawn | SearchResult:
         with jax.set_mesh(mesh):

@@ -231,7 +231,7 @@ class Pool:
         """
         cfg = self.cfg
 
-        def run(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
+        def read_prompts(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
             rows = self._fresh_rows(entering)
             cache = start = None
             if shared:
@@ -257,7 +257,7 @@ class Pool:
         slots, self.slots = self.slots, None
         self.slots = self._run(
             ("enter", mode, shared),
-            run,
+            read_prompts,
             in_shardings=(None, self._layout, self._rows, None),
             out_shardings=self._layout,
             donate_argnums=1,
@@ -273,7 +273,7 @@ class Pool:
         """
         cfg = self.cfg
 
-        def run(
+        def write_tokens(
             params: Params, slots: Slots, arrays: Any, grammar: Any, want: Any, steps: Any
         ) -> Slots:
             # All layers are in ``arrays``: the stacked ones are no part of this program.
@@ -282,7 +282,7 @@ class Pool:
         slots, self.slots = self.slots, None
         self.slots = self._run(
             ("decode", mode),
-            run,
+            write_tokens,
             in_shardings=(None, self._layout, None, None, None, None),
             out_shardings=self._layout,
             donate_argnums=1,
@@ -291,14 +291,14 @@ class Pool:
     def leave(self, slot: int) -> None:
         """End the branches of a slot: nothing waits for them any more."""
 
-        def run(slots: Slots, slot: Any) -> Slots:
+        def leave_slot(slots: Slots, slot: Any) -> Slots:
             done = slots.rows.done | (jnp.arange(self.shape.slots) == slot)[:, None]
             return slots._replace(rows=slots.rows._replace(done=done))
 
         slots, self.slots = self.slots, None
         self.slots = self._run(
             "leave",
-            run,
+            leave_slot,
             in_shardings=(self._layout, None),
             out_shardings=self._layout,
             donate_argnums=0,

@@ -310,7 +310,9 @@ def make_sampler(
     It samples with the trainer's own sharded parameters, the questions spread over the batch axes.
     """
 
-    def run(params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any) -> Samples:
+    def write_lists(
+        params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any
+    ) -> Samples:
         return sample(
             cfg,
             params,
@@ -326,7 +328,7 @@ def make_sampler(
         )
 
     rows = named(mesh, ("batch",))
-    jitted = jax.jit(run, in_shardings=(None, rows, rows, rows, rows), out_shardings=rows)
+    jitted = jax.jit(write_lists, in_shardings=(None, rows, rows, rows, rows), out_shardings=rows)
 
     def sampler(params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any) -> Samples:
         with jax.set_mesh(mesh):

@@ -310,7 +310,7 @@ def make_search(
     It runs with the trainer's own sharded parameters, the questions spread over the batch axes.
     """
 
-    def run(
+    def find_lists(
         params: Params, grammar: Grammar, trunk: Any, lengths: Any, keys: Any, n_passages: Any
     ) -> SearchResult:
         return search(
@@ -319,7 +319,9 @@ def make_search(
         )  # fmt: skip
 
     rows = named(mesh, ("batch",))
-    jitted = jax.jit(run, in_shardings=(None, None, rows, rows, rows, rows), out_shardings=rows)
+    jitted = jax.jit(
+        find_lists, in_shardings=(None, None, rows, rows, rows, rows), out_shardings=rows
+    )
 
     def run_search(
         params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any

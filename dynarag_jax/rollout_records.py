@@ -5,6 +5,7 @@ A rollout is a line of JSON, as a question is; see ``records``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,8 @@ class Trajectory:
         with nothing, ``answer`` where there is none, or ``reward`` itself; such a reward is to be
         compared with none.
       thought: what was thought before it; None where the policy does not think.
+      credit: what of the reward is owed to each passage, in the list's order; empty where nobody
+        asked, or where it could not be had.
     """
 
     list: tuple[int, ...]
@@ -69,6 +72,7 @@ class Trajectory:
     weight: float | None = None
     missing: tuple[str, ...] = ()
     thought: Thought | None = None
+    credit: tuple[float, ...] = ()
 
     @property
     def written(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -114,6 +118,7 @@ class Rollout:
       generator: the server that answered, by its model and settings; empty where the policy did.
       thought_tokens: the longest thought of the grammar; 0 where the policy does not think.
       answers: what preference training of the generator needs, where it was asked for.
+      credit: how the lists' credit was found, gains or leave_one_out; empty where it was not.
     """
 
     id: str
@@ -128,6 +133,7 @@ class Rollout:
     dtype: str = ""
     generator: dict[str, Any] = field(default_factory=dict)
     thought_tokens: int = 0
+    credit: str = ""
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -180,7 +186,15 @@ def _trajectory_from_json(value: dict[str, Any], where: str, shown: int) -> Traj
         thought=_thought_from_json(fields.mapping("thought"), f"{where}: thought")
         if fields.has("thought")
         else None,
+        credit=_credit(fields, len(ids)),
     )
+
+
+def _credit(fields: Fields, passages: int) -> tuple[float, ...]:
+    credit = fields.numbers("credit")
+    if credit and len(credit) != passages:
+        raise fields.fail("credit", f"has {len(credit)} numbers for {passages} passages")
+    return credit
 
 
 def _answers_from_json(value: dict[str, Any], where: str, shown: int) -> Answers:
@@ -240,6 +254,7 @@ def rollout_from_json(value: dict[str, Any], where: str) -> Rollout:
         dtype=fields.string("dtype", default="", blank=True),
         generator=fields.mapping("generator"),
         thought_tokens=fields.integer("thought_tokens", 0, least=0),
+        credit=fields.string("credit", default="", blank=True),
     )
 
 
@@ -258,6 +273,7 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "trajectories": [_trajectory_to_json(t) for t in rollout.trajectories],
         **({"answers": _answers_to_json(rollout.answers)} if rollout.answers else {}),
         **({"generator": rollout.generator} if rollout.generator else {}),
+        **({"credit": rollout.credit} if rollout.credit else {}),
     }
 
 
@@ -277,7 +293,28 @@ def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
     value["thought"] = dict(vars(trajectory.thought)) if trajectory.thought else None
     if value["thought"] is None:
         del value["thought"]
+    if not value["credit"]:
+        del value["credit"]
     return value
+
+
+def signal_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What shows whether rewards still teach, and what they are paid for.
+
+    Returns:
+      ``without_signal``, the share of questions whose lists were all rewarded alike, and
+      ``answer_words``, the mean words of an answer over all samples.
+    """
+    alike = [
+        len({round(t.reward, 9) for t in r.trajectories if not t.missing}) < 2 for r in rollouts
+    ]
+    words = [
+        len(t.answer.split()) for r in rollouts for t in r.trajectories for _ in range(t.count)
+    ]
+    return {
+        "without_signal": sum(alike) / max(len(alike), 1),
+        "answer_words": sum(words) / max(len(words), 1),
+    }
 
 
 def read_rollouts(path: PathLike) -> list[Rollout]:

@@ -57,6 +57,54 @@ def relative(
     return jnp.where((counts > 0) & (size > 1), away, 0.0)
 
 
+def step_advantages(
+    step_rewards: jax.Array,
+    ends: jax.Array,
+    counts: jax.Array,
+    *,
+    scale: bool = True,
+    leave_out: bool = False,
+    epsilon: float = 1e-4,
+) -> jax.Array:
+    """Advantage of every token by the steps that end at it or later (process supervision).
+
+    arXiv 2402.03300, section 4.1.3: the rewards of all steps of all samples of a group, centered
+    and scaled together; a token's advantage is their sum over its own step and those behind it.
+
+    Args:
+      step_rewards: [..., N, R], where a step ends.
+      ends: [..., N, R] bool, the last token of each step.
+      counts: [..., N], how many samples each branch is; 0 where there is none.
+      scale: divide by the standard deviation of the steps (of a sample, n - 1).
+      leave_out: center by the mean over the other samples' steps alone, as ``leave_one_out``.
+      epsilon: added to the standard deviation.
+
+    Returns:
+      [..., N, R]; 0 where the group is a single sample or none.
+    """
+    ends = ends & (counts > 0)[..., None]
+    # From the lowest on, so that of equal rewards no rounding is left.
+    lowest = jnp.where(ends, step_rewards, jnp.inf).min((-2, -1), keepdims=True)
+    kept = jnp.where(ends, step_rewards - lowest, 0.0)
+    many = counts[..., None]
+    number, total = (
+        (x * many).sum((-2, -1), keepdims=True) for x in (ends.astype(kept.dtype), kept)
+    )
+    mean = total / jnp.maximum(number, 1)
+    away = jnp.where(ends, kept - mean, 0.0)
+    if scale:
+        variance = (jnp.square(away) * many).sum((-2, -1), keepdims=True)
+        deviation = jnp.sqrt(variance / jnp.maximum(number - 1, 1))
+        away = away / (deviation + epsilon)
+    if leave_out:
+        others = number - ends.sum(-1, keepdims=True)
+        mean = (total - kept.sum(-1, keepdims=True)) / jnp.maximum(others, 1)
+        away = jnp.where(ends & (others > 0), kept - mean, 0.0)
+    later = jnp.flip(jnp.cumsum(jnp.flip(away, -1), -1), -1)
+    several = counts.sum(-1)[..., None, None] > 1
+    return jnp.where(several & (counts > 0)[..., None], later, 0.0)
+
+
 def posterior(likelihoods: jax.Array, counts: jax.Array) -> jax.Array:
     """How much of what was drawn is behind the observed outcome: the E-step over latent choices.
 

@@ -26,6 +26,10 @@ class _Group(Term):
     """... to 1 plus this"""
     kl: float = 0.0
     """strength of the pull toward the reference"""
+    credit: float = 0.0
+    """share of a token's advantage that comes from the rewards of its step and those behind it
+    (process supervision, arXiv 2402.03300, section 4.1.3) and not from the list's reward; needs
+    rollouts with ``credit``"""
 
     def __post_init__(self) -> None:
         for name in ("clip_low", "clip_high", "kl"):
@@ -33,6 +37,33 @@ class _Group(Term):
                 raise InputError(
                     f"{type(self).__name__}: {name} = {getattr(self, name)} must not be negative"
                 )
+        if not 0 <= self.credit <= 1:
+            raise InputError(
+                f"{type(self).__name__}: credit = {self.credit} must lie between 0 and 1"
+            )
+
+    @property
+    def reads_steps(self) -> bool:
+        return self.credit > 0
+
+    def _with_steps(
+        self,
+        advantages: jax.Array,
+        scores: LossInputs,
+        counts: jax.Array,
+        where: jax.Array,
+        scale: bool,
+        leave_out: bool = False,
+    ) -> jax.Array:
+        """Advantages [B, N] of lists as those [B, N, R] of tokens, the steps' share in them."""
+        whole = jnp.broadcast_to(advantages[..., None], where.shape)
+        if not self.credit:
+            return whole
+        assert scores.step_rewards is not None and scores.step_ends is not None
+        steps = group.step_advantages(
+            scores.step_rewards, scores.step_ends & where, counts, scale=scale, leave_out=leave_out
+        )
+        return (1 - self.credit) * whole + self.credit * steps
 
     @property
     def reads_reference(self) -> bool:
@@ -71,15 +102,25 @@ class Rloo(_Group):
         if self.kl:
             rewards = rewards - self.kl * (behavior - reference)
         advantages = group.leave_one_out(rewards, counts)
-        out = group.clipped_surrogate(logps - behavior, advantages, self.clip_low, self.clip_high)
+        if self.credit:
+            # Each token is an action: what is behind it is what it leads to.
+            by_token = self._with_steps(advantages, scores, counts, where, False, leave_out=True)
+            ratio = jnp.where(where, scores.constrained_logps - scores.behavior, 0.0)
+            out = group.clipped_surrogate(ratio, by_token, self.clip_low, self.clip_high)
+            loss = summed(out.loss, where)
+            clipped = summed(out.clipped.astype(jnp.float32), where) / jnp.maximum(where.sum(-1), 1)
+        else:
+            ratio = logps - behavior
+            out = group.clipped_surrogate(ratio, advantages, self.clip_low, self.clip_high)
+            loss, clipped = out.loss, out.clipped.astype(jnp.float32)
         figures = {
             "reward": _mean(scores.rewards, counts),
-            "clipped": _mean(out.clipped.astype(jnp.float32), counts),
+            "clipped": _mean(clipped, counts),
             "kl_to_sampler": _mean(behavior - logps, counts),
         }
         if self.kl:
             figures["kl"] = _mean(logps - reference, counts)
-        return over(rows, _mean(out.loss, counts), figures)
+        return over(rows, _mean(loss, counts), figures)
 
 
 @dataclass(frozen=True)
@@ -111,6 +152,8 @@ class Grpo(_Group):
             mean = log_ratio.sum(-1) / jnp.maximum(tokens, 1)
             log_ratio = jnp.broadcast_to(mean[..., None], logps.shape)
         advantages = group.relative(scores.rewards, counts, scale=self.scale)[..., None]
+        if self.credit:
+            advantages = self._with_steps(advantages[..., 0], scores, counts, where, self.scale)
         out = group.clipped_surrogate(log_ratio, advantages, self.clip_low, self.clip_high)
         loss, kl = out.loss, jnp.zeros_like(logps)
         if self.kl:

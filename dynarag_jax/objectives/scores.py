@@ -23,6 +23,10 @@ class LossInputs(NamedTuple):
       behavior: [B, N, R] the same under the weights that sampled the branches.
       rewards: [B, N] rewards of sampled branches.
       counts: [B, N] samples that each branch of a group stands for; 0 for what is no group.
+      step_rewards: [B, N, R] the reward of each step of a list, at its last token; ``step_ends``
+        [B, N, R] bool says where that is. Both None where branches are no sampled lists.
+      decisions: [B, N, R] log-probability of each decision to stop or go on, at the end of its
+        step, where ``decided`` [B, N, R] bool says that there was one; both None as these.
       prompt_logps: [B, P - 1], or None where no term asks for them.
       prompt_mask: [B, P - 1] bool.
       id_scores: [B, I] scores of the ids as a list's first, or None.
@@ -44,6 +48,10 @@ class LossInputs(NamedTuple):
     id_scores: jax.Array | None
     relevance: jax.Array
     shown: jax.Array
+    step_rewards: jax.Array | None = None
+    step_ends: jax.Array | None = None
+    decisions: jax.Array | None = None
+    decided: jax.Array | None = None
 
 
 class Value(NamedTuple):
@@ -78,6 +86,11 @@ class Term:
 
     weight: float = 0.0
     """factor of this term in the sum; 0 leaves it out"""
+
+    @property
+    def reads_steps(self) -> bool:
+        """Of the data: rewards of the steps of lists."""
+        return False
 
     @property
     def reads_reference(self) -> bool:

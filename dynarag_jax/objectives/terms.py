@@ -82,7 +82,9 @@ class Objectives:
 
     def reads(
         self,
-        what: Literal["prompt", "ids", "pairs", "groups", "behavior", "reference", "likelihoods"],
+        what: Literal[
+            "prompt", "ids", "pairs", "groups", "behavior", "reference", "likelihoods", "steps"
+        ],
     ) -> list[str]:
         """Names of the active terms that need these arrays."""
         return [n for n, term in self.active().items() if getattr(term, f"reads_{what}")]

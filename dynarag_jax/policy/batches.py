@@ -38,6 +38,10 @@ class Example:
         beyond the longest one.
       thoughts: tokens at the front of each branch that are its thought, what closes it included;
         empty where there are none.
+      step_rewards: of each step of each branch, that of stopping included; empty where there are
+        none.
+      step_ends: the place of each step's last token in each branch.
+      deciding: the places of the tokens that say whether a list goes on.
       given: tokens at the front of each branch that are given and not learned; empty is all 0.
     """
 
@@ -57,6 +61,9 @@ class Example:
     dropped_tokens: int = 0
     thoughts: Sequence[int] = ()
     given: Sequence[int] = ()
+    step_rewards: Sequence[Sequence[float]] = ()
+    step_ends: Sequence[Sequence[int]] = ()
+    deciding: Sequence[Sequence[int]] = ()
 
 
 class Batch(NamedTuple):
@@ -96,6 +103,12 @@ class Batch(NamedTuple):
     """[B, N] tokens of each branch's thought; None where the branches have none"""
     given: Any = None
     """[B, N] tokens at the front of each branch that are not learned; None where all are"""
+    step_rewards: Any = None
+    """[B, N, R] float32 rewards of steps, at their last tokens; None where branches have none"""
+    step_ends: Any = None
+    """[B, N, R] bool"""
+    deciding: Any = None
+    """[B, N, R] bool, the tokens that say whether a list goes on"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,8 @@ class BatchShape:
     ids: int
     thoughts: bool = False
     """whether lists stand behind thoughts"""
+    steps: bool = False
+    """whether the steps of lists are known"""
 
 
 def _require_one_each(example: Example, name: str, values: Sequence, of: Sequence) -> None:
@@ -145,6 +160,9 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         np.zeros(b, np.int32),
         np.zeros((b, n), np.int32) if shape.thoughts else None,
         np.zeros((b, n), np.int32) if shape.thoughts else None,
+        np.zeros((b, n, shape.branch), np.float32) if shape.steps else None,
+        np.zeros((b, n, shape.branch), bool) if shape.steps else None,
+        np.zeros((b, n, shape.branch), bool) if shape.steps else None,
     )
     for row, example in enumerate(examples):
         longest = max(map(len, example.branches), default=0)
@@ -182,6 +200,9 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
                 for i, values in enumerate(branches):
                     _require_one_each(example, f"{name}[{i}]", values, example.branches[i])
                     getattr(batch, name)[row, i, : len(values)] = values
+        for i, ends in enumerate(example.step_ends if shape.steps else ()):
+            place_steps(batch, row, i, ends, example.step_rewards[i])
+            batch.deciding[row, i, list(example.deciding[i])] = True
         batch.shown[row] = example.shown
         batch.preferred[row] = example.preferred
         batch.dropped[row] = example.dropped
@@ -190,6 +211,13 @@ def collate(examples: Sequence[Example], shape: BatchShape) -> Batch:
         for place, i in enumerate(example.ranking):
             batch.relevance[row, i - 1] = len(example.ranking) - place
     return batch
+
+
+def place_steps(batch: Any, row: int, branch: int, ends: Sequence[int], rewards: Any) -> None:
+    """Put the rewards of a branch's steps at their last tokens."""
+    if ends:
+        batch.step_rewards[row, branch, list(ends)] = rewards
+        batch.step_ends[row, branch, list(ends)] = True
 
 
 def process_rows(mesh: Mesh, batch: int) -> list[int]:

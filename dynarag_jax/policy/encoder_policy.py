@@ -213,10 +213,13 @@ class ListLogps(NamedTuple):
       steps: [B, L, R] natural logarithms in float32; 0 beyond a list's end, -inf of what the policy
         never writes (a candidate twice, one that does not exist, one too many).
       first: [B, N], scores of the candidates at an empty list, for losses on scores.
+      decisions: [B, L, R], of stopping where a list stops, and of not stopping where it goes on; 0
+        beyond a list's end. No gradient goes through them.
     """
 
     steps: jax.Array
     first: jax.Array
+    decisions: jax.Array
 
 
 def list_logps(
@@ -260,7 +263,10 @@ def list_logps(
     legal = jnp.take_along_axis(mask, known, axis=-1)[..., 0] & (tokens >= 0) & (tokens <= n)
     # A choice that is nearly certain is rounded to either side of 0.
     logps = jnp.where(legal, jnp.minimum(picked - total, 0.0), -jnp.inf)
-    return ListLogps(jnp.where(inside, logps, 0.0), first)
+    stops = jnp.minimum(jax.lax.stop_gradient(scores[..., STOP] - total), 0.0)
+    goes_on = jnp.log(-jnp.expm1(jnp.minimum(stops, -1e-7)))
+    decisions = jnp.where(inside, jnp.where(tokens == STOP, stops, goes_on), 0.0)
+    return ListLogps(jnp.where(inside, logps, 0.0), first, decisions)
 
 
 def count_policy_parameters(cfg: EncoderPolicyConfig) -> Mapping[str, int]:

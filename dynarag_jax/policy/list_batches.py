@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.policy.batches import process_rows
+from dynarag_jax.policy.batches import place_steps, process_rows
 from dynarag_jax.policy.encoder_policy import CandidateBatch
 from dynarag_jax.policy.pair_tokens import QuestionPairs, collate_pairs
 from dynarag_jax.records import valid_list
@@ -35,6 +35,7 @@ class ListExample:
       reference, behavior: log-probabilities of each list's steps, stop included; empty is all 0.
       rewards, counts: of sampled lists; empty is all 0.
       preferred: whether list 0 is preferred to list 1.
+      step_rewards: of each step of each list, stop's last; empty where there are none.
       ranking: the expert's list, for losses on scores.
       dropped_ids: of the expert's list, beyond the longest list.
     """
@@ -48,6 +49,7 @@ class ListExample:
     rewards: Sequence[float] = ()
     counts: Sequence[float] = ()
     preferred: bool = False
+    step_rewards: Sequence[Sequence[float]] = ()
     ranking: Sequence[int] = ()
     dropped_ids: int = 0
     vectors: np.ndarray | None = None
@@ -80,6 +82,9 @@ class ListBatch(NamedTuple):
     """[B], of experts' lists, beyond the longest list"""
     cut: Any
     """[B], pairs that lost word pieces"""
+    step_rewards: Any = None
+    """[B, L, R] float32, and ``step_ends`` bool, where steps have rewards; else None"""
+    step_ends: Any = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class ListShape:
     lists: int
     steps: int
     pieces: int
+    step_rewards: bool = False
+    """whether steps have rewards, be they 0"""
 
 
 def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:
@@ -111,6 +118,8 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
         relevance=np.zeros((b, candidates), np.float32),
         dropped_ids=np.zeros(b, np.int32),
         cut=np.zeros(b, np.int32),
+        step_rewards=np.zeros((b, n, r), np.float32) if shape.step_rewards else None,
+        step_ends=np.zeros((b, n, r), bool) if shape.step_rewards else None,
     )
     for row, example in enumerate(examples):
         if len(example.lists) > n or max(map(len, example.lists), default=0) >= r:
@@ -139,6 +148,8 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
                 for i, values in enumerate(steps):
                     _one_each(example, f"{name}[{i}]", values, len(example.lists[i]) + 1)
                     getattr(batch, name)[row, i, : len(values)] = values
+        for i, rewards in enumerate(example.step_rewards if shape.step_rewards else ()):
+            place_steps(batch, row, i, range(len(rewards)), rewards)
         batch.preferred[row] = example.preferred
         batch.dropped_ids[row] = example.dropped_ids
         batch.cut[row] = example.pairs.cut

@@ -49,6 +49,38 @@ class Spelling:
             joined += (self.between if place else ()) + self.ids[i - 1]
         return [*joined, *self.closing, self.end]
 
+    def step_ends(self, ids: Sequence[int], before: int = 0) -> list[int]:
+        """The places of the last tokens of a list's steps, that of ending it the last.
+
+        Args:
+          before: tokens of the thought before it.
+        """
+        if not ids:
+            return [before + len(self.none)]
+        ends, at = [], before + len(self.opening)
+        for place, i in enumerate(ids):
+            at += (len(self.between) if place else 0) + len(self.ids[i - 1])
+            ends.append(at - 1)
+        return [*ends, at + len(self.closing)]
+
+    def deciding(self, ids: Sequence[int], before: int = 0) -> list[int]:
+        """The places of the tokens that say whether a list goes on or ends, one run a step.
+
+        The first step has none where a list begins with its first id's own tokens.
+
+        Args:
+          before: tokens of the thought before it.
+        """
+        ends = self.step_ends(ids, before)
+        first = len(self.opening) if ids else len(self.none) + 1
+        if not self.opening:
+            first = 0
+        places = list(range(before, before + first))
+        for end, following in itertools.pairwise(ends):
+            size = following - end if following == ends[-1] else len(self.between)
+            places += range(end + 1, end + 1 + size)
+        return places
+
     def longest(self, max_ids: int) -> int:
         """Most tokens that a list of at most ``max_ids`` ids takes, thought and end included."""
         count = min(max_ids, len(self.ids))

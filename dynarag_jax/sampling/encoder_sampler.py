@@ -25,6 +25,7 @@ from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.credit import CreditKind, with_credit
 from dynarag_jax.sampling.distinct import importance_weights
 from dynarag_jax.sampling.encoder_lists import Drawn, make_list_writer
 from dynarag_jax.sampling.list_sources import Reject
@@ -188,6 +189,7 @@ def roll_out_lists(
     sampling: Sampling,
     samples: int,
     scorer: Scorer,
+    credit: CreditKind = "",
 ) -> Iterator[Rollout | Reject]:
     """Lists of an encoder policy, answers from each where there is a generator, and rewards.
 
@@ -196,6 +198,7 @@ def roll_out_lists(
       generator: the language model or server that answers; None leaves answers empty, and only
         terms that judge the list can be weighed.
       scorer: the reward.
+      credit: how credit by step is found; empty finds none.
     """
     found = sampler.try_lists(questions, sampling, samples)
     kept: list[tuple[Question, Lists, list[Chosen]]] = []
@@ -233,6 +236,7 @@ def roll_out_lists(
     asked, lists = [question for question, _, _ in whole], [own for _, _, own in whole]
     behavior = _behavior(sampler, whole)
     other = behavior if reference is sampler else reference.logps(asked, lists)
+    rollouts: list[Rollout] = []
     for (question, one, own), each, logps, references in zip(
         whole, answered, behavior, other, strict=True
     ):
@@ -256,10 +260,16 @@ def roll_out_lists(
                 )
             )
         del own
-        yield replace(
-            stamped_lists(sampler, question, tuple(trajectories)),
-            reference=reference.policy.fingerprint,
+        rollouts.append(
+            replace(
+                stamped_lists(sampler, question, tuple(trajectories)),
+                reference=reference.policy.fingerprint,
+            )
         )
+    if credit:
+        judged = set(scorer.weights.answered()) - {"likelihood"}
+        rollouts = with_credit(generator if judged else None, asked, rollouts, scorer, credit)
+    yield from rollouts
 
 
 def _behavior(

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.policy.shared_scoring import common_prefix
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.sampling.pool import (
     Entering,
@@ -40,7 +41,6 @@ from dynarag_jax.sampling.requests import (
     EngineCounts,
     Request,
     Sampled,
-    common_prefix,
     why_refused,
 )
 from dynarag_jax.sampling.sampler import Mode

@@ -125,13 +125,6 @@ def request_key(seed: int, request_id: str) -> int:
     return zlib.crc32(f"{seed}/{request_id}".encode())
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    n = min(len(a), len(b))
-    differs = np.asarray(a[:n]) != np.asarray(b[:n])
-    return int(differs.argmax()) if differs.any() else n
-
-
 def why_refused(
     request: Request, vocab: int, longest: int, branches: int, max_tokens: int, ids: int
 ) -> str:

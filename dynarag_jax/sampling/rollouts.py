@@ -20,6 +20,7 @@ from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, with_answers
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.credit import CreditKind, shared_likelihood, with_credit
 from dynarag_jax.sampling.list_sources import Draft, ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import stamped, with_logps
@@ -33,6 +34,7 @@ def roll_out(
     reward: RewardWeights | Scorer,
     answers: bool = False,
     generator: ServerAnswers | None = None,
+    credit: CreditKind = "",
 ) -> Iterator[Rollout | Reject]:
     """Answer from each distinct list of a source, and reward the answers.
 
@@ -45,6 +47,7 @@ def roll_out(
       samples: lists a question at most.
       reward: weights alone where no term needs another model than ``sampler``.
       answers: gather the distinct answers, too, for preference training of the generator.
+      credit: how credit by step is found; empty finds none.
       generator: a server that answers instead; a question none of whose lists it answered is
         rejected, and of others the lists without an answer say so.
 
@@ -57,7 +60,8 @@ def roll_out(
     if generator is not None:
         check_server_rewards(scorer.weights, answers)
     if scorer.weights.likelihood and scorer.likelihood is None:
-        scorer.likelihood = gold_likelihood(sampler)
+        found = shared_likelihood if credit else gold_likelihood
+        scorer.likelihood = found(sampler)
     ready: list[Draft] = []
     while True:
         for result in source.step():
@@ -68,7 +72,9 @@ def roll_out(
         waiting, busy = team.sum([len(ready), int(source.busy)])
         if waiting >= sampler.batch or not busy:
             if waiting:
-                yield from _complete(sampler, reference, ready, samples, scorer, answers, generator)
+                yield from _complete(
+                    sampler, reference, ready, samples, scorer, answers, generator, credit
+                )
             ready = []
         if not busy:
             return
@@ -82,6 +88,7 @@ def _complete(
     scorer: Scorer,
     answers: bool,
     generator: ServerAnswers | None,
+    credit: CreditKind,
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [_distinct(d) for d in drafts]
@@ -134,6 +141,10 @@ def _complete(
             )
         )
     questions = [d.question for d, _ in kept]
+    if credit:
+        judged = set(scorer.weights.answered()) - {"likelihood"}
+        answerer = (generator or sampler) if judged else None
+        rollouts = with_credit(answerer, questions, rollouts, scorer, credit)
     # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
     # a narrower type the two round differently, and what training subtracts must be its own.
     exact = sampler.policy.cfg.dtype == "float32" and all(d.token_logps for d, _ in kept)

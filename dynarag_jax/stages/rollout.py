@@ -34,8 +34,9 @@ from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import Judge, JudgeConfig
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
-from dynarag_jax.rollout_records import Rollout, rollout_to_json
+from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_server import GeneratorConfig
+from dynarag_jax.sampling.credit import CreditKind
 from dynarag_jax.sampling.list_sources import ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
@@ -67,6 +68,9 @@ class SampleRollouts:
     of the generator needs"""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)
     reward: RewardWeights = RewardWeights()
+    credit: CreditKind = ""
+    """also find what of a list's reward is owed to each passage, from rewards of its parts: gains,
+    what it rises by as passages are added; leave_one_out, what it falls by without each"""
     bertscore: BertScoreConfig = BertScoreConfig()
     judge: JudgeConfig = JudgeConfig()
     prompts: PromptConfig = INHERITED
@@ -152,8 +156,9 @@ def run(context: Context, stage: SampleRollouts) -> None:
         ):
             bar.start_at(sum(q.id in done for q in questions), len(questions))
             for result in roll_out(
-                sampler, reference, source, stage.samples, scorer, stage.answers, generator
-            ):
+                sampler, reference, source, stage.samples, scorer, stage.answers, generator,
+                stage.credit,
+            ):  # fmt: skip
                 if isinstance(result, Reject):
                     account.reject(outputs[REJECTS], result)
                 else:
@@ -291,6 +296,7 @@ class RolloutReport:
             "tokens_per_second": (tokens - before[1]) / seconds * self._teams,
             "saved/answers": answers,
             "dropped_passages": float(dropped),
+            **signal_figures(recent),
         }
         if self._own:
             figures["saved/lists"] = lists

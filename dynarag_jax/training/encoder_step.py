@@ -43,7 +43,10 @@ def encoder_inputs(cfg: EncoderPolicyConfig, params: Params, batch: ListBatch) -
     """
     logps = list_logps(cfg, params, batch.candidates, batch.branches, batch.branch_lengths)
     return list_masks(batch)._replace(
-        unconstrained_logps=logps.steps, constrained_logps=logps.steps, id_scores=logps.first
+        unconstrained_logps=logps.steps,
+        constrained_logps=logps.steps,
+        id_scores=logps.first,
+        decisions=None if batch.step_ends is None else logps.decisions,
     )
 
 
@@ -65,6 +68,10 @@ def list_masks(batch: ListBatch) -> LossInputs:
         id_scores=jnp.zeros(batch.relevance.shape, jnp.float32),
         relevance=batch.relevance,
         shown=batch.candidates.where,
+        step_rewards=batch.step_rewards,
+        step_ends=batch.step_ends,
+        decisions=None if batch.step_ends is None else zeros,
+        decided=batch.step_ends,
     )
 
 

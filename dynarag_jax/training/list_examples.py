@@ -18,7 +18,7 @@ from dynarag_jax.policy.pair_tokens import PairMaker, QuestionPairs, collate_pai
 from dynarag_jax.records import Question, valid_list
 from dynarag_jax.sharding import batch_shards, named
 from dynarag_jax.training.config import Train
-from dynarag_jax.training.preferences import MEND, RankedRollout
+from dynarag_jax.training.preferences import MEND, RankedRollout, step_rewards
 from dynarag_jax.training.sources import ExampleSource
 
 Vectors = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -146,7 +146,10 @@ def ranked_lists(
         return ranked_example(cfg, questions[one.rollout.id], one, objectives, maker, vectors)
 
     lists = [one.rollout.trajectories[i].list for one in judged for i in one.order]
-    shape = ListShape(max(len(one.order) for one in judged), max(map(len, lists)) + 1, cfg.pieces)
+    shape = ListShape(
+        max(len(one.order) for one in judged), max(map(len, lists)) + 1, cfg.pieces,
+        bool(objectives.reads("behavior")),
+    )  # fmt: skip
     return ExampleSource("reranker", stage.reranker, len(judged), make, shape)
 
 
@@ -194,5 +197,6 @@ def ranked_example(
         rewards=tuple(t.reward for t in chosen),
         counts=tuple(float(t.count) for t in chosen),
         preferred=True,
+        step_rewards=tuple(map(step_rewards, chosen)),
         **_with_vectors(question, pairs, vectors),
     )

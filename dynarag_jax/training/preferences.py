@@ -8,7 +8,7 @@ rollouts; those of other weights, another tokenizer or other prompts are refused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def check_rollouts(
             f"objective '{behavior[0]}' needs samples of one prompt, and answers come from "
             f"different lists; train answers on a preference objective"
         )
-    likelihoods = objectives.reads("likelihoods")
+    likelihoods, steps = objectives.reads("likelihoods"), objectives.reads("steps")
     if answers and likelihoods:
         raise InputError(
             f"objective '{likelihoods[0]}' weighs lists by what they make likely, and answers are "
@@ -152,6 +152,11 @@ def check_rollouts(
             raise InputError(
                 f"{where} has no scored answers; sample with --answers True, or {MEND} "
                 f"--answers True"
+            )
+        if steps and not rollout.credit:
+            raise InputError(
+                f"{where}: no credit by step, which '{steps[0]}' reads (credit above 0); sample "
+                f"with --credit gains or --credit leave_one_out"
             )
         if not (reference or behavior):
             continue
@@ -271,6 +276,10 @@ def list_example(
     if reference or behavior:
         _check_prompt(question, prompt, judged.rollout.prompt)
     before = [_thought(maker, question, t) for t in chosen]
+
+    def places(of: Callable[[Sequence[int], int], list[int]]) -> tuple[list[int], ...]:
+        return tuple(of(t.list, len(b.tokens)) for t, b in zip(chosen, before, strict=True))
+
     thoughts = () if maker.spelling.thought is None else tuple(len(b.tokens) for b in before)
     return Example(
         id=question.id,
@@ -298,7 +307,15 @@ def list_example(
         counts=tuple(float(t.count) for t in chosen),
         preferred=True,
         dropped=maker.dropped(question, prompt),
+        step_rewards=tuple(map(step_rewards, chosen)),
+        step_ends=places(maker.spelling.step_ends),
+        deciding=places(maker.spelling.deciding),
     )
+
+
+def step_rewards(trajectory: Trajectory) -> tuple[float, ...]:
+    """The rewards of a list's steps: the credit of each passage, and nothing for stopping."""
+    return (*(trajectory.credit or [0.0] * len(trajectory.list)), 0.0)
 
 
 def _thought(maker: ExampleMaker, question: Question, trajectory: Trajectory) -> Thought:

@@ -131,7 +131,8 @@ def reranker_source(
     p, stream = stage.prompts, stage.reranker
     longest = start.spelling.longest(p.max_list)
     thinks = start.spelling.thought is not None
-    shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids, thinks)
+    steps = bool(stream.objectives.reads("behavior"))
+    shape = BatchShape(stream.length or p.rerank_tokens, branches, longest, p.ids, thinks, steps)
     return ExampleSource("reranker", stream, size, make, shape)
 
 

@@ -21,6 +21,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings, trained_table
 from dynarag_jax.models.lora import LoraConfig, attach, init_adapters, with_own_dropout
+from dynarag_jax.objectives.diagnostics import decisions
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
@@ -48,12 +49,16 @@ def loss_inputs(
         prompt=bool(objectives.reads("prompt")),
         ids=bool(objectives.reads("ids")),
     )
-    return _masks(batch)._replace(
+    inputs = _masks(batch)._replace(
         unconstrained_logps=scores.unconstrained,
         constrained_logps=scores.constrained,
         prompt_logps=scores.prompt,
         id_scores=scores.ids,
     )
+    if batch.step_ends is None:
+        return inputs
+    logps = jax.lax.stop_gradient(scores.constrained)
+    return inputs._replace(decisions=decisions(logps, batch.deciding, batch.step_ends))
 
 
 def _masks(batch: Batch) -> LossInputs:
@@ -78,7 +83,19 @@ def _masks(batch: Batch) -> LossInputs:
         id_scores=jnp.zeros(batch.relevance.shape, jnp.float32),
         relevance=batch.relevance,
         shown=jnp.arange(batch.relevance.shape[-1]) < batch.shown[:, None],
+        step_rewards=batch.step_rewards,
+        step_ends=batch.step_ends,
+        decisions=None if batch.step_ends is None else zeros,
+        decided=_decided(batch),
     )
+
+
+def _decided(batch: Batch) -> jax.Array | None:
+    """Where a step of a list ends that had to decide whether to go on."""
+    if batch.step_ends is None:
+        return None
+    # One for each deciding token, as log-probabilities are summed.
+    return decisions(-batch.deciding.astype(jnp.float32), batch.deciding, batch.step_ends) < 0
 
 
 def loss_and_figures(

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynarag_jax.models.config import Params
+from dynarag_jax.objectives.diagnostics import list_figures
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.sharding import on_host, require_host_memory
 from dynarag_jax.training.meter import batch_figures, reference_kl
@@ -63,6 +64,10 @@ def weighted_terms(
             loss += part.weight * term.weight * value.total / count
             figures[f"{name}/{key}"] = value.total / count
             figures |= {f"{name}/{key}/{k}": v / count for k, v in value.figures.items()}
+        if part.objectives.reads("behavior"):
+            of_whole = list_figures(whole[name])
+            for key, (total, _) in list_figures(scores).items():
+                figures[f"{name}/{key}"] = total / jnp.maximum(of_whole[key][1], 1)
         if part.objectives.reads("reference"):
             count = jnp.maximum(reference_kl(whole[name])[1], 1)
             figures[f"{name}/kl"] = reference_kl(scores)[0] / count

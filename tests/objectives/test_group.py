@@ -15,6 +15,7 @@ from dynarag_jax.objectives.group import (
     leave_one_out,
     posterior,
     relative,
+    step_advantages,
 )
 
 
@@ -111,3 +112,53 @@ def test_the_posterior_of_nothing_is_nothing():
     assert not np.asarray(zero).any()
     tiny = posterior(jnp.array([[1e-30, 3e-30, 9.0]]), jnp.array([[1.0, 1.0, 0.0]]))
     np.testing.assert_allclose(tiny, [[0.25, 0.75, 0.0]], rtol=1e-4)
+
+
+def by_loops(rewards, ends, counts, scale, leave_out):
+    """Process supervision written out: every sample by itself, every step in a loop."""
+    samples = [(i, c) for i, count in enumerate(counts) for c in range(int(count))]
+    steps = {(i, c): [rewards[i][t] for t in np.flatnonzero(ends[i])] for i, c in samples}
+    every = [x for own in steps.values() for x in own]
+    out = np.zeros(rewards.shape)
+    for i, c in samples:
+        for t in range(rewards.shape[1]):
+            for later in np.flatnonzero(ends[i]):
+                if later < t or len(samples) < 2:
+                    continue
+                others = [x for key, own in steps.items() if key != (i, c) for x in own]
+                if leave_out:
+                    out[i, t] += rewards[i][later] - np.mean(others) if others else 0.0
+                else:
+                    away = rewards[i][later] - np.mean(every)
+                    deviation = np.std(every, ddof=1) if len(every) > 1 else 0.0
+                    out[i, t] += away / (deviation + 1e-4) if scale else away
+    # Copies of a branch are alike, and stand once.
+    return out / np.maximum(counts, 1)[:, None]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    st.sampled_from([(True, False), (False, False), (False, True)]),
+)
+def test_credit_of_steps_is_process_supervision_of_every_sample(seed, counts, how):
+    rng = np.random.default_rng(seed)
+    rewards = np.round(rng.uniform(-1, 1, (len(counts), 4)), 2)
+    ends = rng.random(rewards.shape) < 0.6
+    scale, leave_out = how
+    found = step_advantages(
+        jnp.asarray(rewards), jnp.asarray(ends), jnp.asarray(counts, jnp.float32),
+        scale=scale, leave_out=leave_out,
+    )  # fmt: skip
+    expected = by_loops(rewards, ends, np.array(counts), scale, leave_out)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_credit_of_steps_by_hand():
+    # Two lists: gains 0.6 and 0.2, then stop; gain 0.1, then stop. Their mean is 0.18.
+    rewards = jnp.array([[[0.6, 0.2, 0.0], [0.1, 0.0, 9.0]]])
+    ends = jnp.array([[[True, True, True], [True, True, False]]])
+    found = step_advantages(rewards, ends, jnp.ones((1, 2)), scale=False)
+    expected = [[0.26, -0.16, -0.18], [-0.26, -0.18, 0.0]]
+    np.testing.assert_allclose(found, [expected], atol=1e-6)

@@ -55,6 +55,8 @@ def make_scores(seed=0):
         id_scores=jnp.asarray(rng.normal(size=(B, I))),
         relevance=jnp.asarray(relevance),
         shown=jnp.arange(I) < jnp.array([5, 0, 4, 0])[:, None],
+        step_rewards=jnp.asarray(rng.uniform(-1, 1, (B, N, R))),
+        step_ends=jnp.asarray(rng.random((B, N, R)) < 0.7),
     )
 
 
@@ -195,7 +197,7 @@ TERMS = [
     Dpo(chosen_nll=1.0), Dpo(label_smoothing=0.1, length_normalized=True), RobustDpo(), Hinge(),
     Ipo(), SimPo(), PlackettLuce(), LipoLambda(), Rloo(kl=0.1), Grpo(kl=0.1),
     Grpo(normalize="tokens"), Grpo(ratio="sequence", normalize="none", scale=False),
-    Dro(temperature=2.0),
+    Dro(temperature=2.0), Rloo(credit=0.7), Grpo(credit=1.0, normalize="none"),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("term", TERMS, ids=lambda t: type(t).__name__)
 JITTED = {id(term): jax.jit(term) for term in TERMS}
@@ -251,6 +253,8 @@ def test_padding_masked_rows_and_their_order_change_nothing(term, seed, order):
         prompt_logps=changed_where(~scores.prompt_mask, scores.prompt_logps, rng),
         id_scores=jnp.where(scores.shown, scores.id_scores, 50.0),
         rewards=jnp.where(scores.counts > 0, scores.rewards, 99.0),
+        step_rewards=changed_where(padding | ~scores.step_ends, scores.step_rewards, rng),
+        step_ends=scores.step_ends ^ padding,
     )
     other = jax.tree.map(lambda x: x[np.array(order)], other)
     again = JITTED[id(term)](other)

@@ -443,3 +443,29 @@ def test_rounds_that_would_repeat_the_first_are_refused(ran):
     context = Context(ran.run, ran.stages | {"rounds": Rounds(repeat=("rolout",))}, "rounds")
     with pytest.raises(InputError, match=r"repeat names 'rolout', .* \(did you mean 'rollout'\?\)"):
         rounds.run(context, context.config)
+
+
+def test_feedback_learns_from_credit_by_step(ran):
+    credited = replace(ran.stages["rollout"], credit="gains", limit=16)
+    objectives = Objectives(nll=NONE, rloo=Rloo(weight=1.0, credit=1.0))
+    learned = replace(
+        ran.stages["feedback"], steps=2, rollouts="{run}/credited/rollouts.jsonl",
+        reranker=Stream(batch=8, objectives=objectives),
+    )  # fmt: skip
+    stages = ran.stages | {"credited": credited, "learned": learned}
+
+    def run(name, **fields):
+        own = stages | {name: replace(stages[name], **fields)}
+        return run_stage(Context(ran.run, own, name), program_of(name, own[name]).run)
+
+    assert run("credited")
+    for rollout in read_rollouts(ran["credited"] / "rollouts.jsonl"):
+        assert rollout.credit == "gains"
+        for t in rollout.trajectories:
+            # Set F1 of the empty list is 1 where nothing is needed, else 0.
+            assert t.reward - sum(t.credit) == pytest.approx(round(t.reward - sum(t.credit)))
+    assert run("learned")
+    lines = [line for _, line in read_jsonl(ran["learned"] / "metrics.jsonl")]
+    assert lines[-1]["reranker/rloo/kl_to_sampler"] > 0
+    with pytest.raises(InputError, match="no credit by step, which 'rloo' reads"):
+        run("learned", rollouts="{run}/rollout/rollouts.jsonl")

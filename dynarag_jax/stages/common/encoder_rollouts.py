@@ -20,9 +20,10 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.scorer import Scorer
-from dynarag_jax.rollout_records import Rollout, rollout_to_json
+from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.answer_server import ServerAnswers
+from dynarag_jax.sampling.credit import shared_likelihood
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
@@ -77,7 +78,8 @@ def sample_lists(
         reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
     scorer = scorer_of(context, stage, ProcessTeam(mesh))
     if scorer.weights.likelihood and reader is not None:
-        scorer.likelihood = gold_likelihood(reader)
+        found = shared_likelihood if stage.credit else gold_likelihood
+        scorer.likelihood = found(reader)
     output, aside = (context.begin() / name for name in (ROLLOUTS, REJECTS))
     with (
         JsonlAppender(output) as rows,
@@ -98,8 +100,9 @@ def sample_lists(
             made: list[Rollout] = []
             part = todo[first : first + group]
             for one in roll_out_lists(
-                sampler, reference, generator, part, stage.sampling, stage.samples, scorer
-            ):
+                sampler, reference, generator, part, stage.sampling, stage.samples, scorer,
+                stage.credit,
+            ):  # fmt: skip
                 if isinstance(one, Reject):
                     left.append({"id": one.id, "reason": one.reason})
                 else:
@@ -171,6 +174,7 @@ def _report(context: Context, done: int, recent: list[Rollout], seconds: float) 
         "mean_k": float(np.mean([len(t.list) for t in every])),
         "distinct": float(np.mean([len(r.trajectories) for r in recent])),
         "questions_per_second": len(recent) / max(seconds, 1e-9),
+        **signal_figures(recent),
     }
     terms = {
         f"term/{name}": float(np.mean([t.terms[name] for t in every if name in t.terms]))

@@ -95,6 +95,8 @@ setup(
         "cuda": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        # The TPUs' compiler alone, of the version that this JAX names.
+        "compile": ["jax[tpu]"],
         "retrieval": RETRIEVAL,
         "listwise": LISTWISE,
         "data": DATA,

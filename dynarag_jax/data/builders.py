@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError, MissingExtra, nearest
 from dynarag_jax.files import PathLike, dump_line
 from dynarag_jax.records import Question, question_from_json, question_to_json
@@ -118,15 +120,20 @@ def prepare(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent}: cannot be written ({error.strerror})") from None
-    made = builder(name, directory, splits, description)
     try:
-        # TFDS prints what it does.
+        # What TFDS leaves half written when it is killed, nobody would clear up: it writes where
+        # our own next attempt does. It prints what it does.
         with (
             contextlib.redirect_stdout(None),
             _quiet(),
             tempfile.TemporaryDirectory() as downloads,
+            atomic_directory(target) as place,
         ):
+            made = builder(name, place / "made", splits, description)
             made.download_and_prepare(download_dir=downloads)
+            for path in dataset_directory(name, place / "made").iterdir():
+                path.rename(place / path.name)
+            shutil.rmtree(place / "made")
     except Exception as error:
         for path in created:
             with contextlib.suppress(OSError):  # something else is in it

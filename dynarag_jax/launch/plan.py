@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from dynarag_jax.compilers.topologies import read_topology
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.configs import config_from_hf
@@ -26,6 +27,7 @@ from dynarag_jax.exchange.hub import model_directory, to_unpack
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.hardware import ALIASES, Accelerator, accelerator, of_kind
+from dynarag_jax.launch.plan_compiled import compiled_lines
 from dynarag_jax.launch.start import start_jax
 from dynarag_jax.models import kernels
 from dynarag_jax.models.config import DecoderConfig
@@ -50,8 +52,18 @@ class PlanOptions:
     """how many; 0 takes those at hand"""
     mfu: float = 0.4
     """model FLOP utilization that the time is stated for"""
+    compile: str = ""
+    """devices whose compiler is asked as well, such as v5p:4x4x4, v5e:16x16 (run.mesh.slices of
+    them) or h100:2x8; they stand for device and devices"""
+    card: str = ""
+    """XLA's description of the GPU, a file, for the compilers of GPUs"""
 
     def __post_init__(self) -> None:
+        if self.compile and (self.device or self.devices):
+            raise InputError(
+                f"plan.compile = '{self.compile}' names the devices: leave plan.device and "
+                f"plan.devices away"
+            )
         if not 0 < self.mfu <= 1:
             raise InputError(f"plan.mfu = {self.mfu} must lie in (0, 1]")
 
@@ -98,11 +110,15 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     """
     if stage.policy == "encoder":
         raise InputError("plans are of language models, and this stage trains an encoder policy")
-    if not options.device:
+    topology = read_topology(options.compile, run.mesh.slices) if options.compile else None
+    if not options.device and topology is None:
         # Planning takes no memory, and training's number of devices.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         start_jax(run)
-    devices = devices_of(options.device, options.devices)
+    kind, count = options.device, options.devices
+    if topology is not None:
+        kind, count = topology.kind, topology.devices
+    devices = devices_of(kind, count)
     made = plan_stage(run, stages, stage, devices)
     _require_positions(made.model, made.streams)
     shape = " x ".join(map(str, made.sizes))
@@ -114,6 +130,12 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
         )
     print("\n".join(made.notes))
     print("\n".join(_lines(made.plan, made.model, devices.memory, devices.peak, options.mfu)))
+    if topology is not None:
+        print(f"compiling for {topology.name} ...", flush=True)
+        lines = compiled_lines(
+            topology, options.card, stage, made.model, made.streams, made.sizes, made.plan
+        )
+        print("\n".join(lines))
 
 
 def plan_stage(

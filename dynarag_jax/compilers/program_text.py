@@ -1,0 +1,143 @@
+"""The text of an optimized XLA program: its computations, and how often each of them runs."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_HEAD = re.compile(r"^\s*(?:ENTRY )?%?([\w.-]+) \((.*)\) -> .* \{$")
+_LINE = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*)$")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    operation: str
+    result: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+
+@dataclass
+class Computation:
+    name: str
+    parameters: str
+    instructions: dict[str, Instruction]
+
+    @property
+    def root(self) -> Instruction | None:
+        return next((one for one in self.instructions.values() if one.root), None)
+
+
+def read_computations(text: str) -> tuple[dict[str, Computation], str]:
+    """The computations by name, and which is entered first."""
+    found: dict[str, Computation] = {}
+    current, entry = None, ""
+    for line in text.splitlines():
+        if (head := _HEAD.match(line)) and not line.startswith("  "):
+            current = Computation(head[1], head[2], {})
+            found[head[1]] = current
+            if line.startswith("ENTRY"):
+                entry = head[1]
+        elif (
+            current is not None
+            and (match := _LINE.match(line))
+            and (made := _instruction(match[2], match[3], bool(match[1]))) is not None
+        ):
+            current.instructions[made.name] = made
+    return found, entry
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction | None:
+    result, text = _balanced(text) if text.startswith("(") else _first_word(text)
+    match = re.match(r"\s*([\w-]+)\(", text)
+    if match is None:
+        return None
+    inside, rest = _balanced(text[match.end() - 1 :])
+    operands = tuple(re.findall(r"%([\w.-]+)", inside))
+    if match[1] in ("parameter", "constant"):
+        rest = inside + rest
+    return Instruction(name, match[1], result, operands, rest, root)
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    word, _, rest = text.partition(" ")
+    return word, " " + rest
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """The text to the bracket that closes the first one, and what follows."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[: place + 1], text[place + 1 :]
+    return text, ""
+
+
+def count_runs(computations: Mapping[str, Computation], entry: str) -> tuple[dict[str, float], set]:
+    """How often each computation runs that the program reaches, and those within fusions."""
+    order = list(_reached(computations, entry))
+    times: dict[str, float] = defaultdict(float)
+    times[entry] = 1.0
+    fused: set[str] = set()
+    for name in order:
+        for step in computations[name].instructions.values():
+            for callee, factor in _calls(step, computations):
+                times[callee] += times[name] * factor
+                if step.operation == "fusion" or name in fused:
+                    fused.add(callee)
+    return dict(times), fused
+
+
+def _reached(computations: Mapping[str, Computation], entry: str) -> Iterator[str]:
+    """Computations that are reached, each after all that call it."""
+    seen: set[str] = set()
+    done: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in seen or name not in computations:
+            return
+        seen.add(name)
+        for step in computations[name].instructions.values():
+            for callee, _ in _calls(step, computations):
+                visit(callee)
+        done.append(name)
+
+    visit(entry)
+    return reversed(done)
+
+
+def _calls(step: Instruction, computations: Mapping[str, Computation]) -> list[tuple[str, float]]:
+    """The computations that an instruction runs, and how often."""
+    named = dict(re.findall(r"\b(calls|to_apply|body|condition)=%?([\w.-]+)", step.rest))
+    if step.operation == "while":
+        trips = _trips(step, computations, named.get("condition", ""))
+        return [(named["body"], trips), (named["condition"], trips + 1)]
+    if step.operation == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", step.rest)
+        either = re.findall(r"\b(?:true|false)_computation=%?([\w.-]+)", step.rest)
+        inside = re.findall(r"%?([\w.-]+)", branches[1]) if branches else either
+        # Which branch runs is not known here: the average.
+        return [(name, 1 / len(inside)) for name in inside]
+    if step.operation in ("fusion", "call", "async-start"):
+        return [(named[key], 1.0) for key in ("calls", "to_apply") if key in named]
+    return []
+
+
+def _trips(step: Instruction, computations: Mapping[str, Computation], condition: str) -> float:
+    """How often a loop runs: as the compiler noted it, or its counter is compared; else once."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', step.rest):
+        return float(known[1])
+    one = computations.get(condition)
+    if one is None:
+        return 1.0
+    limits = [
+        int(match[1])
+        for step in one.instructions.values()
+        if step.operation == "constant" and (match := re.match(r"\((\d+)\)", step.rest))
+    ]
+    return float(max(limits)) if limits else 1.0

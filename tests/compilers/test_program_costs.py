@@ -1,0 +1,178 @@
+"""Costs of programs against formulas by hand, for programs that XLA compiles here."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dynarag_jax.compilers import program_costs
+from dynarag_jax.compilers.program_costs import read_program
+from dynarag_jax.compilers.topologies import by_kind, compile_program, read_topology, roofline
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import make_mesh
+
+WIDTH, ROWS = 64, 32
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(1, 4, 1, devices=jax.devices()[:4])
+
+
+def text_of(function, *arguments, **options):
+    return jax.jit(function, **options).lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_a_loops_body_counts_as_often_as_it_runs(layers):
+    def run(x, matrices):
+        return jax.lax.scan(lambda y, w: (jnp.sin(y @ w), None), x, matrices)[0]
+
+    shapes = (jnp.ones((ROWS, WIDTH)), jnp.ones((layers, WIDTH, WIDTH)))
+    costs = read_program(text_of(run, *shapes))
+    assert costs.operations == layers * 2 * ROWS * WIDTH**2
+    # Each matrix is read once; not the whole stack in every turn.
+    assert 4 * layers * WIDTH**2 <= costs.traffic < 4 * layers * (3 * WIDTH**2 + 10 * ROWS * WIDTH)
+    twice = read_program(text_of(lambda x, w: run(run(x, w), w), *shapes))
+    assert twice.operations == 2 * costs.operations
+
+
+def test_loops_within_loops_multiply():
+    def outer(x, w):
+        def turn(y, _):
+            return jax.lax.scan(lambda z, _: (jnp.sin(z @ w), None), y, None, length=3)[0], None
+
+        return jax.lax.scan(turn, x, None, length=4)[0]
+
+    costs = read_program(text_of(outer, jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH))))
+    assert costs.operations == 12 * 2 * ROWS * WIDTH**2
+
+
+def test_collectives_send_what_rings_send(mesh):
+    """A gathered weight, and gradients that are summed and scattered or summed for all."""
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32, sharding=rows)
+    size = 4 * WIDTH**2
+
+    gathered = read_program(text_of(lambda x, w: x @ w, x, w, out_shardings=rows))
+    assert by_kind(gathered.collectives) == {"all-gather": (1, size * 3 / 4)}
+    assert gathered.operations == 2 * ROWS * WIDTH**2 / 4
+
+    summed = read_program(text_of(lambda x: x.T @ x, x, out_shardings=whole))
+    assert by_kind(summed.collectives) == {"all-reduce": (1, 2 * size * 3 / 4)}
+    assert summed.sent == 2 * size * 3 / 4
+
+    def layers(x, matrices):
+        return jax.lax.scan(lambda y, w: (jnp.sin(y @ w), None), x, matrices)[0]
+
+    stack = jax.ShapeDtypeStruct(
+        (6, WIDTH, WIDTH), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    )
+    looped = read_program(text_of(layers, x, stack, out_shardings=rows))
+    assert looped.sent == 6 * size * 3 / 4
+    assert max(one.largest for one in looped.collectives) == size
+
+
+HEAD = """HloModule made
+
+%one (a: f32[8,16]) -> f32[8,16] {
+  ROOT %a = f32[8,16]{1,0} parameter(0)
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("all-gather(%x), replica_groups={{0,1},{2,3}}, dimensions={0}", ("all-gather", 256.0)),
+        ("all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}", ("all-gather", 384.0)),
+        (
+            "all-gather(%x), replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}",
+            ("all-gather", 448.0),
+        ),
+        ("collective-permute(%x), source_target_pairs={{0,1}}", ("collective-permute", 512.0)),
+        ("all-to-all(%x), replica_groups={{0,1,2,3}}, dimensions={0}", ("all-to-all", 384.0)),
+        ("reduce-scatter(%x), replica_groups={{0,1}}, to_apply=%one", ("reduce-scatter", 256.0)),
+    ],
+)  # fmt: skip
+def test_groups_are_read_in_each_way_they_are_written(line, expected):
+    costs = read_program(f"{HEAD}  ROOT %made = f32[8,16]{{1,0}} {line}\n}}\n")
+    assert [(one.kind, one.sent) for one in costs.collectives] == [expected]
+
+
+SIZES = st.integers(1, 4)
+
+
+@given(
+    size=SIZES, stride=SIZES, low=st.integers(0, 3), dilated=SIZES, base=SIZES,
+    read=SIZES, made=SIZES,
+)  # fmt: skip
+def test_windows_meet_as_many_numbers_as_a_convolution_adds(
+    size, stride, low, dilated, base, read, made
+):
+    """The places of a window that hold no padding, against NumPy on ones."""
+    line = np.zeros((read - 1) * base + 1)
+    line[::base] = 1
+    needed = (made - 1) * stride + (size - 1) * dilated + 1
+    padded = np.concatenate([np.zeros(low), line, np.zeros(needed)])
+    total = sum(padded[place * stride + k * dilated] for place in range(made) for k in range(size))
+    assert program_costs._valid(size, stride, low, dilated, base, read, made) == total
+
+
+def test_products_written_as_convolutions_are_products():
+    """As the compiler of TPUs writes them: a matrix product, and one with a batch as a window."""
+    text = """HloModule made
+
+ENTRY %main (x: f32[2,256,64], w: f32[64,32]) -> f32[2,256,32] {
+  %x = f32[2,256,64]{2,1,0} parameter(0)
+  %w = f32[64,32]{1,0} parameter(1)
+  %y = f32[4,8,16]{2,1,0} parameter(2)
+  %z = f32[4,16,8]{2,1,0} parameter(3)
+  %made = f32[2,256,32]{2,1,0} convolution(%x, %w), window={size=1}, dim_labels=0bf_io0->0bf
+  ROOT %each = f32[4,8,8]{2,1,0} convolution(%y, %z), WINDOW, dim_labels=0bf_0io->0bf
+}
+""".replace("WINDOW", "window={size=4 stride=3 lhs_dilate=4}")
+    assert read_program(text).operations == 2 * (2 * 256 * 64 * 32 + 4 * 8 * 16 * 8)
+
+
+def test_a_compiled_program_holds_what_its_arrays_take():
+    shape = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    found = compile_program(jax.jit(lambda x, y: x @ y + 1).lower(shape, shape))
+    assert found.arguments == 2 * 4 * 256**2 and found.outputs == 4 * 256**2
+    assert found.held == found.arguments + found.outputs + found.temporary
+    bounds = roofline(found.costs, read_topology("v5p:2x2x1").accelerator)
+    assert bounds.bound == "memory" and bounds.links == 0
+    assert bounds.compute == 2 * 256**3 / 459e12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5p", "give a kind and a shape"),
+        ("v5p:4x4", "slices of a v5p have three sizes"),
+        ("v5e:2x2x2", "slices of a v5e have two sizes"),
+        ("v5e:0x2", "give a kind and a shape"),
+        ("h100:2x2x2", "GPUs are hosts x devices"),
+        ("h10:2", "did you mean 'h100'"),
+    ],
+)
+def test_names_that_are_no_topologies(name, message):
+    with pytest.raises(InputError, match=message):
+        read_topology(name)
+
+
+def test_topologies_count_their_devices():
+    assert read_topology("v5p:4x4x4").devices == 64
+    assert read_topology("v5e:16x16", slices=2).devices == 512
+    assert read_topology("h100:2x8").devices == 16
+    assert read_topology("h100:8").devices == 8

@@ -1,0 +1,125 @@
+"""The step that is compiled for machines that are not here, compiled for those that are."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from dynarag_jax.compilers.program_costs import Collective, ProgramCosts
+from dynarag_jax.compilers.topologies import Compiled, compile_program
+from dynarag_jax.config import Run, inherit
+from dynarag_jax.errors import InputError
+from dynarag_jax.launch import plan_compiled
+from dynarag_jax.launch.cli import main
+from dynarag_jax.models.decoder import DecoderConfig, count_parameters
+from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.sharding import make_mesh
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.compiled import lower_step
+from dynarag_jax.training.config import Stream
+from dynarag_jax.training.flops import PaddedShape, step_work
+
+CFG = DecoderConfig(
+    vocab=512, width=64, layers=2, heads=4, kv_heads=2, head_size=16, mlp=128, tied=False
+)
+STREAMS = {"reranker": PaddedShape(8, 128, 1, 24), "generator": PaddedShape(8, 64, 1, 16)}
+PROMPTS = PromptConfig(ids=6, max_list=4, rerank_tokens=128, answer_prompt_tokens=64)
+
+
+def compiled(cfg=CFG, lora=None, accumulate=1, devices=4):
+    stage = Sft(
+        reranker=Stream(batch=8), generator=Stream(batch=8), model=cfg, accumulate=accumulate,
+        lora=lora or LoraConfig(),
+    )  # fmt: skip
+    stage = inherit(Run(directory="r", prompts=PROMPTS), stage)
+    mesh = make_mesh(1, devices, 1, devices=jax.devices()[:devices])
+    return compile_program(lower_step(stage, cfg, STREAMS, mesh))
+
+
+@pytest.mark.parametrize(
+    ("lora", "remat"),
+    [
+        pytest.param(None, "none", marks=pytest.mark.slow),
+        (None, "full"),
+        pytest.param(LoraConfig(rank=4), "full", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_its_operations_are_those_that_the_plan_counts(lora, remat):
+    """Within what the plan leaves out (attention's masked half) and recomputing spares."""
+    cfg = dataclasses.replace(CFG, remat=remat)
+    work = step_work(cfg, STREAMS.values(), lora)
+    found = compiled(cfg, lora).costs.operations * 4
+    assert 0.9 * (work.model + work.recomputed) < found < 1.3 * (work.model + work.recomputed)
+
+
+@pytest.mark.slow
+def test_a_device_holds_its_share_of_the_state():
+    whole, half = compiled(devices=1), compiled(devices=2)
+    assert whole.arguments > 4 * count_parameters(CFG)
+    assert 0.5 < half.arguments / whole.arguments < 0.6
+    assert {one.kind for one in half.costs.collectives} >= {"all-gather", "all-reduce"}
+    assert not whole.costs.collectives
+
+
+@pytest.mark.slow
+def test_microbatches_compute_the_same_and_hold_less():
+    once, twice = compiled(), compiled(accumulate=2)
+    assert twice.costs.operations == pytest.approx(once.costs.operations, rel=0.02)
+
+
+def test_kernels_count_by_their_shapes():
+    rows = PaddedShape(8, 128, 1, 24)
+    forward = 4 * 8 * CFG.heads * CFG.head_size * 128 * 129 / 2
+    runs = {"splash_mha_fwd_residuals": 2 * 3, "splash_mha_dkv": 3, "splash_mha_dq": 3}
+    found = plan_compiled.attention_operations(CFG, {"reranker": rows}, runs, 4)
+    assert found == forward / 4 * (2 * 3 + 2.5 * 3)
+    assert plan_compiled.attention_operations(CFG, {"reranker": rows}, {}, 4) == 0
+
+
+def test_what_a_compiler_said_is_read_back_as_it_was():
+    one = Collective("all-gather", 2.0, 3.0, 4)
+    found = Compiled(1, 2, 3, ProgramCosts(5.0, 6.0, (one,), {"splash": 2.0}, ((7, "f32[7]"),)))
+    assert plan_compiled._from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def plan(*arguments: str) -> None:
+    main(["sft", "configs/quickstart.py", "--plan", *arguments])
+
+
+def test_wrong_targets_end_with_2_and_one_line(capsys):
+    for arguments, message in (
+        (("--plan.compile", "v5e:2"), "slices of a v5e have two sizes"),
+        (("--plan.compile", "v5e:2x2", "--plan.devices", "4"), "names the devices"),
+        (("--plan.compile", "h100:2"), "set plan.card to a file"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            plan(*arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_compiler_of_tpus_plans_a_stage_and_what_it_said_is_kept(capsys, tmp_path, monkeypatch):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: nothing is compiled for a TPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan("--plan.compile", "v5e:2x2")
+    first = capsys.readouterr().out
+    assert "; compiled in" in first and "all-reduce" in first and "bound by" in first
+    plan("--plan.compile", "v5e:2x2")
+    second = capsys.readouterr().out
+    assert "; kept from before" in second
+    assert second.splitlines()[-7:] == first.splitlines()[-7:]
+
+
+def test_without_the_compiler_its_extra_is_named():
+    if importlib.util.find_spec("libtpu") is not None:
+        pytest.skip("libtpu is installed")
+    with pytest.raises((InputError, SystemExit)):
+        plan("--plan.compile", "v5e:2x2")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from dynarag_jax.compilers.program_text import (
     Computation,
-    Instruction,
+    ProgramLine,
     count_runs,
     read_computations,
 )
@@ -133,7 +133,7 @@ def _array(text: str) -> re.Match[str] | None:
     return _ARRAY.search(text)
 
 
-def _products(step: Instruction, one: Computation) -> float:
+def _products(step: ProgramLine, one: Computation) -> float:
     """Multiplications and additions of a matrix product; 0 for other instructions."""
     if step.operation not in ("dot", "convolution") or len(step.operands) < 2:
         return 0.0
@@ -193,7 +193,7 @@ def _valid(size: int, stride: int, low: int, dilated: int, base: int, read: int,
 
 
 def _collective(
-    step: Instruction, one: Computation, often: float, in_fusion: bool
+    step: ProgramLine, one: Computation, often: float, in_fusion: bool
 ) -> Collective | None:
     kind = step.operation.removesuffix("-start")
     if kind not in _COLLECTIVES:
@@ -230,7 +230,7 @@ def _among(rest: str) -> int:
     return 0
 
 
-def _kernel(step: Instruction) -> str:
+def _kernel(step: ProgramLine) -> str:
     """The name of a kernel that is not XLA's own; empty where it is."""
     target = re.search(r'custom_call_target="([^"]*)"', step.rest)
     if target is None:
@@ -240,7 +240,7 @@ def _kernel(step: Instruction) -> str:
     return target[1] if target[1].startswith("__") else ""
 
 
-def _traffic(step: Instruction, one: Computation, computations: Mapping[str, Computation]) -> float:
+def _traffic(step: ProgramLine, one: Computation, computations: Mapping[str, Computation]) -> float:
     """Bytes of main memory that an instruction reads and writes."""
     if step.operation in _FREE or step.operation.removesuffix("-start") in _COLLECTIVES:
         return 0.0
@@ -258,9 +258,9 @@ def _traffic(step: Instruction, one: Computation, computations: Mapping[str, Com
     return _fusion_traffic(step, one, inner)
 
 
-def _fusion_traffic(step: Instruction, one: Computation, inner: Computation) -> float:
+def _fusion_traffic(step: ProgramLine, one: Computation, inner: Computation) -> float:
     """As ``_traffic``: of operands of which a slice is read, or written in place, the slice."""
-    users: dict[str, list[Instruction]] = defaultdict(list)
+    users: dict[str, list[ProgramLine]] = defaultdict(list)
     for used in inner.instructions.values():
         for name in used.operands:
             users[name].append(used)

@@ -12,7 +12,7 @@ _LINE = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*)$")
 
 
 @dataclass(frozen=True)
-class Instruction:
+class ProgramLine:
     name: str
     operation: str
     result: str
@@ -25,10 +25,10 @@ class Instruction:
 class Computation:
     name: str
     parameters: str
-    instructions: dict[str, Instruction]
+    instructions: dict[str, ProgramLine]
 
     @property
-    def root(self) -> Instruction | None:
+    def root(self) -> ProgramLine | None:
         return next((one for one in self.instructions.values() if one.root), None)
 
 
@@ -51,7 +51,7 @@ def read_computations(text: str) -> tuple[dict[str, Computation], str]:
     return found, entry
 
 
-def _instruction(name: str, text: str, root: bool) -> Instruction | None:
+def _instruction(name: str, text: str, root: bool) -> ProgramLine | None:
     result, text = _balanced(text) if text.startswith("(") else _first_word(text)
     match = re.match(r"\s*([\w-]+)\(", text)
     if match is None:
@@ -60,7 +60,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction | None:
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
     if match[1] in ("parameter", "constant"):
         rest = inside + rest
-    return Instruction(name, match[1], result, operands, rest, root)
+    return ProgramLine(name, match[1], result, operands, rest, root)
 
 
 def _first_word(text: str) -> tuple[str, str]:
@@ -111,7 +111,7 @@ def _reached(computations: Mapping[str, Computation], entry: str) -> Iterator[st
     return reversed(done)
 
 
-def _calls(step: Instruction, computations: Mapping[str, Computation]) -> list[tuple[str, float]]:
+def _calls(step: ProgramLine, computations: Mapping[str, Computation]) -> list[tuple[str, float]]:
     """The computations that an instruction runs, and how often."""
     named = dict(re.findall(r"\b(calls|to_apply|body|condition)=%?([\w.-]+)", step.rest))
     if step.operation == "while":
@@ -128,7 +128,7 @@ def _calls(step: Instruction, computations: Mapping[str, Computation]) -> list[t
     return []
 
 
-def _trips(step: Instruction, computations: Mapping[str, Computation], condition: str) -> float:
+def _trips(step: ProgramLine, computations: Mapping[str, Computation], condition: str) -> float:
     """How often a loop runs: as the compiler noted it, or its counter is compared; else once."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', step.rest):
         return float(known[1])

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import Predictions, extra_ids, read_predictions
-from dynarag_jax.evaluation.scoring import CUTOFFS, Answerer, Row, group_of, score_system
+from dynarag_jax.evaluation.scoring import (
+    CUTOFFS,
+    Answerer,
+    Row,
+    group_of,
+    reached,
+    score_system,
+)
 from dynarag_jax.files import PathLike
 from dynarag_jax.metrics.benchmarks import BENCHMARKS
 from dynarag_jax.records import Question
@@ -84,10 +91,12 @@ def score_predictions(
 ) -> Scored:
     """Rows of every system; see ``score_system`` for the arguments.
 
+    Cutoffs beyond all questions' candidates are left out.
+
     Raises:
       InputError: a system answers none of the questions, or as for ``score_system``.
     """
-    cutoffs = tuple(cutoffs)
+    cutoffs = reached(cutoffs, questions)
     by_id = {q.id: q for q in questions}
     groups: dict[str, list[Question]] = {}
     for question in questions:

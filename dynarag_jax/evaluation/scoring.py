@@ -153,6 +153,18 @@ def list_scores(
     return scores
 
 
+def reached(cutoffs: Iterable[int], questions: Iterable[Question]) -> tuple[int, ...]:
+    """The cutoffs that some question has candidates for, else the smallest.
+
+    Beyond the last candidate nothing can be found, and recall stays what it is. All cutoffs, where
+    the questions have no candidates: what was ranked is not known.
+    """
+    cutoffs = tuple(cutoffs)
+    most = max((len(q.passages) for q in questions), default=0)
+    within = tuple(k for k in cutoffs if not most or k <= most)
+    return within or tuple(sorted(cutoffs)[:1])
+
+
 # ---------------------------------------------------------------------------- rows
 
 

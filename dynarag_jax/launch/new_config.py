@@ -219,6 +219,7 @@ def _stages(model: str, data: Data, layout: Layout, pace: Pace | None) -> list[s
             f"        questions={_tuple((data.train, data.evaluation))},\n"
             f"        encoder={_text(data.encoder)},\n"
             f"        passages={data.candidates},\n"
+            "        evaluate=True,  # recall, where needed passages or answers are known\n"
             "    ),\n"
         )
     by_scores = f'# or source="scores", scorer="{SCORER}", as the paper does'

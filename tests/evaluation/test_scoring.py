@@ -15,7 +15,7 @@ from dynarag_jax.evaluation.outputs import write_trec
 from dynarag_jax.evaluation.predictions import Prediction, read_predictions
 from dynarag_jax.evaluation.protocols import answerer, note
 from dynarag_jax.evaluation.runs import score_predictions
-from dynarag_jax.evaluation.scoring import list_scores, score_system
+from dynarag_jax.evaluation.scoring import list_scores, reached, score_system
 from dynarag_jax.evaluation.summary import summarize
 from dynarag_jax.evaluation.tables import report
 from dynarag_jax.metrics import released
@@ -272,3 +272,15 @@ def test_the_released_protocol_gives_the_one_number_that_the_scripts_print():
         scale = 100 if metric == "f1" else 1
         assert ours.mean * scale == pytest.approx(sum(kept) / len(kept), abs=1e-12), metric
         assert ours.n == len(kept) < 60
+
+
+def test_cutoffs_that_no_candidates_reach_are_left_out():
+    assert reached((5, 10, 20), QUESTIONS) == (5,)
+    assert reached((20, 2, 4), QUESTIONS) == (2, 4)
+    assert reached((), QUESTIONS) == ()
+    assert reached((5, 20), [dataclasses.replace(q, passages=()) for q in QUESTIONS]) == (5, 20)
+    predicted = {"1": Prediction("1", chosen=("a",))}
+    rows = score_predictions(QUESTIONS, {"ours": predicted}).rows["ours"]
+    assert {name for row in rows for name in row.lists if "@" in name} == {
+        "recall@5", "precision@5", "ndcg@5", "answer_recall@5",
+    }  # fmt: skip

@@ -29,6 +29,7 @@ from dynarag_jax.stages.common.leakage import say_leakage
 from dynarag_jax.stages.common.training import inputs, start_stage, train_stage
 from dynarag_jax.stages.reference import asked
 from dynarag_jax.training.config import Stream, StreamShape, Train
+from dynarag_jax.training.posteriors import posteriors_of
 from dynarag_jax.training.preferences import (
     Expected,
     RankedRollout,
@@ -179,7 +180,11 @@ def run(context: Context, stage: Feedback) -> None:
         judged, make = examples("list")
         branches = widest(judged)
         sources.append(reranker_source(stage, start, len(judged), branches, make))
-    sources.append(generator_source(stage, questions, maker, context.run.seed))
+    posteriors = None
+    if stage.contexts.sampled and stage.generator.batch:
+        temperature = stage.reranker.objectives.dro.temperature
+        posteriors = posteriors_of(rollouts, rollouts_path, temperature)
+    sources.append(generator_source(stage, questions, maker, context.run.seed, posteriors))
     if trains(stage.answers):
         judged, make = examples("answer")
         sources.append(answers_source(stage, stage.answers, len(judged), widest(judged), make))

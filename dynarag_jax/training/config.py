@@ -28,6 +28,9 @@ class Contexts:
     """passages added to ``padded`` contexts at most"""
     random: float = 0.0
     """a random number of the candidates, shuffled: it must learn to read past the others"""
+    sampled: float = 0.0
+    """in ``feedback``, a list of the question's rollout, drawn by its share in making the reference
+    answer likely: the generator's half of DRO (arXiv 2505.03075)"""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def check_rollouts(
     for rollout in rollouts:
         where = f"{expected.rollouts}: question '{rollout.id}'"
         if likelihoods:
-            _check_likelihoods(rollout, where, likelihoods[0])
+            check_likelihoods(rollout, where, likelihoods[0])
         if answers and rollout.answers is None:
             raise InputError(
                 f"{where} has no scored answers; sample with --answers True, or {MEND} "
@@ -206,7 +206,7 @@ def check_rollouts(
                 )
 
 
-def _check_likelihoods(rollout: Rollout, where: str, name: str) -> None:
+def check_likelihoods(rollout: Rollout, where: str, name: str) -> None:
     """Refuse rewards that are anything but a likelihood, up to its weight."""
     weights = set()
     for t in (t for t in rollout.trajectories if not t.missing):

@@ -31,6 +31,7 @@ from dynarag_jax.training.loop import Watch
 from dynarag_jax.training.meter import Meter
 from dynarag_jax.training.optimizer import make_optimizer
 from dynarag_jax.training.order import uniform_hash
+from dynarag_jax.training.posteriors import Posterior
 from dynarag_jax.training.sources import (
     ExampleSource,
     Input,
@@ -209,11 +210,27 @@ def instruction_source(
 
 
 def generator_source(
-    stage: Train, questions: Sequence[Question], maker: ExampleMaker, seed: int
+    stage: Train,
+    questions: Sequence[Question],
+    maker: ExampleMaker,
+    seed: int,
+    posteriors: Mapping[str, Posterior] | None = None,
 ) -> ExampleSource:
-    """Generator SFT over the questions that have answers, with passages by ``stage.contexts``."""
+    """Generator SFT over the questions that have answers, with passages by ``stage.contexts``.
+
+    Args:
+      posteriors: sampled lists of questions, by id, for the share ``contexts.sampled``.
+
+    Raises:
+      InputError: sampled lists are asked for where there are none.
+    """
     _require_supervised("generator", stage.generator)
     stream, contexts = stage.generator, stage.contexts
+    if contexts.sampled and stream.batch and not posteriors:
+        raise InputError(
+            f"contexts.sampled = {contexts.sampled} draws lists from rollouts, and this stage has "
+            f"none; set it to 0, or train with feedback"
+        )
     answerable = [q for q in questions if q.answers]
 
     def make(epoch: int, index: int) -> Example:
@@ -232,6 +249,9 @@ def generator_source(
                 rng.shuffle(chosen)
             return maker.answer(question, chosen)
         shares = contexts.gold + contexts.padded + contexts.random
+        own = (posteriors or {}).get(question.id)
+        if own is not None and shares <= draw < shares + contexts.sampled:
+            return maker.answer(question, *rng.choices(own.lists, own.weights))
         if draw < shares or question.expert is None:
             return maker.answer(question, rng.sample(range(1, n + 1), rng.randint(0, n)))
         return maker.answer(question, question.expert[: maker.prompts.max_list])

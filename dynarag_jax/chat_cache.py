@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import JsonlAppender, PathLike, read_jsonl
 from dynarag_jax.json_client import Failed
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.replies import Reply, read_reply
 
 
@@ -108,6 +109,18 @@ class Replies:
         self._file.close()
 
 
+def mend(path: PathLike) -> None:
+    """Cut off an unfinished last line of a file of replies that nobody appends to now."""
+    with Path(path).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # a file system without locks
+        JsonlAppender(path, key="key").close()
+
+
 class CachedChat:
     """Asks a server many things at once, each of them once.
 
@@ -117,10 +130,18 @@ class CachedChat:
     Args:
       key: the server's key, or empty.
       replies: what was asked before; None keeps nothing.
+      team: who asks of several processes: each team for itself, its leader for all of it, and each
+        may spend its share of what is left.
     """
 
-    def __init__(self, config: PaidServer, key: str = "", replies: Replies | None = None):
-        self.config, self.replies = config, replies
+    def __init__(
+        self,
+        config: PaidServer,
+        key: str = "",
+        replies: Replies | None = None,
+        team: ProcessTeam | None = None,
+    ):
+        self.config, self.replies, self._team = config, replies, team
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._tried: set[str] = set()
@@ -129,6 +150,15 @@ class CachedChat:
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(config.parallel, thread_name_prefix=config.what)
         self._chat = config.chat(key, self._closed, self._spend)
+        self._request_limit = self._own(config.request_limit, self._requests)
+        self._token_limit = self._own(config.token_limit, self._tokens)
+
+    def _own(self, limit: int, spent: int) -> int:
+        """This team's share of a limit: what is spent, and its part of what is left."""
+        if self._team is None or not limit:
+            return limit
+        each, rest = divmod(max(limit - spent, 0), self._team.count)
+        return min(limit, spent) + each + (self._team.index < rest)
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +189,14 @@ class CachedChat:
           InputError: the server cannot be reached or refuses us, or the spending limit is reached;
             what was replied before is kept.
         """
+        if self._team is None or not self._team.shares:
+            return self._replies(bodies, again)
+        told = self._team.told(lambda: [asdict(one) for one in self._replies(bodies, again)])
+        return [Reply(**one) for one in told]
+
+    def _replies(
+        self, bodies: Sequence[dict[str, Any]], again: Callable[[Reply], bool]
+    ) -> list[Reply]:
         distinct = {reply_key(body): body for body in bodies}
         replies: dict[str, Reply] = {}
         waiting: dict[str, Future[Reply]] = {}
@@ -200,15 +238,19 @@ class CachedChat:
         """Count a request before it is made."""
         limits, what = self.config, self.config.what
         end = "raise it and run again: what was replied is kept"
+        teams = 1 if self._team is None else self._team.count
+        share = f"this process's share of the limit (it is one of {teams})"
         with self._lock:
-            if limits.request_limit and self._requests >= limits.request_limit:
+            if limits.request_limit and self._requests >= self._request_limit:
+                limit = share if teams > 1 else "the limit"
                 raise InputError(
-                    f"{what}: the limit of {limits.request_limit} requests (request_limit) is "
+                    f"{what}: {limit} of {limits.request_limit} requests (request_limit) is "
                     f"spent; {end}"
                 )
-            if limits.token_limit and self._tokens >= limits.token_limit:
+            if limits.token_limit and self._tokens >= self._token_limit:
+                limit = share if teams > 1 else "the limit"
                 raise InputError(
-                    f"{what}: {self._tokens} tokens are spent, the limit is {limits.token_limit} "
+                    f"{what}: {self._tokens} tokens are spent, {limit} is {limits.token_limit} "
                     f"(token_limit); {end}"
                 )
             self._requests += 1

@@ -1,4 +1,4 @@
-"""Several processes as one run: who writes, what they agree on, and files they append to together.
+"""Several processes as one run: who writes, what they agree on, how they share work.
 
 Every function here does the obvious thing in one process, so that callers need not ask. Processes
 count as several once they have joined by ``jax.distributed.initialize``.
@@ -9,21 +9,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import parse_object, read_jsonl
 from dynarag_jax.sharding import batch_shards, named
+
+T = TypeVar("T")
 
 TIMEOUT_MS = 600_000
 """how long a process waits for another's word in ``gather``"""
@@ -77,13 +73,60 @@ def in_any(value: bool) -> bool:
 
 
 def raise_together(failure: OSError | InputError | None) -> None:
-    """Raise in every process if one of them has failed: its own failure, or that another has one.
+    """Raise in every process if one of them has failed: its own failure, or that of the first.
 
     Raises:
-      OSError: another process failed.
+      InputError, OSError: what another process says.
     """
-    if in_any(failure is not None):
-        raise failure or OSError("another process could not write its part")
+    if not in_any(failure is not None):
+        return
+    if count() == 1:
+        assert failure is not None
+        raise failure
+    from jax.experimental import multihost_utils
+
+    told = json.dumps(_told(failure), ensure_ascii=False).encode("utf-8", "replace")
+    line = np.zeros(_LONGEST, np.uint8)
+    line[: len(told)] = np.frombuffer(told, np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(line), np.uint8)
+    if failure is not None:
+        raise failure
+    for process, own in enumerate(everyone):
+        if said := json.loads(own.tobytes().rstrip(b"\0")):
+            where = f"{said['text']} (in process {process})"
+            if said["code"] is None:
+                raise InputError(where)
+            raise OSError(said["code"], where, said["file"])
+
+
+_LONGEST = 1 << 13
+"""bytes of what a process says of its failure"""
+
+
+def _told(failure: OSError | InputError | None) -> dict[str, Any] | None:
+    if failure is None:
+        return None
+    if isinstance(failure, OSError):
+        file = None if failure.filename is None else str(failure.filename)[:300]
+        return {"text": (failure.strerror or str(failure))[:1000], "code": failure.errno or 0,
+                "file": file}  # fmt: skip
+    return {"text": str(failure)[:1000], "code": None, "file": None}
+
+
+def once(work: Callable[[], T]) -> T | None:
+    """Do what there is one of: process 0 does it, and the others wait; None there.
+
+    Raises:
+      InputError, OSError: in every process, where it fails.
+    """
+    result, failure = None, None
+    if is_primary():
+        try:
+            result = work()
+        except (InputError, OSError) as error:
+            failure = error
+    raise_together(failure)
+    return result
 
 
 def stop_requested(step: int) -> bool:
@@ -122,62 +165,41 @@ def stopping_together() -> Iterator[None]:
         jax.config.update("jax_enable_preemption_service", False)
 
 
-_STOP = "dynarag_jax/stops"
-
-
-def tell_stop() -> None:
-    """Tell all processes that this one leaves before its work is done."""
-    if count() > 1:
-        with contextlib.suppress(RuntimeError):  # the service may have gone before us
-            _client().key_value_set(f"{_STOP}/any", str(index()), allow_overwrite=True)
-
-
-def meet_before_leaving(seconds: float) -> None:
-    """Process 0 waits for the others' word that they leave: it holds the service that ends them.
-
-    Args:
-      seconds: for which it waits at most; one that is killed says nothing.
-    """
-    if count() == 1:
-        return
-    with contextlib.suppress(RuntimeError):
-        if index():
-            _client().key_value_set(f"{_STOP}/{index()}", "leaves", allow_overwrite=True)
-            return
-        end = time.monotonic() + seconds
-        for other in range(1, count()):
-            left = max(1, int(1000 * (end - time.monotonic())))
-            _client().blocking_key_value_get(f"{_STOP}/{other}", left)
-
-
-def await_stop(closed: threading.Event, seconds: float = math.inf) -> bool:
-    """Block until a process says that it leaves; False where ``closed`` is set before.
-
-    It asks now and then: a thread that waits in the service's client is in the way of leaving.
-
-    Args:
-      seconds: for which it waits at most.
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not closed.wait(0.5):
-        try:
-            _client().key_value_try_get(f"{_STOP}/any")
-        except RuntimeError:  # nobody has said so
-            continue
-        return True
-    return False
-
-
-def _client() -> Any:
-    # JAX's only door to the service's key-value store, which Orbax goes through, too.
+def client() -> Any:
+    """The client of JAX's coordination service, whose key-value store all processes share."""
+    # JAX's only door to it, which Orbax goes through, too.
     from jax._src import distributed
 
-    client = distributed.global_state.client
-    assert client is not None
-    return client
+    found = distributed.global_state.client
+    assert found is not None
+    return found
 
 
 _calls: dict[str, itertools.count] = {}
+
+
+_TEAM = "dynarag_jax/team"
+_turns = itertools.count(1)
+_SAID = 1 << 20
+"""bytes that are told at a time"""
+
+
+def _say(key: str, value: bytes) -> None:
+    parts = [value[i : i + _SAID] for i in range(0, len(value), _SAID)] or [b""]
+    for number, one in enumerate(parts):
+        client().key_value_set_bytes(f"{key}/{number}", one)
+    client().key_value_set_bytes(f"{key}/parts", str(len(parts)).encode())
+
+
+def _heard(key: str) -> bytes:
+    """What another process says under a key, however long that takes; signals are heard, too."""
+
+    def one(name: str) -> bytes:
+        while True:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                return client().blocking_key_value_get_bytes(f"{key}/{name}", 1000)
+
+    return b"".join(one(str(number)) for number in range(int(one("parts"))))
 
 
 def gather(key: str, own: bytes) -> list[bytes]:
@@ -191,21 +213,21 @@ def gather(key: str, own: bytes) -> list[bytes]:
     """
     if count() == 1:
         return [own]
-    client = _client()
+    store = client()
     turn = next(_calls.setdefault(key, itertools.count()))
     here = index()
 
     def name(process: int, turn: int = turn) -> str:
         return f"dynarag_jax/{key}/{turn}/{process}"
 
-    client.key_value_set_bytes(name(here), own)
+    store.key_value_set_bytes(name(here), own)
     everyone = [
-        own if i == here else client.blocking_key_value_get_bytes(name(i), TIMEOUT_MS)
+        own if i == here else store.blocking_key_value_get_bytes(name(i), TIMEOUT_MS)
         for i in range(count())
     ]
     if turn:
         # Whoever speaks in this turn has read all of the last one: the service need not keep it.
-        client.key_value_delete(name(here, turn - 1))
+        store.key_value_delete(name(here, turn - 1))
     return everyone
 
 
@@ -220,16 +242,22 @@ class ProcessTeam:
       count: how many teams there are.
       index: this process's, from 0.
       leader: whether this process writes for its team.
+      shares: whether some team has several processes.
+
+    Args:
+      mesh: None where each process works by itself, on its own devices.
 
     Raises:
       InputError: two processes hold some rows in common, but not all.
     """
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh | None):
         self.processes = count()
         self.several = self.processes > 1
         self.count, self.index, self.leader = 1, 0, True
-        if self.several:
+        if self.several and mesh is None:
+            self.count, self.index = self.processes, index()
+        elif self.several and mesh is not None:
             held = _rows_of_processes(mesh)
             shares = sorted(set(held.values()), key=min)
             if sum(map(len, shares)) != len(set().union(*shares)):
@@ -240,6 +268,44 @@ class ProcessTeam:
             mine = held[index()]
             self.count, self.index = len(shares), shares.index(mine)
             self.leader = index() == min(p for p, rows in held.items() if rows == mine)
+        self.shares = self.count < self.processes
+
+    def mine(self, some: Sequence[T]) -> Sequence[T]:
+        """This team's share of what all teams work on."""
+        return some[self.index :: self.count]
+
+    def groups(self, some: Sequence[T], size: int) -> Iterator[tuple[Sequence[T], Sequence[T]]]:
+        """So many at a time, of all teams, and of these this team's: equally often in all."""
+        for first in range(0, len(some), size):
+            group = some[first : first + size]
+            yield group, self.mine(group)
+
+    def told(self, work: Callable[[], Any]) -> Any:
+        """What the leader's work gives, JSON, in every process of the team; it works alone.
+
+        Raises:
+          InputError: in every process of the team, where it fails so.
+        """
+        if not self.shares:
+            return work()
+        turn = next(_turns)
+        if not self.leader:
+            said = json.loads(_heard(f"{_TEAM}/{self.index}/{turn}"))
+            if "failed" in said:
+                raise InputError(said["failed"])
+            return said["value"]
+        try:
+            value = work()
+        except InputError as error:
+            self._tell(turn, {"failed": str(error)})
+            raise
+        self._tell(turn, {"value": value})
+        return value
+
+    def _tell(self, turn: int, value: Any) -> None:
+        _say(f"{_TEAM}/{self.index}/{turn}", json.dumps(value).encode())
+        # Work in common lies between turns, so that what is older has been heard.
+        client().key_value_delete(f"{_TEAM}/{self.index}/{turn - 8}/")
 
     def _gather(self, values: Sequence[int]) -> np.ndarray:
         """[processes, values]."""
@@ -280,61 +346,3 @@ def _rows_of_processes(mesh: Mesh) -> dict[int, frozenset[int]]:
         first, last, _ = where[0].indices(shards)
         held.setdefault(device.process_index, set()).update(range(first, last))
     return {process: frozenset(rows) for process, rows in held.items()}
-
-
-# ---------------------------------------------------------------------------- files in parts
-# A team appends to NAME.part-0.jsonl and so on; in the end the parts become NAME.jsonl, in a given
-# order of ids. What stands in the parts is not made again, in however many processes it goes on.
-
-
-def part(directory: Path, kind: str, team: int) -> Path:
-    """The file that a team of processes appends to."""
-    return directory / f"{kind}.part-{team}.jsonl"
-
-
-def parts(directory: Path, kind: str) -> list[Path]:
-    """All that stands of a kind: the merged file of an earlier end, and parts."""
-    whole = directory / f"{kind}.jsonl"
-    return [*([whole] if whole.exists() else []), *sorted(directory.glob(f"{kind}.part-*.jsonl"))]
-
-
-def ids_of(paths: Iterable[Path]) -> set[str]:
-    """The ids of the records that stand."""
-    return {str(record["id"]) for path in paths for _, record in read_jsonl(path)}
-
-
-def merge(directory: Path, kind: str, order: Sequence[str], always: bool = True) -> int:
-    """Make one file of all parts, in the given order of ids; return how many records it holds.
-
-    Lines are copied as they are, and only their places are held in memory. Records of other ids
-    are left out, and of several with one id all but the first.
-
-    Args:
-      always: write the file even if there is no record.
-    """
-    standing = parts(directory, kind)
-    places: dict[str, tuple[int, int, int]] = {}
-    for file, path in enumerate(standing):
-        with path.open("rb") as stream:
-            start = 0
-            for number, line in enumerate(stream, 1):
-                name = str(parse_object(line, f"{path}:{number}")["id"])
-                places.setdefault(name, (file, start, len(line)))
-                start += len(line)
-    whole = directory / f"{kind}.jsonl"
-    if places or always:
-        streams = [path.open("rb") for path in standing]
-        try:
-            with atomic_write(whole, "wb") as out:
-                for name in dict.fromkeys(order):
-                    if name in places:
-                        file, start, length = places[name]
-                        streams[file].seek(start)
-                        out.write(streams[file].read(length))
-        finally:
-            for stream in streams:
-                stream.close()
-    for path in standing:
-        if path != whole:
-            path.unlink()
-    return len(places)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynarag_jax import processes
+from dynarag_jax import parts, processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.sharding import make_mesh
 
@@ -41,10 +41,23 @@ try:
     processes.raise_together(InputError("mine") if here else None)
 except (InputError, OSError) as error:
     said["raised"] = [type(error).__name__, str(error)]
+said["once"] = processes.once(lambda: f"by {here}")
+def fail():
+    raise OSError(28, "full", "file")
+try:
+    processes.once(fail)
+except (InputError, OSError) as error:
+    said["failed"] = [type(error).__name__, error.errno, error.strerror, error.filename]
 for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1)):
     team = processes.ProcessTeam(make_mesh(*sizes))
     said[str(sizes)] = [team.count, team.index, team.leader, team.sum([1, 2**40]),
                         team.max([here, -here]), team.min(5 - here), team.any(here == 1)]
+    words = [team.told(lambda: f"{turn} of {here}" * 2**18) for turn in range(3)]
+    said[f"told {sizes}"] = [[word[:6], len(word)] for word in words]
+    try:
+        team.told(lambda: (_ for _ in ()).throw(InputError(f"of {here}")))
+    except InputError as error:
+        said[f"told {sizes}"].append(str(error))
 # A batch of 8 rows on every mesh: each process reads its rows, and all lie where they belong.
 import numpy as np
 from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
@@ -86,8 +99,11 @@ def test_two_processes_agree():
     first, second = (json.loads(said.splitlines()[-1]) for said, _ in out)
     assert [x["index"] for x in (first, second)] == [0, 1]
     assert [x["first"] for x in (first, second)] == [True, False]
-    assert first["raised"] == ["OSError", "another process could not write its part"]
+    assert first["raised"] == ["InputError", "mine (in process 1)"]
     assert second["raised"] == ["InputError", "mine"]
+    assert [said["once"] for said in (first, second)] == ["by 0", None]
+    assert first["failed"] == ["OSError", 28, "full", "file"]
+    assert second["failed"] == ["OSError", 28, "full (in process 0)", "file"]
     for said in (first, second):
         assert said["count"] == 2
         assert said["agreed"] == {"word": "of 0", "number": 2**40, "none": None}
@@ -98,6 +114,10 @@ def test_two_processes_agree():
         assert said["(2, 2, 1)"] == [2, here, True, [2, 2**41], [1, 0], 4, True]
         assert said["(1, 1, 4)"] == [1, 0, here == 0, [1, 2**40], [1, 0], 4, True]
         assert said["(1, 4, 1)"] == said["(2, 2, 1)"]
+        # Where a team shares its questions, its leader's word; else each one's own.
+        for sizes, by in (("(2, 2, 1)", here), ("(1, 1, 4)", 0), ("(1, 4, 1)", here)):
+            words = [[f"{turn} of {by}", 6 * 2**18] for turn in range(3)]
+            assert said[f"told {sizes}"] == [*words, f"of {by}"]
         half = list(range(4 * here, 4 * here + 4))
         assert said["rows"] == {
             "(4, 1, 1)": half, "(1, 4, 1)": half, "(2, 2, 1)": half, "(2, 1, 2)": half,
@@ -125,16 +145,16 @@ def test_parts_become_one_file_in_order(tmp_path_factory, order, held, merged_be
     directory = tmp_path_factory.mktemp("parts")
     first: dict[str, dict] = {}
     for team, ids in enumerate(held):
-        path = processes.part(directory, "rows", team)
+        path = parts.part(directory, "rows", team)
         if merged_before and team == 0:
             path = directory / "rows.jsonl"
         rows = [{"id": f"q{i}", "from": f"{team}/{place}"} for place, i in enumerate(ids)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for row in rows:
             first.setdefault(row["id"], row)
-    assert processes.ids_of(processes.parts(directory, "rows")) == first.keys()
+    assert parts.keys_of(parts.parts(directory, "rows")) == first.keys()
     wanted = [f"q{i}" for i in order[:5]]
-    assert processes.merge(directory, "rows", wanted) == len(first)
+    assert parts.merge(directory, "rows", wanted) == len(first)
     lines = (directory / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [first[i] for i in wanted if i in first]
     assert [path.name for path in directory.iterdir()] == ["rows.jsonl"]

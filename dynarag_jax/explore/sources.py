@@ -14,7 +14,7 @@ from typing import Any
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.lists import SHUFFLED
 from dynarag_jax.files import read_json
-from dynarag_jax.processes import parts
+from dynarag_jax.parts import parts
 
 ROLLOUTS = ("SampleRollouts", "Rollout", "Contrast", "Reference")
 SAMPLED = ROLLOUTS[:2]
@@ -133,16 +133,12 @@ def _files_of(
             if (found := _model(root, record, system))
         }
         first, last = _before_after(name, config, begun)
-        path = root / name / "predictions.jsonl"
-        yield (
-            "questions",
-            RecordFile(name, "predictions", [path] if path.is_file() else [], models, first, last),
-        )
-        path = root / name / "examples.jsonl"
+        found = parts(root / name, "predictions")
+        yield "questions", RecordFile(name, "predictions", found, models, first, last)
         asked = dict(zip([""], models.values(), strict=False))
         about = {"samples": config.get("samples"), "sampling": config.get("examples_sampling")}
         yield "questions", RecordFile(
-            f"{name}, examples", "rollouts", [path] if path.is_file() else [], asked,
+            f"{name}, examples", "rollouts", parts(root / name, "examples"), asked,
             about=about | {"reward": config.get("reward")},
         )  # fmt: skip
     elif kind in BENCHES:
@@ -152,10 +148,14 @@ def _files_of(
             if (found := _model(root, record, f"model {system}"))
         }
         named = list(models)
-        for path in sorted((root / name).glob("predictions-*.jsonl")):
-            dataset = path.stem.removeprefix("predictions-")
+        standing = {
+            path.stem.partition(".part-")[0].removeprefix("predictions-")
+            for path in (root / name).glob("predictions-*.jsonl")
+        }
+        for dataset in sorted(standing):
             yield dataset, RecordFile(
-                f"{name}, {dataset}", "predictions", [path], models,
+                f"{name}, {dataset}", "predictions", parts(root / name, f"predictions-{dataset}"),
+                models,
                 named[0] if len(named) > 1 else "", named[-1] if named else "",
             )  # fmt: skip
 

@@ -93,6 +93,16 @@ class Context(Console):
         return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, slices=sizes.slices)
 
     @functools.cached_property
+    def own_mesh(self) -> jax.sharding.Mesh:
+        """For models that each process holds whole, as small encoders: its own devices.
+
+        The run's mesh where there is one process.
+        """
+        if processes.count() == 1:
+            return self.mesh
+        return make_mesh(devices=jax.local_devices())
+
+    @functools.cached_property
     def token_cache(self) -> TokenCache | None:
         """The run's tokenized prompts on disk; None where it keeps none."""
         place = self.run.token_cache
@@ -111,18 +121,6 @@ class Context(Console):
     def primary(self) -> bool:
         """Whether this process writes; true of one process."""
         return processes.is_primary()
-
-    def require_one_process(self) -> None:
-        """Refuse to run as one of several processes what samples or writes for all of them.
-
-        Raises:
-          InputError: this process is one of several.
-        """
-        if processes.count() > 1:
-            raise InputError(
-                f"stage '{self.stage}' runs in one process, with all accelerators of its host, and "
-                f"this is one of {processes.count()}; start it on one host alone"
-            )
 
     # ------------------------------------------------------------------ paths
 

@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 from dynarag_jax import processes
 from dynarag_jax.errors import InputError
-from dynarag_jax.launch import signals
+from dynarag_jax.launch import leaving, signals
 from dynarag_jax.launch.compiling import compiling
 from dynarag_jax.launch.stopping import Terminated
 
@@ -37,11 +38,13 @@ def guard(work: Callable[[], object]) -> int:
         with signals.acknowledging(compiling):
             work()
     except InputError as error:
-        return _complain(str(error))
+        code = _complain(str(error))
+        signals.fail_together(code, str(error))
+        return code
     except KeyboardInterrupt:
         return _complain("stopped; run the same command again to continue", 130, prefix="")
     except Terminated as stop:
-        code = _complain("stopped; run the same command again to continue", 143, prefix="")
+        code = _stopped()
         if main_thread and processes.count() > 1 and not stop.together:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signals.leave_others(code)
@@ -52,16 +55,28 @@ def guard(work: Callable[[], object]) -> int:
         return 128 + signal.SIGPIPE
     except Exception as error:
         if line := _explain(error):
-            return _complain(line)
-        # Work in common fails where another process has left; what it said arrives beside.
-        if processes.count() > 1 and processes.await_stop(threading.Event(), 2.0):
-            code = _complain("stopped; run the same command again to continue", 143, prefix="")
-            signals.leave_others(code)
+            code = _complain(line)
+            signals.fail_together(code, line)
+            return code
+        if processes.count() > 1:
+            # Work in common fails where another process has left; what it said arrives beside.
+            if leaving.await_stop(threading.Event(), 2.0):
+                signals.leave_others(_stopped())
+            traceback.print_exc()
+            signals.fail_together(1, f"{type(error).__name__}: {error}")
+            return 1
         raise
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _stopped() -> int:
+    """Say that the process was stopped; by the failure of another, where there is one."""
+    if why := leaving.failure_of_others():
+        return _complain(f"stopped, since {why}")
+    return _complain("stopped; run the same command again to continue", 143, prefix="")
 
 
 def _complain(text: str, code: int = 2, prefix: str = "error: ") -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from dynarag_jax import processes
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch import check
@@ -54,15 +55,16 @@ def run_all(run: Run, stages: Mapping[str, Any], yes: bool = False) -> None:
     # A server's options may stand beside the stages; it is started by itself.
     bodies = {name: one.run for name, one in programs.items() if one.in_a_run}
     began, fresh = time.monotonic(), 0
+    tell = say if processes.is_primary() else lambda text: None
     for number, (name, body) in enumerate(bodies.items(), 1):
         at = time.monotonic()
         ran = run_stage(Context(run, stages, name, consent(yes)), body)
         fresh += ran
         state = f"done in {clock(time.monotonic() - at)}" if ran else "done before"
-        say(f"[{number}/{len(bodies)}] {name}: {state}")
+        tell(f"[{number}/{len(bodies)}] {name}: {state}")
         # A stage's weights and compiled programs are not held while the next one runs.
         gc.collect()
     if fresh:
-        say(f"{fresh} of {len(bodies)} stages ran, in {clock(time.monotonic() - began)}")
+        tell(f"{fresh} of {len(bodies)} stages ran, in {clock(time.monotonic() - began)}")
     else:
-        say(f"every stage stood already; results: {run.directory}")
+        tell(f"every stage stood already; results: {run.directory}")

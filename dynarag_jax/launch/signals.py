@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from dynarag_jax import processes
+from dynarag_jax.launch import leaving
 from dynarag_jax.launch.progress import say
 
 LEAVE_AFTER = 20.0
@@ -26,6 +27,8 @@ GRACE = 5.0
 """seconds in which a process of several may end by itself, before it is left in the middle of
 work with the others, which answer no more"""
 AGAIN = "run the same command again to continue"
+SETTLE = 5.0
+"""seconds in which all of several processes may find the same mistake, each by itself"""
 
 
 class SignalWatch:
@@ -71,7 +74,7 @@ class SignalWatch:
                     if processes.count() > 1 and signal.SIGTERM in kinds:
                         if not _told.is_set():
                             _told.set()
-                            processes.tell_stop()
+                            leaving.tell_stop()
                             threading.Thread(target=self._leave_others, daemon=True).start()
                     elif busy:
                         threading.Thread(
@@ -95,8 +98,9 @@ class SignalWatch:
         time.sleep(GRACE)
         with contextlib.suppress(Exception):
             self.leaving()
-        say(f"stopped; {AGAIN}")
-        leave_others(CODES[signal.SIGTERM])
+        why = leaving.failure_of_others()
+        say(f"error: stopped, since {why}" if why else f"stopped; {AGAIN}")
+        leave_others(2 if why else CODES[signal.SIGTERM])
 
 
 _current: SignalWatch | None = None
@@ -139,7 +143,7 @@ def watch_others() -> None:
     closed = threading.Event()
 
     def wait() -> None:
-        if processes.await_stop(closed) and not _told.is_set():
+        if leaving.await_stop(closed) and not _told.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
     def close() -> None:
@@ -155,9 +159,23 @@ def leave_others(code: int) -> None:
     """Of several processes: leave at once, without the meeting of all at the end."""
     if processes.count() > 1:
         _told.set()
-        processes.tell_stop()
-        processes.meet_before_leaving(3 * GRACE)
+        leaving.tell_stop()
+        leaving.meet_before_leaving(3 * GRACE)
         os._exit(code)
+
+
+def fail_together(code: int, why: str) -> None:
+    """Of several processes: leave with the others, which would wait for this one.
+
+    Where all of them fail, each by itself, they end by themselves.
+
+    Args:
+      why: what the others say.
+    """
+    if processes.count() > 1:
+        _told.set()
+        if not leaving.tell_failure(why, SETTLE):
+            leave_others(code)
 
 
 def on_leaving(work: Callable[[], None]) -> None:

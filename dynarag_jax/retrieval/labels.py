@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from dynarag_jax.files import PathLike, write_jsonl
+from dynarag_jax.files import PathLike, read_jsonl
+from dynarag_jax.parts import SharedRows
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question, passage_text
 from dynarag_jax.retrieval.relevance import above
 from dynarag_jax.rewards.judge import Asked, Judge
@@ -57,15 +59,19 @@ def judge_passages(
     output: PathLike,
     progress: Callable[[int], object] = lambda n: None,
 ) -> Scored:
-    """A judge's grades of every candidate; ``output`` keeps them, a line a question."""
-    rows = []
-    for i in range(0, len(questions), JUDGED):
-        group = questions[i : i + JUDGED]
-        requests = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
-        grades = iter(judge.score(requests))
-        for question in group:
-            scores = [next(grades).score for _ in question.passages]
-            rows.append({"id": question.id, "scores": None if None in scores else scores})
-            progress(len(scores))
-    write_jsonl(output, rows)
-    return {row["id"]: row["scores"] for row in rows}
+    """A judge's grades of every candidate; ``output`` keeps them, a line a question.
+
+    In a run of several processes each asks of its share of the questions, and gets all grades.
+    """
+    team = ProcessTeam(None)
+    # What stands of an attempt that was cut off is made anew: missing grades are asked for again.
+    with SharedRows(output, team, afresh=True) as rows:
+        for every, group in team.groups(questions, JUDGED):
+            requests = [Asked(q.text, (), passage_text(p)) for q in group for p in q.passages]
+            grades = iter(judge.score(requests))
+            for question in group:
+                scores = [next(grades).score for _ in question.passages]
+                rows.append({"id": question.id, "scores": None if None in scores else scores})
+            progress(sum(len(q.passages) for q in every))
+        rows.finish(question.id for question in questions)
+    return {row["id"]: row["scores"] for _, row in read_jsonl(output)}

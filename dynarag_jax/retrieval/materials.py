@@ -15,7 +15,7 @@ import numpy as np
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder
-from dynarag_jax.processes import is_primary, wait
+from dynarag_jax.processes import once, wait
 from dynarag_jax.retrieval.bm25 import Bm25, Bm25Config, build_bm25, load_bm25
 from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, corpus_files, read_corpus
 from dynarag_jax.retrieval.embed import Embedder, PassageTexts, embed_shards
@@ -57,7 +57,10 @@ def index_inputs(directory: Path) -> dict[str, Path]:
 
 def store_of(voice: Voice, corpus: CorpusConfig, directory: Path) -> Store:
     """The corpus' passages on disk."""
-    if is_primary() and not directory.exists():
+
+    def write() -> None:
+        if directory.exists():
+            return
         account = CorpusAccount()
         with voice.progress(None, "reading passages") as bar:
 
@@ -76,7 +79,8 @@ def store_of(voice: Voice, corpus: CorpusConfig, directory: Path) -> Store:
         if account.rejected:
             voice.log(f"{len(account.rejected)} records were left out; the first: "
                         f"{account.rejected[0]}")  # fmt: skip
-    wait("passages are stored")
+
+    once(write)
     return Store(directory)
 
 
@@ -119,9 +123,7 @@ def vectors_of(
             embedder = Embedder(encoder, batch_tokens or None)
             embed_shards(embedder, texts, prompt, directory, plan, mine, bar.update)
         wait(f"{what} are embedded")
-        if is_primary():
-            finish(directory, plan)
-        wait(f"{what} are finished")
+        once(lambda: finish(directory, plan))
     return open_vectors(directory, plan.encoder, plan.texts)
 
 
@@ -161,13 +163,17 @@ def index_of(
             processes=jax.process_count(),
             done=lambda number, text: voice.log(f"shard {number}: {text}"),
         )
-    built = not shards and is_primary() and not directory.exists()
-    if built:
+
+    def build() -> bool:
+        if shards or directory.exists():
+            return False
         index = build_index(vectors.parts, config, queries)
         index.save(directory, list(store.ids()), vectors.encoder)
         voice.log(index.describe())
-    wait("the index is built")
-    return load_index_of(voice, store, vectors, directory, described=built)
+        return True
+
+    built = once(build)
+    return load_index_of(voice, store, vectors, directory, described=bool(built))
 
 
 def load_index_of(
@@ -205,7 +211,10 @@ def require_encoder(place: str, vectors: Vectors, source: str, encoder: LoadedEn
 
 def bm25_of(voice: Voice, store: Store, config: Bm25Config, directory: Path) -> Bm25:
     """Build or open the BM25 index."""
-    if is_primary() and not directory.exists():
+
+    def write() -> None:
+        if directory.exists():
+            return
         with voice.progress(len(store), "counting words") as bar:
 
             def counted():
@@ -214,7 +223,8 @@ def bm25_of(voice: Voice, store: Store, config: Bm25Config, directory: Path) -> 
                     yield text
 
             build_bm25(counted(), config, store.fingerprint).save(directory)
-    wait("words are counted")
+
+    once(write)
     index = load_bm25(directory, store.fingerprint)
     voice.log(index.description)
     return index

@@ -22,12 +22,14 @@ from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.exchange.hub import model_directory
 from dynarag_jax.exchange.t5 import load_t5, monot5_text, monot5_tokens
 from dynarag_jax.exchange.tokenizers import load_tokenizer
-from dynarag_jax.files import JsonlAppender, PathLike, read_json, read_jsonl
+from dynarag_jax.files import PathLike, read_json, read_jsonl
 from dynarag_jax.models import decoder
 from dynarag_jax.models.batching import Batches, Rows
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
+from dynarag_jax.parts import SharedRows
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question, passage_text
 from dynarag_jax.sharding import make_mesh, named
 
@@ -221,16 +223,20 @@ def score_once(
 ) -> dict[str, list[float]]:
     """The scores of every candidate by question id; what stands in ``output`` is not made again.
 
+    In a run of several processes each scores its share, on its own devices, and gets all scores.
+
     Args:
       output: JSONL that keeps them, a line a question, appended as they come.
-      progress: hears how many candidates are scored.
+      progress: hears how many candidates are scored, of all processes.
     """
-    with JsonlAppender(output) as rows:
+    team = ProcessTeam(None)
+    with SharedRows(output, team) as rows:
         progress(sum(len(q.passages) for q in questions if q.id in rows.done))
-        todo = [q for q in questions if q.id not in rows.done]
+        todo = team.mine([q for q in questions if q.id not in rows.done])
         for question, scores in score_questions(scorer, todo):
             rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
-            progress(len(scores))
+            progress(len(scores) * team.count)
+        rows.finish(question.id for question in questions)
     return {row["id"]: row["scores"] for _, row in read_jsonl(output)}
 
 

@@ -7,7 +7,6 @@ goes on behind them. Several processes share the batches, or each searches its p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +17,9 @@ import numpy as np
 from dynarag_jax.atomic import atomic_write
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, load_encoder
-from dynarag_jax.files import JsonlAppender, fingerprint, output_stem
-from dynarag_jax.processes import ids_of, is_primary, merge, part, parts, wait
+from dynarag_jax.files import fingerprint, output_stem
+from dynarag_jax.parts import SharedRows
+from dynarag_jax.processes import ProcessTeam, once
 from dynarag_jax.records import Question, question_to_json, stream_questions
 from dynarag_jax.retrieval.bm25 import Bm25Config
 from dynarag_jax.retrieval.embed import MINILM
@@ -242,40 +242,30 @@ def fill_questions(
         searches for and writes its share.
     """
     kind = output_stem(name)
-    process, processes = (0, 1) if together else (jax.process_index(), jax.process_count())
-    writes = is_primary() or not together
-    if is_primary():
-        for path in parts(directory, kind):
-            JsonlAppender(path).close()  # cuts off an unfinished last line
-    wait(f"{name} begins")
-    done = ids_of(parts(directory, kind))
-    wait(f"{name} is read")
-    batches = [range(i, min(i + batch, len(questions))) for i in range(0, len(questions), batch)][
-        process::processes
-    ]
+    # Who searches together does as one process would: all of it, and one of them writes.
+    team = ProcessTeam(None)
+    batches = [range(i, min(i + batch, len(questions))) for i in range(0, len(questions), batch)]
+    batches = batches if together else team.mine(batches)
     total = sum(map(len, batches))
     with (
-        JsonlAppender(part(directory, kind, process)) if writes else nullcontext() as rows,
+        SharedRows(directory / f"{kind}.jsonl", team) as rows,
         voice.progress(total, f"{name}: questions") as bar,
     ):
-        standing = sum(questions[i].id in done for which in batches for i in which)
+        standing = sum(questions[i].id in rows.done for which in batches for i in which)
         bar.start_at(standing, total)
         for which in batches:
-            todo = [i for i in which if questions[i].id not in done]
+            todo = [i for i in which if questions[i].id not in rows.done]
             if not todo:
                 continue
             # Whole batches, so that a run that was cut off searches as one that was not.
             rankings = search(questions, which)
-            if rows is not None:
+            if team.index == 0 or not together:
                 for i in todo:
                     filled = fill(questions[i], rankings[i - which.start], store)
                     rows.append(question_to_json(filled))
             bar.update(len(todo))
-    wait(f"{name} ends")
-    if is_primary():
-        merge(directory, kind, [q.id for q in questions])
-        write_run(directory / f"{kind}.jsonl", directory / f"{kind}.trec")
-    wait(f"{name} is merged")
+        rows.finish(q.id for q in questions)
+    once(lambda: write_run(directory / f"{kind}.jsonl", directory / f"{kind}.trec"))
 
 
 def write_run(source: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from dynarag_jax.chat_cache import CachedChat, PaidServer, Replies, reply_key
 from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.replies import Reply, without_chat_markers
 from dynarag_jax.rewards.verdicts import parse_verdict
 
@@ -88,14 +89,21 @@ class Judge:
     Args:
       key: the server's key, or empty.
       replies: what was asked before; None keeps nothing.
+      team: who asks of several processes, as of ``CachedChat``.
     """
 
-    def __init__(self, config: JudgeConfig, key: str = "", replies: Replies | None = None):
+    def __init__(
+        self,
+        config: JudgeConfig,
+        key: str = "",
+        replies: Replies | None = None,
+        team: ProcessTeam | None = None,
+    ):
         if not config.url:
             raise InputError("judge: 'url' is empty; give the address of the judge's server")
         self.config = config
         self.reasons: Counter[str] = Counter()
-        self._chat = CachedChat(config, key, replies)
+        self._chat = CachedChat(config, key, replies, team)
         self.counts = self._chat.counts
 
     def __enter__(self) -> Self:

@@ -64,7 +64,8 @@ class ServerAnswers:
 
     Args:
       sampler: its prompts' configuration and tokenizer decide how many passages of a list are
-        shown, as they do where the policy answers itself.
+        shown, as they do where the policy answers itself. Of several processes that share
+        questions one asks.
       key: the server's key, or empty.
       replies: what was replied before; None keeps nothing.
     """
@@ -80,7 +81,7 @@ class ServerAnswers:
             raise InputError("generator: 'url' is empty; give the address of the server")
         self.config, self._sampler = config, sampler
         self.reasons: Counter[str] = Counter()
-        self._chat = CachedChat(config, key, replies)
+        self._chat = CachedChat(config, key, replies, sampler.team)
         self.counts = self._chat.counts
 
     def close(self) -> None:

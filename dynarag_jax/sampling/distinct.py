@@ -16,7 +16,7 @@ the estimate is of the part of the expectation that the nucleus holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.processes import ProcessTeam
+from dynarag_jax.sampling.pool import local_part
 from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.search import SearchResult
 from dynarag_jax.sharding import named, require_divisible
@@ -67,10 +69,10 @@ def importance_weights(target: Any, drawn: Any, threshold: Any) -> np.ndarray:
     return np.exp(np.asarray(target, np.float64)) / included
 
 
-def batches(
-    requests: Sequence[Request], batch: int, lengths: Sequence[int]
+def by_length(
+    requests: Sequence[Request], lengths: Sequence[int]
 ) -> Iterator[tuple[int, list[int]]]:
-    """Group requests into batches of one padded length: yields (length, indices), longest first.
+    """Places of the requests of each padded length, also of none: yields (length, places).
 
     The longest come first, so that a shape that does not fit the memory fails at once.
 
@@ -86,9 +88,7 @@ def batches(
                 f"bucket of {max(lengths)}"
             )
         grouped[min(fits)].append(index)
-    for length, indices in grouped.items():
-        for start in range(0, len(indices), batch):
-            yield length, indices[start : start + batch]
+    yield from grouped.items()
 
 
 def find(
@@ -100,35 +100,55 @@ def find(
     batch: int,
     lengths: Sequence[int],
     seed: int,
+    team: ProcessTeam,
 ) -> Iterator[tuple[int, Distinct]]:
     """Search for the different lists of every request; yields (index, result) batch by batch.
 
+    In a run of several processes each calls it with requests of its own, and gets their lists.
+
     Args:
       search: of ``make_search``.
-      batch: prompts a call; rows that are missing in the last batch are padding.
+      batch: prompts a call, of all processes; rows that are missing in the last are padding.
       lengths: padded prompt lengths to choose from.
       seed: with a request's id, decides its random numbers: not its place in a batch.
     """
     require_divisible(batch, mesh, "sampling batch")
-    rows = named(mesh, ("batch",))
-    for length, indices in batches(requests, batch, lengths):
-        trunk: Any = np.zeros((batch, length), np.int32)
-        sizes, shown = np.ones(batch, np.int32), np.zeros(batch, np.int32)
-        seeds = np.zeros(batch, np.uint32)
-        for row, index in enumerate(indices):
-            request = requests[index]
-            trunk[row, : len(request.prompt)] = request.prompt
-            sizes[row], shown[row] = len(request.prompt), request.shown or 0
-            seeds[row] = request_key(seed, request.id)
-        keys = jax.vmap(jax.random.key)(jax.device_put(seeds, rows))
-        out = search(params, *jax.device_put((trunk, sizes), rows), keys, shown)
-        arrays = {name: np.asarray(x) for name, x in out._asdict().items()}
-        for row, index in enumerate(indices):
-            kept = arrays["valid"][row]
-            tokens, counts = arrays["tokens"][row][kept], arrays["lengths"][row][kept]
-            logps, drawn, scores = (
-                tuple(arrays[name][row][kept].tolist()) for name in ("logps", "drawn", "scores")
-            )
-            branches = (tuple(t[:n].tolist()) for t, n in zip(tokens, counts, strict=True))
-            threshold = float(arrays["threshold"][row])
-            yield index, Distinct(tuple(branches), logps, drawn, scores, threshold)
+    sharding = named(mesh, ("batch",))
+    share = batch // team.count
+    keys_of = jax.jit(jax.vmap(jax.random.key), out_shardings=sharding)
+
+    def placed(rows: np.ndarray) -> jax.Array:
+        shape = (batch, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    for length, every in by_length(requests, lengths):
+        (rounds,) = team.max([-(-len(every) // share)])
+        for start in range(0, rounds * share, share):
+            indices = every[start : start + share]
+            trunk = np.zeros((share, length), np.int32)
+            sizes, shown = np.ones(share, np.int32), np.zeros(share, np.int32)
+            seeds = np.zeros(share, np.uint32)
+            for row, index in enumerate(indices):
+                request = requests[index]
+                trunk[row, : len(request.prompt)] = request.prompt
+                sizes[row], shown[row] = len(request.prompt), request.shown or 0
+                seeds[row] = request_key(seed, request.id)
+            keys = keys_of(placed(seeds))
+            out = search(params, placed(trunk), placed(sizes), keys, placed(shown))
+            arrays = {name: local_part(x) for name, x in out._asdict().items()}
+            yield from _found(arrays, indices)
+
+
+def _found(
+    arrays: Mapping[str, np.ndarray], indices: Sequence[int]
+) -> Iterator[tuple[int, Distinct]]:
+    """The lists in the rows of a batch, for whom they are."""
+    for row, index in enumerate(indices):
+        kept = arrays["valid"][row]
+        tokens, counts = arrays["tokens"][row][kept], arrays["lengths"][row][kept]
+        logps, drawn, scores = (
+            tuple(arrays[name][row][kept].tolist()) for name in ("logps", "drawn", "scores")
+        )
+        branches = (tuple(t[:n].tolist()) for t, n in zip(tokens, counts, strict=True))
+        threshold = float(arrays["threshold"][row])
+        yield index, Distinct(tuple(branches), logps, drawn, scores, threshold)

@@ -111,11 +111,7 @@ class DrawnLists:
 
 
 class SearchedLists:
-    """Different lists of each question that the policy searches, a few batches at a time.
-
-    Raises:
-      InputError: this is one of several processes.
-    """
+    """Different lists of each question that the policy searches, a few batches at a time."""
 
     def __init__(
         self,
@@ -124,11 +120,6 @@ class SearchedLists:
         sampling: Sampling,
         samples: int,
     ):
-        if sampler.team.several:
-            raise InputError(
-                f"method '{sampling.method}' searches in one process, and this is one of several; "
-                f"set method = 'independent', or start it on one host alone"
-            )
         self._sampler, self._sampling, self._samples = sampler, sampling, samples
         self._todo = deque(questions)
 
@@ -138,18 +129,16 @@ class SearchedLists:
 
     def step(self) -> list[Draft | Reject]:
         results: list[Draft | Reject] = []
-        good: list[Question] = []
-        while self._todo and len(good) < 4 * self._sampler.batch:
-            question = self._todo.popleft()
-            try:
-                self._sampler.maker.rerank_prompt(question)
-                good.append(question)
-            except InputError as error:
-                results.append(Reject(question.id, str(error)))
+        share = self._sampler.batch // self._sampler.team.count
+        asked = [self._todo.popleft() for _ in range(min(4 * share, len(self._todo)))]
         policy = self._sampler.policy.fingerprint
-        searched = self._sampler.lists(good, self._sampling, self._samples)
-        for question, one in zip(good, searched, strict=True):
-            results.append(Draft(question, one.shown, one.lists, (), policy, weights=one.weights))
+        searched = self._sampler.try_lists(asked, self._sampling, self._samples)
+        for question, one in zip(asked, searched, strict=True):
+            results.append(
+                Reject(question.id, str(one))
+                if isinstance(one, InputError)
+                else Draft(question, one.shown, one.lists, (), policy, weights=one.weights)
+            )
         return results
 
 

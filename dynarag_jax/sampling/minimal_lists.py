@@ -19,6 +19,7 @@ def minimal_lists(
     lists: Sequence[Chosen],
     keep: float,
     heard: Callable[[int], object] = lambda n: None,
+    goes_on: Callable[[bool], bool] = bool,
 ) -> list[Chosen | None]:
     """For each question the list that is left of one to begin with.
 
@@ -27,6 +28,8 @@ def minimal_lists(
       lists: what to begin with, 1-based positions.
       keep: a passage may go while the likelihood stays at least this share of the first list's.
       heard: hears how many questions are done.
+      goes_on: whether there is a next round, told whether one of these questions is in it; of
+        several processes all go on while one does, since ``likelihood`` is computed in common.
 
     Returns:
       the lists, their order kept; None where no reference answer can be scored.
@@ -40,12 +43,12 @@ def minimal_lists(
             heard(1)
         else:
             active.append(i)
-    while active:
+    while goes_on(bool(active)):
         tries: list[tuple[int, Chosen]] = []
         for i in active:
             own = current[i] or ()
             tries += [(i, own[:at] + own[at + 1 :]) for at in range(len(own))]
-        values = likelihood([(questions[i], one) for i, one in tries]) if tries else []
+        values = likelihood([(questions[i], one) for i, one in tries])
         best: dict[int, tuple[float, Chosen]] = {}
         for (i, one), value in zip(tries, values, strict=True):
             if value is not None and (i not in best or value > best[i][0]):

@@ -5,33 +5,28 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
-
 from dynarag_jax.errors import InputError
-from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
+from dynarag_jax.policy.batches import Example
 from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.grammar import Grammar, read_list
 from dynarag_jax.policy.model import Policy, label_grammar, require_finite
-from dynarag_jax.policy.scoring import make_scorer
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig, buckets, decode_answer
 from dynarag_jax.records import Question
 from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.engine import Engine
-from dynarag_jax.sampling.pool import free_bytes, local_part
+from dynarag_jax.sampling.given_branches import GivenBranches
+from dynarag_jax.sampling.pool import free_bytes
 from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import SearchResult, make_search
-from dynarag_jax.sharding import batch_shards, local_size
+from dynarag_jax.sharding import batch_shards
 
 Chosen = tuple[int, ...]
-
-SCORES = 1 << 28
-"""Scores of attention that a device holds at once while given branches are scored: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class PolicySampler:
             policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions,
             strict=policy.cfg.strict_positions,
         )  # fmt: skip
-        self._scorer = make_scorer(policy.cfg, policy.mesh, policy.grammar)
+        self._given = GivenBranches(policy, prompts.ids, self.batch, self.team)
         self._list_engines: dict[int, Engine] = {}
         self._searches: dict[tuple[int, Sampling], Callable[..., SearchResult]] = {}
 
@@ -177,34 +172,51 @@ class PolicySampler:
         Raises:
           InputError: a question cannot be served; it is named.
         """
-        requests = [self.list_request(q, sampling) for q in questions]
+        found: list[Lists] = []
+        for one in self.try_lists(questions, sampling, samples):
+            if isinstance(one, InputError):
+                raise one
+            found.append(one)
+        return found
+
+    def try_lists(
+        self, questions: Sequence[Question], sampling: Sampling, samples: int = 1
+    ) -> list[Lists | InputError]:
+        """As ``lists``; in place of those that cannot be written, the reason."""
+        found: dict[int, Lists | InputError] = {}
+        requests: dict[int, Request] = {}
+        for place, question in enumerate(questions):
+            try:
+                requests[place] = self.list_request(question, sampling)
+            except InputError as error:
+                found[place] = error
         if sampling.method != "independent":
-            return self._searched_lists(requests, sampling, samples)
+            found |= self._searched_lists(requests, sampling, samples)
+            return [found[place] for place in range(len(questions))]
         # The same id may ask about several prompts: a name apart, and the same random numbers.
-        named = {f"{place}/{r.id}": r for place, r in enumerate(requests)}
-        renamed = [replace(r, id=name, key=r.id) for name, r in named.items()]
-        lists: dict[str, Lists] = {}
+        named = {f"{place}/{r.id}": place for place, r in requests.items()}
+        renamed = [replace(requests[i], id=name, key=requests[i].id) for name, i in named.items()]
         for sampled in self.list_engine(samples).run(renamed):
             self.heard()
-            request = named[sampled.id]
-            if sampled.refused:
-                raise InputError(f"question '{request.id}': {sampled.refused}")
-            lists[sampled.id] = self.read(request.shown or 0, sampled)
-        return [lists[name] for name in named]
+            place = named[sampled.id]
+            request = requests[place]
+            found[place] = (
+                InputError(f"question '{request.id}': {sampled.refused}")
+                if sampled.refused
+                else self.read(request.shown or 0, sampled)
+            )
+        return [found[place] for place in range(len(questions))]
 
     def _searched_lists(
-        self, requests: Sequence[Request], sampling: Sampling, samples: int
-    ) -> list[Lists]:
-        """Different lists of every request.
-
-        Raises:
-          InputError: the policy thinks before it lists.
-        """
+        self, requests: Mapping[int, Request], sampling: Sampling, samples: int
+    ) -> Mapping[int, Lists | InputError]:
+        """Different lists of every request; none of a policy that thinks before it lists."""
         if self.prompts.thought_tokens:
-            raise InputError(
+            why = InputError(
                 f"method '{sampling.method}' searches lists, and this policy writes a thought "
                 f"before each: set sampling.method = 'independent', or prompts.thought_tokens = 0"
             )
+            return dict.fromkeys(requests, why)
         spelling, prompts = self.policy.spelling, self.prompts
         key = (samples, sampling)
         if key not in self._searches:
@@ -217,25 +229,27 @@ class PolicySampler:
                 sampling=sampling,
                 grammar=self.policy.grammar,
             )
+        places, asked = list(requests), list(requests.values())
         searched = find(
             self._searches[key],
             self.policy.params,
             self.policy.mesh,
-            requests,
+            asked,
             batch=self.batch,
             lengths=buckets(prompts.rerank_tokens),
             seed=self.seed,
+            team=self.team,
         )
         results = {}
         for index, one in searched:
             self.heard()
-            results[index] = Lists(
-                requests[index].shown or 0,
+            results[places[index]] = Lists(
+                asked[index].shown or 0,
                 tuple(read_list(spelling, tokens) for tokens in one.branches),
                 one.logps,
                 weights=one.weights() if sampling.method == "distinct" else (),
             )
-        return [results[index] for index in range(len(requests))]
+        return results
 
     # ------------------------------------------------------------------ answers
 
@@ -340,7 +354,7 @@ class PolicySampler:
                 Example(question.id, prompt.tokens, spelled, shown=prompt.shown, supervised=())
             )
         longest = self.policy.spelling.longest(self.prompts.max_list)
-        return self._logps(examples, buckets(self.prompts.rerank_tokens), branches, longest)
+        return self._given.logps(examples, buckets(self.prompts.rerank_tokens), branches, longest)
 
     def answer_logps(
         self,
@@ -360,41 +374,6 @@ class PolicySampler:
             for question, context, given in zip(questions, contexts, answers, strict=True)
         ]
         p = self.prompts
-        return self._logps(examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens)
-
-    def _scored_at_once(self, length: int, branches: int, longest: int) -> int:
-        """How many of this process's prompts are scored at once: as many as attention leaves room.
-
-        Branches over a long prompt have [heads, branches, tokens, prompt] scores each.
-        """
-        mesh, cfg = self.policy.mesh, self.policy.cfg
-        with jax.set_mesh(mesh):
-            heads = local_size(cfg.heads, "heads")
-        rows = max(1, SCORES // (heads * branches * longest * (length + longest)))
-        here = len(process_rows(mesh, batch_shards(mesh)))
-        return min(self.batch // self.team.count, rows * here)
-
-    def _logps(
-        self, examples: Sequence[Example], lengths: Sequence[int], branches: int, longest: int
-    ) -> list[list[tuple[float, ...]]]:
-        results: list[list[tuple[float, ...]]] = [[] for _ in examples]
-        padding = Example("", [0], ([self.policy.spelling.end],), supervised=())
-        for length in lengths:
-            share = self._scored_at_once(length, branches, longest)
-            indices = [
-                i for i, e in enumerate(examples)
-                if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)
-            ]  # fmt: skip
-            shape = BatchShape(length, branches, longest, self.prompts.ids)
-            (rounds,) = self.team.max([-(-len(indices) // share)])
-            for start in range(0, rounds * share, share):
-                group = indices[start : start + share]
-                padded = [examples[i] for i in group] + [padding] * (share - len(group))
-                batch = place(self.policy.mesh, collate(padded, shape))
-                values = local_part(self._scorer(self.policy.params, batch))
-                for row, i in enumerate(group):
-                    results[i] = [
-                        tuple(values[row, n, : len(branch)].tolist())
-                        for n, branch in enumerate(examples[i].branches)
-                    ]
-        return results
+        return self._given.logps(
+            examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens
+        )

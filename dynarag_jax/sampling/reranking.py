@@ -42,50 +42,68 @@ def rerank(
       InputError: a question has no passages, or one that is longer than a prompt; it has more
         than fit a prompt, and windows of one passage compare nothing.
     """
-    results: dict[int, Reranked] = {}
-    many = [i for i, q in enumerate(questions) if len(q.passages) > sampler.prompts.ids]
-    few = sorted(set(range(len(questions))).difference(many))
-    whole = sampler.lists([questions[i] for i in few], sampling) if few else []
-    for i, one in zip(few, whole, strict=True):
-        results[i] = Reranked(one.lists[0], 1, one.shown, one.thoughts)
-    calls = [0] * len(many)
-    thoughts: list[list[Thought]] = [[] for _ in many]
-
-    def read(views: list[tuple[int, Positions]]) -> list[Seen]:
-        parts = []
-        for which, view in views:
-            calls[which] += 1
-            parts.append(_part(questions[many[which]], view, calls[which]))
-        lists = sampler.lists(parts, sampling)
-        for (which, _), one in zip(views, lists, strict=True):
-            thoughts[which] += one.thoughts
-        return [Seen(one.lists[0], one.shown) for one in lists]
-
-    if many:
-        windows = windows.within(sampler.prompts.ids, sampler.prompts.max_list)
-    lists = run_plans([len(questions[i].passages) for i in many], windows, read)
-    for which, i in enumerate(many):
-        shown = len(questions[i].passages)
-        results[i] = Reranked(lists[which], calls[which], shown, tuple(thoughts[which]))
-    return [results[i] for i in range(len(questions))]
+    found: list[Reranked] = []
+    for one in try_rerank(sampler, questions, sampling, windows):
+        if isinstance(one, InputError):
+            raise one
+        found.append(one)
+    return found
 
 
 def try_rerank(
     sampler: PolicySampler, questions: Sequence[Question], sampling: Sampling, windows: Windows
 ) -> list[Reranked | InputError]:
-    """As ``rerank``; in place of a question that cannot be reranked, the reason."""
-    if not questions:
-        return []
-    if unread := {i: error for i, q in enumerate(questions) if (error := _unread(sampler, q))}:
-        good = [q for i, q in enumerate(questions) if i not in unread]
-        reranked = iter(try_rerank(sampler, good, sampling, windows))
-        return [unread.get(i) or next(reranked) for i in range(len(questions))]
+    """As ``rerank``; in place of a question that cannot be reranked, the reason.
+
+    In a run of several processes all of them call this, each with its share, however small.
+    """
+    results: dict[int, Reranked | InputError] = {
+        i: error for i, q in enumerate(questions) if (error := _unread(sampler, q))
+    }
+    good = [i for i in range(len(questions)) if i not in results]
+    many = [i for i in good if len(questions[i].passages) > sampler.prompts.ids]
+    few = sorted(set(good).difference(many))
+    if sampler.team.any(bool(few)):
+        whole = sampler.try_lists([questions[i] for i in few], sampling)
+        for i, one in zip(few, whole, strict=True):
+            results[i] = (
+                one
+                if isinstance(one, InputError)
+                else Reranked(one.lists[0], 1, one.shown, one.thoughts)
+            )
     try:
-        return [*rerank(sampler, questions, sampling, windows)]
+        if many:
+            windows = windows.within(sampler.prompts.ids, sampler.prompts.max_list)
     except InputError as error:
-        if len(questions) == 1:
-            return [error]
-    return [f for q in questions for f in try_rerank(sampler, [q], sampling, windows)]
+        results |= dict.fromkeys(many, error)
+        many = []
+    calls = [0] * len(many)
+    thoughts: list[list[Thought]] = [[] for _ in many]
+
+    def read(views: list[tuple[int, Positions]]) -> list[Seen | InputError]:
+        parts = []
+        for which, view in views:
+            calls[which] += 1
+            parts.append(_part(questions[many[which]], view, calls[which]))
+        seen: list[Seen | InputError] = []
+        for (which, _), one in zip(views, sampler.try_lists(parts, sampling), strict=True):
+            if isinstance(one, InputError):
+                seen.append(one)
+            else:
+                thoughts[which] += one.thoughts
+                seen.append(Seen(one.lists[0], one.shown))
+        return seen
+
+    counts = [len(questions[i].passages) for i in many]
+    lists = run_plans(counts, windows, read, sampler.team.any)
+    for which, i in enumerate(many):
+        chosen = lists[which]
+        results[i] = (
+            chosen
+            if isinstance(chosen, InputError)
+            else Reranked(chosen, calls[which], counts[which], tuple(thoughts[which]))
+        )
+    return [results[i] for i in range(len(questions))]
 
 
 def _unread(sampler: PolicySampler, question: Question) -> InputError | None:

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dynarag_jax.chat import ChatServer
@@ -60,7 +60,8 @@ class ServerLists:
         thinks, ``cut_thoughts`` counts those of which only the beginning is kept.
 
     Args:
-      sampler: its prompts' configuration and tokenizer decide how many passages are shown.
+      sampler: its prompts' configuration and tokenizer decide how many passages are shown. Of
+        several processes that share questions one asks.
       key: the server's key, or empty.
     """
 
@@ -80,7 +81,8 @@ class ServerLists:
         self._closed = threading.Event()
         self._chat = config.chat(key, self._closed)
         self._pool = ThreadPoolExecutor(config.parallel, thread_name_prefix="server")
-        self._inside: dict[Future[list[Reply]], tuple[Question, int]] = {}
+        self._inside: dict[str, tuple[Question, int]] = {}
+        self._asked: dict[Future[list[Reply]], str] = {}
 
     @property
     def busy(self) -> bool:
@@ -101,16 +103,31 @@ class ServerLists:
             except InputError as error:
                 results.append(Reject(question.id, str(error)))
                 continue
-            self._inside[self._pool.submit(self._ask, question, shown)] = question, shown
-        done, _ = wait(self._inside, timeout=1.0, return_when=FIRST_COMPLETED)
-        for future in done:
-            question, shown = self._inside.pop(future)
-            try:
-                results.append(self._read(question, shown, future.result()))
-            except Failed as error:
-                reason = f"question '{question.id}': the server gave no lists: {error}"
+            self._inside[question.id] = question, shown
+            if self._sampler.team.leader:
+                self._asked[self._pool.submit(self._ask, question, shown)] = question.id
+        for one in self._sampler.team.told(self._finished):
+            question, shown = self._inside.pop(one["id"])
+            if "failed" in one:
+                reason = f"question '{question.id}': the server gave no lists: {one['failed']}"
                 results.append(Reject(question.id, reason))
+            else:
+                replies = [Reply(**reply) for reply in one["replies"]]
+                results.append(self._read(question, shown, replies))
         return results
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """What has been replied to since, or why not; waits for some of it."""
+        done, _ = wait(self._asked, timeout=1.0, return_when=FIRST_COMPLETED)
+        found: list[dict[str, Any]] = []
+        for future in done:
+            one: dict[str, Any] = {"id": self._asked.pop(future)}
+            try:
+                one["replies"] = [asdict(reply) for reply in future.result()]
+            except Failed as error:
+                one["failed"] = str(error)
+            found.append(one)
+        return found
 
     def _read(self, question: Question, shown: int, replies: list[Reply]) -> Draft | Reject:
         lists, reasons, thoughts = [], [], []

@@ -233,21 +233,32 @@ def _calls(n: int, windows: Windows, kept: int) -> int:
         return calls
 
 
-Reranker = Callable[[list[tuple[int, Positions]]], Sequence[Seen]]
-"""``reranker(views)``: what it chose of each (question's index, positions shown)."""
+Reranker = Callable[[list[tuple[int, Positions]]], Sequence[Seen | InputError]]
+"""``reranker(views)``: what it chose of each (question's index, positions shown), or why it could
+not."""
 
 
-def run_plans(counts: Sequence[int], windows: Windows, rerank: Reranker) -> list[Positions]:
+def run_plans(
+    counts: Sequence[int],
+    windows: Windows,
+    rerank: Reranker,
+    going: Callable[[bool], bool] = bool,
+) -> list[Positions | InputError]:
     """Rerank many questions side by side, a batch of windows at a time.
 
     Args:
       counts: how many candidates each question has.
       rerank: called with the windows of all questions that are not finished yet.
+      going: whether there is a next batch, told whether there is one of these questions; of several
+        processes all go on while one does, since they rerank in common.
+
+    Returns:
+      The list of each question, or why a window of it could not be read.
     """
     plans = [plan(n, windows) for n in counts]
-    results: list[Positions] = [()] * len(plans)
+    results: list[Positions | InputError] = [()] * len(plans)
     answers: dict[int, list[Seen] | None] = dict.fromkeys(range(len(plans)))
-    while answers:
+    while True:
         asks: dict[int, list[Positions]] = {}
         for i, answer in answers.items():
             try:
@@ -255,6 +266,13 @@ def run_plans(counts: Sequence[int], windows: Windows, rerank: Reranker) -> list
             except StopIteration as stop:
                 results[i] = stop.value
         views = [(i, view) for i, own in asks.items() for view in own]
-        seen = iter(rerank(views)) if views else iter(())
-        answers = {i: [next(seen) for _ in own] for i, own in asks.items()}
-    return results
+        if not going(bool(views)):
+            return results
+        seen = iter(rerank(views))
+        answers = {}
+        for i, own in asks.items():
+            read = [next(seen) for _ in own]
+            if wrong := [one for one in read if isinstance(one, InputError)]:
+                results[i] = wrong[0]
+            else:
+                answers[i] = [one for one in read if isinstance(one, Seen)]

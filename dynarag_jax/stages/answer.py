@@ -21,7 +21,7 @@ from dynarag_jax.evaluation import lists
 from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.predictions import prediction_to_json
 from dynarag_jax.evaluation.scoring import require_positive
-from dynarag_jax.files import JsonlAppender, read_jsonl
+from dynarag_jax.files import read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
@@ -30,7 +30,7 @@ from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.stages.common.files import questions_by_output
+from dynarag_jax.stages.common.files import opened, questions_by_output
 from dynarag_jax.stages.common.predicting import counted
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import generator_of
@@ -98,7 +98,6 @@ def list_of(stage: Answer, question: Question, scores: Mapping[str, Sequence[flo
 
 def run(context: Context, stage: Answer) -> None:
     """Write the predictions of every question file under its own name."""
-    context.require_one_process()
     paths = questions_by_output(context, stage.questions)
     models = {"model": context.model(stage.model)}
     if stage.lists == "static":
@@ -127,23 +126,24 @@ def run(context: Context, stage: Answer) -> None:
     sampler = PolicySampler(policy, stage.prompts, stage.batch, context.run.seed, stage.engine)
     for name, questions in asked.items():
         output = context.begin() / name
+        team = sampler.team
         with (
-            JsonlAppender(output) as rows,
+            opened(context, output, team) as rows,
             generator_of(context, stage.generator, sampler) as generator,
             context.progress(len(questions), name) as bar,
         ):
             pairs = zip(questions, chosen[name], strict=True)
             todo = [pair for pair in pairs if pair[0].id not in rows.done]
             bar.start_at(len(questions) - len(todo), len(questions))
-            group = 4 * sampler.batch
-            for first in range(0, len(todo), group):
-                part, own = zip(*todo[first : first + group], strict=True)
-                with counted(sampler, bar, len(part)):
-                    for question, found in answer(sampler, part, own, generator):
+            for group, mine in team.groups(todo, 4 * sampler.batch):
+                some, own = [q for q, _ in mine], [one for _, one in mine]
+                with counted(sampler, bar, len(group)):
+                    for question, found in answer(sampler, some, own, generator):
                         thought = question.extra.get("thought_tokens")
                         if stage.lists == "given" and isinstance(thought, int):
                             found = replace(found, thought_tokens=thought)
                         rows.append(prediction_to_json(found, question, system))
+            rows.finish(q.id for q in questions)
         failed = [line for _, line in read_jsonl(output) if "failed" in line]
         if questions and len(failed) == len(questions):
             raise InputError(f"{paths[name]}: no question can be answered ({failed[0]['failed']})")

@@ -37,10 +37,12 @@ from dynarag_jax.evaluation.tuning import (
     retriever_scores,
     rule_systems,
 )
-from dynarag_jax.files import JsonlAppender, read_json, write_json
+from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
+from dynarag_jax.parts import by_system
 from dynarag_jax.policy.model import Policy, load_policy
+from dynarag_jax.processes import ProcessTeam, agree, once
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
@@ -52,6 +54,7 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
+from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.predicting import PromptCount, Reranking, add_aside, predict, without
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import generator_of
@@ -233,7 +236,6 @@ def setup(stage: Bench, data: Data, sizes: Mapping[str, int]) -> Setup:
 
 def run(context: Context, stage: Bench) -> None:
     """Predict, score, and write the tables."""
-    context.require_one_process()
     if not stage.datasets:
         raise InputError("bench: name at least one dataset in 'datasets'")
     if not stage.models:
@@ -273,7 +275,7 @@ def run(context: Context, stage: Bench) -> None:
         own, rules[name] = rule_systems(stage.rules, *(with_scores(*one) for one in both))
         for system, chosen in own.items():
             fixed[name][0][system], fixed[name][1][system] = chosen, "other"
-    if rules:
+    if rules and context.primary:
         write_json(directory / "rules.json", rules)
     kinds: dict[str, Kind] = dict.fromkeys(models, "model")
     for _, own in fixed.values():
@@ -282,21 +284,21 @@ def run(context: Context, stage: Bench) -> None:
         raise InputError(f"bench: '{clash[0]}' is a baseline's name; call the model otherwise")
     # Parameters of each model, so that one whose work is done need not be loaded to say so.
     counted = directory / "parameters.json"
-    sizes: dict[str, int] = read_json(counted) if counted.exists() else {}
+    sizes: dict[str, int] = once(lambda: read_json(counted) if counted.exists() else {}) or {}
+    sizes = agree(sizes)
+    team = ProcessTeam(context.mesh)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(context.progress(None, f"{context.stage}: lists and answers"))
         outputs = {
             name: stack.enter_context(
-                JsonlAppender(
-                    directory / f"predictions-{name}.jsonl",
-                    key=lambda r: f"{r['system']}/{r['id']}",
-                )
+                opened(context, directory / f"predictions-{name}.jsonl", team, by_system)
             )
             for name in data
         }
         count = PromptCount(stage.prompts, stage.windows)
         for name, questions in data.items():
-            add_aside(outputs[name], everyone[name], aside[name], [*models, *fixed[name][0]])
+            if context.primary:
+                add_aside(outputs[name], everyone[name], aside[name], [*models, *fixed[name][0]])
             for systems in (models, fixed[name][0]):
                 count.add_systems(questions, systems, outputs[name].done, lists=systems is models)
         bar.start_at(0, count.most)
@@ -317,7 +319,8 @@ def run(context: Context, stage: Bench) -> None:
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
             policy = calibrated(context, policy, path)
             sizes[model] = sum(x.size for x in jax.tree.leaves(policy.params))
-            write_json(counted, sizes)
+            if context.primary:
+                write_json(counted, sizes)
             by_length = samplers(context, stage, policy)
             for name, questions in data.items():
                 sampler = by_length[answer_tokens(stage, name)]
@@ -327,7 +330,10 @@ def run(context: Context, stage: Bench) -> None:
                         rows = outputs[name]
                         predict(sampler, how, rows, system, questions, bar, generator)
             del policy, by_length
-    finish(context, stage, everyone, kinds, sizes)
+        for name, rows in outputs.items():
+            systems = [*models, *fixed[name][0]]
+            rows.finish(f"{system}/{q.id}" for system in systems for q in everyone[name])
+    once(lambda: finish(context, stage, everyone, kinds, sizes))
 
 
 def lists_of(fixed: Mapping[str, tuple[Lists, Any]]) -> set[str]:

@@ -17,6 +17,7 @@ from dynarag_jax.atomic import atomic_write
 from dynarag_jax.evaluation.comparison import compare, compared_to_json, comparison_table
 from dynarag_jax.files import write_json
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.stages.common.scored import ScoredPredictions, score_or_show
 
 CONFIG_OPTIONAL = True
@@ -37,12 +38,20 @@ class Compare(ScoredPredictions):
 
 def run(context: Context, stage: Compare) -> None:
     """Score, compare and write."""
-    scored, scores = score_or_show(context, stage, "compare.md")
-    compared = compare(scored.rows, stage.baseline, context.seed, stage.every)
+    found = score_or_show(context, stage, "compare.md")
     directory = context.begin()
-    text = f"{scores}\n# Differences\n\n{comparison_table(compared)}"
-    with atomic_write(directory / "compare.md") as stream:
-        stream.write(text)
-    differences = [compared_to_json(c) for c in compared]
-    write_json(directory / "compare.json", {"protocol": stage.protocol, "compared": differences})
-    context.print(text)
+
+    def write() -> None:
+        assert found is not None
+        scored, scores = found
+        compared = compare(scored.rows, stage.baseline, context.seed, stage.every)
+        text = f"{scores}\n# Differences\n\n{comparison_table(compared)}"
+        with atomic_write(directory / "compare.md") as stream:
+            stream.write(text)
+        differences = [compared_to_json(c) for c in compared]
+        write_json(
+            directory / "compare.json", {"protocol": stage.protocol, "compared": differences}
+        )
+        context.print(text)
+
+    once(write)

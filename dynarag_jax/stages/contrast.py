@@ -14,13 +14,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dynarag_jax.config import INHERITED
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import write_jsonl
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rollout_records import Rollout, Trajectory, rollout_to_json
@@ -54,9 +56,19 @@ def negative_list(
 
 def run(context: Context, stage: Contrast) -> None:
     """Write the pairs, and say which questions have none."""
-    context.require_one_process()
     path = context.path(stage.questions)
     context.manifest(inputs={"questions": path})
+    rows = once(lambda: found_pairs(context, stage, path))
+    output = context.begin() / "rollouts.jsonl"
+    once(lambda: write_jsonl(output, rows or []))
+
+
+def found_pairs(context: Context, stage: Contrast, path: Path) -> list[dict[str, Any]]:
+    """The pairs as lines of rollouts; how many there are is said, and which questions have none.
+
+    Raises:
+      InputError: no question gives a pair.
+    """
     left_out: Counter[str] = Counter()
     rows = []
     ids, longest = stage.prompts.ids, stage.prompts.max_list
@@ -85,5 +97,5 @@ def run(context: Context, stage: Contrast) -> None:
     said = "; ".join(f"{count} {why}" for why, count in left_out.items())
     if not rows:
         raise InputError(f"{path}: no question gives a pair{f' ({said})' if said else ''}")
-    write_jsonl(context.begin() / "rollouts.jsonl", rows)
     context.log(f"{len(rows)} pairs" + (f"; of the other questions {said}" if said else ""))
+    return rows

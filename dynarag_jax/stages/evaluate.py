@@ -31,10 +31,12 @@ from dynarag_jax.evaluation.tuning import (
     rule_systems,
 )
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
-from dynarag_jax.files import JsonlAppender, read_jsonl, write_json, write_jsonl
+from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
+from dynarag_jax.parts import by_system, keys_of
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam, agree, once
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
@@ -51,6 +53,7 @@ from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
 from dynarag_jax.stages.common.curves import CurveConfig, draw_curves
 from dynarag_jax.stages.common.encoder_evaluation import evaluate_encoders
+from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 from dynarag_jax.stages.common.servers import generator_of
 
@@ -131,7 +134,6 @@ def choose(
 
 def run(context: Context, stage: Evaluate) -> None:
     """Write predictions.jsonl and scores.json."""
-    context.require_one_process()
     questions_path = context.path(stage.questions)
     models = {name: context.model(path) for name, path in stage.models.items()}
     if not models:
@@ -176,13 +178,14 @@ def run(context: Context, stage: Evaluate) -> None:
         lists, tuned = rule_systems(stage.rules, *asked)
         fixed |= lists
     directory = context.begin()
-    if tuned is not None:
+    if tuned is not None and context.primary:
         write_json(directory / "rules.json", tuned)
     output = directory / "predictions.jsonl"
     seen = ("", SHUFFLED) if stage.shuffled else ("",)
     systems = [name + how for name in models for how in seen] + [*fixed]
+    team = ProcessTeam(context.mesh)
     with (
-        JsonlAppender(output, key=lambda row: f"{row['system']}/{row['id']}") as rows,
+        opened(context, output, team, by_system) as rows,
         context.progress(None, f"{context.stage}: lists and answers") as bar,
     ):
         count = PromptCount(stage.prompts, stage.windows)
@@ -194,15 +197,16 @@ def run(context: Context, stage: Evaluate) -> None:
             + (f"; {len(rows.done)} predictions stand" if rows.done else "")
         )
         reasons = {reject.id: reject.reason for reject in aside}
-        for question in (q for q in everyone if q.id in reasons):
+        for question in (q for q in everyone if q.id in reasons and context.primary):
             for system in systems:
                 if f"{system}/{question.id}" not in rows.done:
                     rows.append(unlisted(question, reasons[question.id], system, scored))
+        shown_before = agree((directory / "examples.jsonl").exists())
         for place, (name, path) in enumerate(models.items()):
             last = place == len(models) - 1
             own = [name + how for how in seen]
             work = [*own, *(fixed if last else ())]
-            shown = place > 0 or (directory / "examples.jsonl").exists()
+            shown = place > 0 or shown_before
             if shown and all(f"{s}/{q.id}" in rows.done for s in work for q in questions):
                 continue
             policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
@@ -214,9 +218,10 @@ def run(context: Context, stage: Evaluate) -> None:
                 todo = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
                 if not todo:
                     continue
-                asked = [questions[i] for i in todo]
                 count = PromptCount(stage.prompts, stage.windows)
-                count.add(asked, lists=system in own, answers=True)
+                count.add([questions[i] for i in todo], lists=system in own, answers=True)
+                todo = team.mine(todo)
+                asked = [questions[i] for i in todo]
                 with (
                     counted(sampler, bar, count.most),
                     generator_of(context, stage.generator, sampler) as generator,
@@ -241,7 +246,14 @@ def run(context: Context, stage: Evaluate) -> None:
                         rows.append(line | thoughts_to_json(one.thoughts))
             if place == 0 and stage.examples:
                 write_examples(context, stage, sampler, [q for q in questions if q.passages])
-    scored_rows = [row_of_line(line) for _, line in read_jsonl(output)]
+        rows.finish(f"{system}/{q.id}" for system in systems for q in everyone)
+    once(lambda: conclude(context, stage, systems))
+
+
+def conclude(context: Context, stage: Evaluate, systems: Sequence[str]) -> None:
+    """Write the scores of what was predicted."""
+    directory = context.stage_directory
+    scored_rows = [row_of_line(line) for _, line in read_jsonl(directory / "predictions.jsonl")]
     ordered = [row for system in systems for row in scored_rows if row.system == system]
     summaries = summarize(ordered, context.run.seed, one_by_one=True)
     write_json(directory / "scores.json", scores_by_system(summaries))
@@ -275,16 +287,16 @@ def write_examples(
 ) -> None:
     """Sample lists for the questions that the report shows: examples.jsonl."""
     shown = examples(questions, stage.examples)
-    source = policy_lists(sampler, shown, stage.examples_sampling, stage.samples)
-    with generator_of(context, stage.generator, sampler) as generator:
-        found = {
-            one.id: one
+    with opened(context, context.stage_directory / "examples.jsonl", sampler.team) as rows:
+        todo = sampler.team.mine([q for q in shown if q.id not in rows.done])
+        source = policy_lists(sampler, todo, stage.examples_sampling, stage.samples)
+        with generator_of(context, stage.generator, sampler) as generator:
             for one in roll_out(
                 sampler, sampler, source, stage.samples, stage.reward, generator=generator
-            )
-            if isinstance(one, Rollout)
-        }
+            ):
+                if isinstance(one, Rollout):
+                    rows.append(rollout_to_json(one))
+        rows.finish(q.id for q in shown)
+    found = keys_of([rows.path])
     if lost := [question.id for question in shown if question.id not in found]:
         context.log(f"{len(lost)} of the examples cannot be sampled and are left out: '{lost[0]}'")
-    rows = [rollout_to_json(found[question.id]) for question in shown if question.id in found]
-    write_jsonl(context.stage_directory / "examples.jsonl", rows)

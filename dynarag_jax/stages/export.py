@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.manifests import differences as changes
 from dynarag_jax.launch.manifests import plain
+from dynarag_jax.processes import once
 from dynarag_jax.stages.common.training import ABOUT, TITLE, models, start_stage
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.config import Train
@@ -93,7 +95,7 @@ def export_policy(context: Context, stage: Export, source: Path) -> None:
         context.log(f"{target}: {calibration}")
     for kind in stage.onnx:
         name = "policy.onnx" if kind == "float32" else "policy.int8.onnx"
-        write_onnx(source, target / name, int8=kind == "int8")
+        once(partial(write_onnx, source, target / name, int8=kind == "int8"))
         context.log(f"{target / name}: {(target / name).stat().st_size / 1e6:.1f} MB")
     same = policy_fingerprint(source) == policy_fingerprint(target)
     context.log(f"{target}: float32; " + ("the same" if same else "other bytes") + " as trained")

@@ -8,11 +8,13 @@ Writes corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/ into RUN/facts
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dynarag_jax.config import INHERITED
 from dynarag_jax.exchange.tokenizers import train_word_level
 from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import write_passages, write_questions
 
@@ -28,8 +30,13 @@ class Facts:
 def run(context: Context, stage: Facts) -> None:
     """Write corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/."""
     context.manifest(inputs={})
-    world = make_world(stage.world, context.run.seed)
     directory = context.begin()
+    once(lambda: write_world(context, stage, directory))
+
+
+def write_world(context: Context, stage: Facts, directory: Path) -> None:
+    """Generate the world, write its files and its tokenizer, and say how large it is."""
+    world = make_world(stage.world, context.run.seed)
     write_passages(directory / "corpus.jsonl", world.passages)
     write_questions(directory / "train.jsonl", world.train)
     write_questions(directory / "evaluation.jsonl", world.evaluation)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from dynarag_jax.data.reading import Reading, numbered_questions, with_candidates
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.records import Passage, Question, write_passages, write_questions
 
 CONFIG_OPTIONAL = True
@@ -43,6 +45,27 @@ def run(context: Context, stage: Gather) -> None:
         raise InputError("gather: name the file to read with --source")
     source = context.path(stage.source)
     context.manifest(inputs={"source": source})
+    found = once(lambda: gathered(context, stage, source))
+    directory = context.begin()
+
+    def write() -> None:
+        assert found is not None
+        passages, parts = found
+        write_passages(directory / "corpus.jsonl", passages)
+        for name, part in parts.items():
+            write_questions(directory / f"{name}.jsonl", part)
+        context.log(
+            f"{len(passages)} passages, {len(parts['train'])} + {len(parts['evaluation'])} "
+            f"questions in {directory}"
+        )
+
+    once(write)
+
+
+def gathered(
+    context: Context, stage: Gather, source: Path
+) -> tuple[list[Passage], dict[str, list[Question]]]:
+    """The passages of a file's questions, and these divided."""
     questions: list[Question] = []
     for _, question in numbered_questions(source, Reading(stage.format)):
         # Files number passages as they like, and leave some without an id.
@@ -57,11 +80,4 @@ def run(context: Context, stage: Gather) -> None:
     parts: dict[str, list[Question]] = {"train": [], "evaluation": []}
     for i, question in enumerate(questions):
         parts["evaluation" if i in evaluation else "train"].append(question)
-    directory = context.begin()
-    write_passages(directory / "corpus.jsonl", corpus.values())
-    for name, part in parts.items():
-        write_questions(directory / f"{name}.jsonl", part)
-    context.log(
-        f"{len(corpus)} passages, {len(parts['train'])} + {len(parts['evaluation'])} questions "
-        f"in {directory}"
-    )
+    return list(corpus.values()), parts

@@ -22,8 +22,10 @@ from dynarag_jax.config import INHERITED
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import ExpertNoise, label_questions, why_empty
+from dynarag_jax.files import read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam, once
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, write_questions
 from dynarag_jax.retrieval.labels import RELEVANCE, judge_passages, lists_by_scores
@@ -32,9 +34,12 @@ from dynarag_jax.rewards.judge import Judge, JudgeConfig
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.minimal_lists import minimal_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
-from dynarag_jax.stages.common.files import questions_by_output
+from dynarag_jax.stages.common.files import opened, questions_by_output
 from dynarag_jax.stages.common.scores import score_once
-from dynarag_jax.stages.common.servers import key_of, replies_of
+from dynarag_jax.stages.common.servers import added_up, key_of, replies_of
+
+MINIMAL = 256
+"""Questions whose minimal lists are sought together."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,6 @@ class Label:
 
 def run(context: Context, stage: Label) -> None:
     """Label every question file and write it under its own name."""
-    context.require_one_process()
     paths = questions_by_output(context, stage.questions)
     inputs = dict(paths)
     if stage.source == "scores":
@@ -97,7 +101,9 @@ def run(context: Context, stage: Label) -> None:
     scorer = load_scorer(inputs["scorer"], stage.dtype) if stage.source == "scores" else None
     judge = None
     if stage.source == "judge":
-        judge = Judge(stage.judge, key_of(stage.judge), replies_of(context, stage.judge))
+        team = ProcessTeam(None)
+        replies = replies_of(context, stage.judge, team)
+        judge = Judge(stage.judge, key_of(stage.judge), replies, team)
     with judge or nullcontext():
         label_files(context, stage, paths, scorer, judge)
 
@@ -141,7 +147,8 @@ def write_labeled(
         for q in every
     }
     mine |= {q.id: q for q in labeled}
-    write_questions(context.stage_directory / name, (mine[q.id] for q in every))
+    output = context.stage_directory / name
+    once(lambda: write_questions(output, (mine[q.id] for q in every)))
     mean = sum(map(len, lists)) / max(len(lists), 1)
     context.log(f"{name}: {len(lists)} lists, {mean:.2f} passages on average")
 
@@ -149,23 +156,38 @@ def write_labeled(
 def label_minimal(context: Context, stage: Label, paths: Mapping[str, Path], reader: Path) -> None:
     """Label each file by what a reader cannot do without."""
     policy = load_policy(reader, context.mesh, stage.prompts, stage.dtype)
-    likelihood = gold_likelihood(PolicySampler(policy, stage.prompts, 64, context.run.seed))
-    context.begin()
+    sampler = PolicySampler(policy, stage.prompts, 64, context.run.seed)
+    likelihood, team = gold_likelihood(sampler), sampler.team
+    directory = context.begin()
     for name, path in paths.items():
         every = read_questions(path, context.log)
         questions = with_candidates(every, path, context.log)
-        begin = [
-            (q.expert or tuple(range(1, len(q.passages) + 1)))[: stage.limit] for q in questions
-        ]
-        with context.progress(len(questions), name) as bar:
-            lists = minimal_lists(likelihood, questions, begin, stage.keep, bar.update)
+        with (
+            opened(context, directory / f"minimal-{name}", team) as rows,
+            context.progress(len(questions), name) as bar,
+        ):
+            todo = [q for q in questions if q.id not in rows.done]
+            bar.start_at(len(questions) - len(todo), len(questions))
+            for _, mine in team.groups(todo, MINIMAL):
+                begin = [
+                    (q.expert or tuple(range(1, len(q.passages) + 1)))[: stage.limit] for q in mine
+                ]
+                lists = minimal_lists(
+                    likelihood, mine, begin, stage.keep,
+                    lambda n: bar.update(n * team.count), team.any,
+                )  # fmt: skip
+                for question, one in zip(mine, lists, strict=True):
+                    rows.append({"id": question.id, "list": one})
+            rows.finish(question.id for question in questions)
+        found = {row["id"]: row["list"] for _, row in read_jsonl(rows.path)}
         labeled = [
             dataclasses.replace(
-                q, expert=one, expert_source=f"minimal for {stage.reader}", expert_thought=""
+                q, expert=tuple(found[q.id]), expert_source=f"minimal for {stage.reader}",
+                expert_thought="",
             )
-            for q, one in zip(questions, lists, strict=True)
-            if one is not None
-        ]
+            for q in questions
+            if found[q.id] is not None
+        ]  # fmt: skip
         if missing := len(questions) - len(labeled):
             context.log(f"{name}: {missing} questions have no answer that can be scored")
         write_labeled(context, name, every, labeled)
@@ -183,7 +205,8 @@ def judged(
     with context.progress(sum(len(q.passages) for q in questions), path.name) as bar:
         by_question = judge_passages(judge, questions, scores, bar.update)
     if missing := sum(own is None for own in by_question.values()):
-        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common())
+        reasons = added_up(judge.reasons)
+        why = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         context.log(
             f"{path.name}: {missing} questions have no list, since grades are missing: {why}"
         )

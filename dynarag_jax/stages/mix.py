@@ -10,8 +10,9 @@ its normalized text, whatever file it stands in.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from dynarag_jax.data.reading import Reading, read_questions
 from dynarag_jax.data.values import with_content_ids
@@ -19,6 +20,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.facts.expert import label_questions
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import normalize
+from dynarag_jax.processes import once
 from dynarag_jax.records import Question, write_questions
 
 
@@ -53,12 +55,29 @@ class Mix:
 
 def run(context: Context, stage: Mix) -> None:
     """Write train.jsonl, development.jsonl and evaluation.jsonl."""
-    context.require_one_process()
     if not stage.train:
         raise InputError("mix: name at least one set in 'train'")
     files = {f"train {n}": context.path(p) for n, p in stage.train.items()}
     files |= {f"held out {n}": context.path(p) for n, p in stage.held_out.items()}
     context.manifest(inputs=files)
+    parts = once(lambda: mixed(context, stage, files))
+    directory = context.begin()
+
+    def write() -> None:
+        for name, part in (parts or {}).items():
+            write_questions(directory / f"{name}.jsonl", part)
+            sets = {s: sum(q.extra["dataset"] == s for q in part) for s in _sets(part)}
+            context.log(
+                f"{name}.jsonl: {len(part)} questions ("
+                + ", ".join(f"{s} {n}" for s, n in sets.items())
+                + ")"
+            )
+
+    once(write)
+
+
+def mixed(context: Context, stage: Mix, files: Mapping[str, Path]) -> dict[str, list[Question]]:
+    """The questions of each part; none that is held out is in another."""
     taken: dict[str, str] = {}
     held: list[Question] = []
     for name in stage.held_out:
@@ -79,16 +98,7 @@ def run(context: Context, stage: Mix) -> None:
         train += drawn(kept, stage.limits.get(name, 0), f"{context.run.seed}/train/{name}")
     random.Random(f"{context.run.seed}/mix").shuffle(train)
     cut = round(stage.development * len(train))
-    directory = context.begin()
-    parts = {"development": train[:cut], "train": train[cut:], "evaluation": held}
-    for name, part in parts.items():
-        write_questions(directory / f"{name}.jsonl", part)
-        sets = {s: sum(q.extra["dataset"] == s for q in part) for s in _sets(part)}
-        context.log(
-            f"{name}.jsonl: {len(part)} questions ("
-            + ", ".join(f"{s} {n}" for s, n in sets.items())
-            + ")"
-        )
+    return {"development": train[:cut], "train": train[cut:], "evaluation": held}
 
 
 def _sets(questions: Sequence[Question]) -> list[str]:

@@ -9,12 +9,14 @@ Writes lists.jsonl, answers.jsonl where the rollouts have scored answers, and co
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import write_json, write_jsonl
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.prompts import Style
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.training.pairs import (
@@ -45,34 +47,48 @@ class Pairs:
 
 def run(context: Context, stage: Pairs) -> None:
     """Write the pairs of lists, and of answers."""
-    context.require_one_process()
     paths = {
         "rollouts": context.path(stage.rollouts),
         "questions": context.path(stage.questions),
     }
     context.manifest(inputs=paths)
-    rollouts = read_rollouts(paths["rollouts"])
-    questions = {
-        question.id: question for question in read_questions(paths["questions"], context.log)
-    }
+    found = once(lambda: found_pairs(context, stage, paths["rollouts"], paths["questions"]))
+    directory = context.begin()
+
+    def write() -> None:
+        assert found is not None
+        records = preference_records if stage.form == "preference" else llama_factory_records
+        for name, (pairs, _) in found.items():
+            write_jsonl(directory / f"{name}.jsonl", records(pairs))
+        if stage.form == "llama-factory":
+            files = {f"dynarag_{name}": f"{name}.jsonl" for name in found}
+            write_json(directory / "dataset_info.json", llama_factory_info(files))
+        write_json(directory / "counts.json", {name: counts for name, (_, counts) in found.items()})
+
+    once(write)
+
+
+def found_pairs(
+    context: Context, stage: Pairs, rollouts_path: Path, questions_path: Path
+) -> dict[str, tuple[Any, dict[str, int]]]:
+    """The pairs by name, each with its counts, which are said.
+
+    Raises:
+      InputError: there is none.
+    """
+    rollouts = read_rollouts(rollouts_path)
+    questions = {question.id: question for question in read_questions(questions_path, context.log)}
     kinds: list[tuple[Kind, str]] = [("list", "lists")]
     if rollouts and all(rollout.answers is not None for rollout in rollouts):
         kinds.append(("answer", "answers"))
-    records = preference_records if stage.form == "preference" else llama_factory_records
-    counted, files, found = {}, {}, {}
+    found: dict[str, tuple[Any, dict[str, int]]] = {}
     for kind, name in kinds:
-        found[name], counts = all_pairs(
+        pairs, counts = all_pairs(
             questions, rollouts, kind, which=stage.which, min_gap=stage.min_gap, style=stage.style
         )
-        files[f"dynarag_{name}"] = f"{name}.jsonl"
-        counted[name] = asdict(counts)
-        said = ", ".join(f"{what} {count}" for what, count in counted[name].items())
+        found[name] = pairs, asdict(counts)
+        said = ", ".join(f"{what} {count}" for what, count in found[name][1].items())
         context.log(f"{name} of {len(rollouts)} questions: {said}")
-    if not sum(counts["pairs"] for counts in counted.values()):
-        raise InputError(f"{paths['rollouts']}: no two lists or answers differ enough in reward")
-    directory = context.begin()
-    for name, pairs in found.items():
-        write_jsonl(directory / f"{name}.jsonl", records(pairs))
-    if stage.form == "llama-factory":
-        write_json(directory / "dataset_info.json", llama_factory_info(files))
-    write_json(directory / "counts.json", counted)
+    if not sum(counts["pairs"] for _, counts in found.values()):
+        raise InputError(f"{rollouts_path}: no two lists or answers differ enough in reward")
+    return found

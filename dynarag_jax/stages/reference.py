@@ -16,7 +16,6 @@ from typing import Literal
 from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
@@ -26,6 +25,7 @@ from dynarag_jax.rollout_records import Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.sampling.answer_scoring import with_answers
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import with_logps
+from dynarag_jax.stages.common.files import opened
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,6 @@ def asked(
 
 def run(context: Context, stage: Reference) -> None:
     """Score every rollout."""
-    context.require_one_process()
     paths = {
         "rollouts": context.path(stage.rollouts),
         "questions": context.path(stage.questions),
@@ -99,20 +98,21 @@ def run(context: Context, stage: Reference) -> None:
         other = load_policy(paths["policy"], mesh, stage.prompts, stage.dtype)
         sampler = PolicySampler(other, stage.prompts, stage.batch, seed)
     output = context.begin() / "rollouts.jsonl"
-    with JsonlAppender(output) as rows, context.progress(len(rollouts), context.stage) as bar:
-        if rows.repaired:
-            context.log(f"{output}: removed an unfinished last line of {rows.repaired} bytes")
+    team = reference.team
+    with (
+        opened(context, output, team) as rows,
+        context.progress(len(rollouts), context.stage) as bar,
+    ):
         bar.start_at(len(rows.done), len(rollouts))
         todo = [(q, r) for q, r in zip(questions, rollouts, strict=True) if r.id not in rows.done]
-        group = 4 * reference.batch
-        for first in range(0, len(todo), group):
-            some = [q for q, _ in todo[first : first + group]]
-            scored = [r for _, r in todo[first : first + group]]
-            scored = with_logps(reference, some, scored, branches, "reference")
+        for group, mine in team.groups(todo, 4 * reference.batch):
+            some = [q for q, _ in mine]
+            scored = with_logps(reference, some, [r for _, r in mine], branches, "reference")
             if stage.policy:
                 scored = with_logps(sampler, some, scored, branches, "behavior")
             if stage.answers:
                 scored = with_answers(reference, some, scored, branches, stage.reward)
             for rollout in scored:
                 rows.append(rollout_to_json(rollout))
-            bar.update(len(scored))
+            bar.update(len(group))
+        rows.finish(r.id for r in rollouts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dynarag_jax.data.reading import read_questions
@@ -16,6 +17,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.intervals import paired_bootstrap
+from dynarag_jax.processes import once
 from dynarag_jax.report import (
     Curve,
     RunFacts,
@@ -159,8 +161,13 @@ def run(context: Context, stage: Report) -> None:
     """Write summary.json, report.html and figures as SVG; the first two also atop the run."""
     directory = context.directory / stage.evaluation
     context.manifest(inputs={"predictions": directory / "predictions.jsonl"})
-    found = gather(context, stage)
+    gathered = once(lambda: gather(context, stage))
     directory = context.begin()
+    once(lambda: write(context, directory, gathered))
+
+
+def write(context: Context, directory: Path, found: Any) -> None:
+    """Write what was gathered, and show it."""
     write_summary(directory / "summary.json", found)
     write_report(directory / "report.html", found)
     write_figures(directory, found)

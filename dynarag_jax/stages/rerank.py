@@ -25,10 +25,11 @@ from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import thoughts_to_json
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
-from dynarag_jax.files import JsonlAppender, read_jsonl
+from dynarag_jax.files import read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
@@ -40,7 +41,7 @@ from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank, too_many
 from dynarag_jax.stages.common.encoder_training import within
-from dynarag_jax.stages.common.files import questions_by_output
+from dynarag_jax.stages.common.files import opened, questions_by_output
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 
 
@@ -89,7 +90,6 @@ def thoughts_said(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def run(context: Context, stage: Rerank) -> None:
     """Write every question file under its own name, with the lists."""
-    context.require_one_process()
     paths = questions_by_output(context, stage.questions)
     model = context.model(stage.model)
     context.manifest(inputs=paths | {"model": model})
@@ -106,16 +106,17 @@ def run(context: Context, stage: Rerank) -> None:
             questions, stage.prompts.ids, stage.more_passages, name, context.log
         )
         given = {question.id: question for question in questions}
-        output = directory / name
+        team = sampler.team
         with (
-            JsonlAppender(output) as rows,
-            JsonlAppender(directory / f"rejects-{name}") as rejects,
+            opened(context, directory / name, team) as rows,
+            opened(context, directory / f"rejects-{name}", team) as rejects,
             context.progress(None, f"{name}: prompts") as bar,
         ):
             done = rows.done | rejects.done
-            for reject in aside:
-                if reject.id not in done:
-                    rejects.append({"id": reject.id, "reason": reject.reason})
+            if context.primary:
+                for reject in aside:
+                    if reject.id not in done:
+                        rejects.append({"id": reject.id, "reason": reject.reason})
             todo = [q for q in kept if q.id not in done]
             count = PromptCount(stage.prompts, stage.windows).add(todo, lists=True, answers=False)
             bar.start_at(0, count.most)
@@ -124,17 +125,17 @@ def run(context: Context, stage: Rerank) -> None:
                 + (f"; {len(done)} stand" if done else "")
             )
             # Some batches at once, so that the windows of many questions meet.
-            group = 4 * sampler.batch
-            for first in range(0, len(todo), group):
-                part = todo[first : first + group]
-                expected = expected_prompts(part, stage.prompts, stage.windows)[1]
+            for group, mine in team.groups(todo, 4 * sampler.batch):
+                expected = expected_prompts(group, stage.prompts, stage.windows)[1]
                 with counted(sampler, bar, expected):
-                    found = try_rerank(sampler, part, stage.sampling, stage.windows)
-                for question, one in zip(part, found, strict=True):
+                    found = try_rerank(sampler, mine, stage.sampling, stage.windows)
+                for question, one in zip(mine, found, strict=True):
                     if isinstance(one, InputError):
                         rejects.append({"id": question.id, "reason": str(one)})
                     else:
                         rows.append(record(given[question.id], one))
+            for part in (rows, rejects):
+                part.finish(q.id for q in questions)
         say_written(context, name, path, len(questions))
 
 
@@ -165,7 +166,7 @@ def rerank_by_encoder(
 ) -> None:
     """The same by an encoder policy, which reads all candidates at once: no windows."""
     most = min(stage.prompts.max_list, stage.prompts.ids)
-    policy = load_encoder_policy(model, context.mesh, max_list=most, dtype=stage.dtype)
+    policy = load_encoder_policy(model, context.own_mesh, max_list=most, dtype=stage.dtype)
     policy = calibrated(context, policy, model)
     sampler = EncoderSampler(policy, stage.batch, context.run.seed)
     directory = context.begin()
@@ -175,26 +176,28 @@ def rerank_by_encoder(
         kept = within(questions, ids, rule, name, context.log)
         given = {question.id: question for question in questions}
         left_out = set(given) - {question.id for question in kept}
+        team = ProcessTeam(None)
         with (
-            JsonlAppender(directory / name) as rows,
-            JsonlAppender(directory / f"rejects-{name}") as rejects,
+            opened(context, directory / name, team) as rows,
+            opened(context, directory / f"rejects-{name}", team) as rejects,
             context.progress(len(questions), name) as bar,
         ):
             done = rows.done | rejects.done
-            for own in (own for own in given if own in left_out - done):
-                rejects.append({"id": own, "reason": too_many(given[own], ids)})
+            if context.primary:
+                for own in (own for own in given if own in left_out - done):
+                    rejects.append({"id": own, "reason": too_many(given[own], ids)})
             todo = [q for q in kept if q.id not in done]
             bar.start_at(len(questions) - len(todo), len(questions))
-            group = 4 * stage.batch
-            for first in range(0, len(todo), group):
-                part = todo[first : first + group]
-                found = sampler.try_lists(part, stage.sampling)
-                for question, one in zip(part, found, strict=True):
+            for group, mine in team.groups(todo, 4 * stage.batch):
+                found = sampler.try_lists(mine, stage.sampling)
+                for question, one in zip(mine, found, strict=True):
                     if isinstance(one, InputError):
                         rejects.append({"id": question.id, "reason": str(one)})
                     else:
                         calls = len(one.lists[0]) + 1 if policy.cfg.reencode else 1
                         reranked = Reranked(one.lists[0], calls, one.shown)
                         rows.append(record(given[question.id], reranked))
-                    bar.update(1)
+                bar.update(len(group))
+            for part in (rows, rejects):
+                part.finish(q.id for q in questions)
         say_written(context, name, path, len(questions))

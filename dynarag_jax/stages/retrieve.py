@@ -16,7 +16,7 @@ from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import output_stem, write_json
 from dynarag_jax.launch.context import Context
-from dynarag_jax.processes import wait
+from dynarag_jax.processes import once
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.corpora import CorpusConfig, located
 from dynarag_jax.retrieval.judgments import read_qrels
@@ -155,9 +155,7 @@ def run(context: Context, stage: Retrieve) -> None:
             context, directory, store, files[name].name, questions, search[name],
             stage.batch, together,
         )  # fmt: skip
-    if context.primary:
-        conclude(context, stage, files, sets)
-    wait("retrieval is reported")
+    once(lambda: conclude(context, stage, files, sets))
 
 
 def conclude(

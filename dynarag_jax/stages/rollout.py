@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,10 +26,10 @@ from dynarag_jax.config import INHERITED, MorePassages, SameResult
 from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
-from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.context import Context
+from dynarag_jax.parts import SharedRows
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.processes import ProcessTeam, ids_of, merge, part, parts, wait
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
@@ -46,7 +47,14 @@ from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.stages.common.calibrated import say_left_out
 from dynarag_jax.stages.common.candidates import to_learn, too_many
 from dynarag_jax.stages.common.encoder_rollouts import sample_lists
-from dynarag_jax.stages.common.servers import generator_of, key_of, replies_of
+from dynarag_jax.stages.common.files import opened
+from dynarag_jax.stages.common.servers import (
+    added_up,
+    generator_of,
+    key_of,
+    replies_of,
+    say_asked,
+)
 
 
 @dataclass(frozen=True)
@@ -125,75 +133,50 @@ def run(context: Context, stage: SampleRollouts) -> None:
         reference = PolicySampler(other, stage.prompts, stage.batch, seed, stage.engine)
 
     directory = context.begin()
-    # What stands, whoever wrote it; process 0 mends it before anyone reads.
-    if context.primary:
-        for path in parts(directory, ROLLOUTS) + parts(directory, REJECTS):
-            with JsonlAppender(path) as rows:
-                if rows.repaired:
-                    context.log(f"{path}: removed an unfinished last line of {rows.repaired} bytes")
-    wait("rollout begins")
-    standing, set_aside = (ids_of(parts(directory, kind)) for kind in (ROLLOUTS, REJECTS))
-    wait("rollout has read")
-    done = standing | set_aside
-    mine = questions[team.index :: team.count]
-    todo = [q for q in mine if q.id not in done]
-    source = source_of(stage, sampler, todo)
-    context.truncate_metrics(len(done))
-    outputs = {
-        kind: JsonlAppender(part(directory, kind, team.index)) if team.leader else None
-        for kind in (ROLLOUTS, REJECTS)
-    }
-    account = RolloutReport(context, stage, sampler, len(done), team.count)
-    passages = {q.id: len(q.passages) for q in mine}
-    if outputs[REJECTS] is not None and context.primary:
-        for reject in rejects:
-            if reject.id not in done:
-                account.reject(outputs[REJECTS], reject)
-    try:
-        with (
-            generator_of(context, stage.generator, sampler, team) as generator,
-            context.progress(len(questions), context.stage) as bar,
-        ):
-            bar.start_at(sum(q.id in done for q in questions), len(questions))
-            for result in roll_out(
-                sampler, reference, source, stage.samples, scorer, stage.answers, generator,
-                stage.credit,
-            ):  # fmt: skip
-                if isinstance(result, Reject):
-                    account.reject(outputs[REJECTS], result)
-                else:
-                    if rows := outputs[ROLLOUTS]:
-                        rows.append(rollout_to_json(result))
-                    account.add(result, passages[result.id] - result.shown)
-                left = bar.n < len(questions)
-                bar.update(min(team.count, len(questions) - bar.n) if left else 0)
-    finally:
-        if isinstance(source, ServerLists):
-            source.close()
+    with ExitStack() as stack:
         if scorer.judge is not None:
-            scorer.judge.close()
-        for rows in outputs.values():
-            if rows is not None:
-                rows.close()
-    account.report()
-    if isinstance(source, ServerLists) and source.repairs:
-        kinds = ", ".join(
-            f"{name} {count}" for name, count in sorted(source.repairs.items()) if count
+            stack.callback(scorer.judge.close)
+        made, aside = (
+            stack.enter_context(opened(context, directory / f"{kind}.jsonl", team))
+            for kind in (ROLLOUTS, REJECTS)
         )
+        done = made.done | aside.done
+        todo = team.mine([q for q in questions if q.id not in done])
+        source = source_of(stage, sampler, todo)
+        if isinstance(source, ServerLists):
+            stack.callback(source.close)
+        context.truncate_metrics(len(done))
+        account = RolloutReport(context, stage, sampler, len(done), team.count)
+        passages = {q.id: len(q.passages) for q in todo}
+        if context.primary:
+            for reject in rejects:
+                if reject.id not in done:
+                    account.reject(aside, reject)
+        generator = stack.enter_context(generator_of(context, stage.generator, sampler))
+        bar = stack.enter_context(context.progress(len(questions), context.stage))
+        bar.start_at(sum(q.id in done for q in questions), len(questions))
+        for result in roll_out(
+            sampler, reference, source, stage.samples, scorer, stage.answers, generator,
+            stage.credit,
+        ):  # fmt: skip
+            if isinstance(result, Reject):
+                account.reject(aside, result)
+            else:
+                made.append(rollout_to_json(result))
+                account.add(result, passages[result.id] - result.shown)
+            left = bar.n < len(questions)
+            bar.update(min(team.count, len(questions) - bar.n) if left else 0)
+    account.report()
+    if isinstance(source, ServerLists):
+        repairs = added_up(source.repairs)
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(repairs.items()) if count)
         context.log(f"repairs of the server's lists: {kinds or 'none'}")
     if judge := scorer.judge:
-        said = ", ".join(f"{name} {judge.counts[name]}" for name in ("asked", "cached", "missing"))
-        why = ", ".join(f"{reason} ({count})" for reason, count in judge.reasons.most_common(5))
-        context.log(f"the judge's grades: {said}{': ' + why if why else ''}")
-    wait("rollout ends")
-    if context.primary:
-        merge(directory, ROLLOUTS, [q.id for q in questions])
-        left_out = merge(
-            directory, REJECTS, [r.id for r in rejects] + [q.id for q in questions], always=False
-        )
-        if left_out:
-            context.log(f"set aside {left_out} questions: see {directory / 'rejects.jsonl'}")
-    wait("rollout is merged")
+        say_asked(context, "the judge's grades", judge.counts, judge.reasons)
+    made.finish(q.id for q in questions)
+    order = [*(r.id for r in rejects), *(q.id for q in questions)]
+    if left_out := aside.finish(order, always=False):
+        context.log(f"set aside {left_out} questions: see {aside.path}")
 
 
 def questions_of(
@@ -235,7 +218,7 @@ def scorer_of(context: Context, stage: SampleRollouts, team: ProcessTeam) -> Sco
     judge = None
     if stage.reward.judge:
         replies = replies_of(context, stage.judge, team)
-        judge = Judge(stage.judge, key_of(stage.judge), replies)
+        judge = Judge(stage.judge, key_of(stage.judge), replies, team)
     bertscore = stage.bertscore.load() if stage.reward.bertscore else None
     return Scorer(stage.reward, bertscore=bertscore, judge=judge)
 
@@ -259,10 +242,9 @@ class RolloutReport:
         self._dropped = 0
         self._began, self._before = time.monotonic(), (0, 0)
 
-    def reject(self, rows: JsonlAppender | None, reject: Reject) -> None:
+    def reject(self, rows: SharedRows, reject: Reject) -> None:
         """Set a question aside."""
-        if rows is not None:
-            rows.append({"id": reject.id, "reason": reject.reason})
+        rows.append({"id": reject.id, "reason": reject.reason})
         self._rejected += 1
         if self._rejected <= 5:
             self._context.log(f"set aside: {reject.reason}")

@@ -31,5 +31,5 @@ class Score(ScoredPredictions):
 
 def run(context: Context, stage: Score) -> None:
     """Score and write."""
-    _, page = score_or_show(context, stage, "scores.md")
-    context.print(page)
+    if found := score_or_show(context, stage, "scores.md"):
+        context.print(found[1])

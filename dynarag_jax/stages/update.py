@@ -20,6 +20,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.files import read_lines
 from dynarag_jax.launch.context import Context
+from dynarag_jax.processes import once
 from dynarag_jax.records import Passage
 from dynarag_jax.retrieval.corpora import CorpusAccount, CorpusConfig, CorpusFormat, located
 from dynarag_jax.retrieval.embed import MINILM
@@ -69,7 +70,6 @@ class Update:
 
 def run(context: Context, stage: Update) -> None:
     """Write passages/, vectors/ and index/."""
-    context.require_one_process()
     embeddings, indexed = context.path(stage.embedded), context.path(stage.indexed) / INDEX
     added = None
     if stage.add:
@@ -98,10 +98,15 @@ def run(context: Context, stage: Update) -> None:
     if not len(kept) + len(new):
         raise InputError("update: no passage is left; remove fewer")
 
-    changed = joined_store(store, kept, new, directory / PASSAGES)
-    joined = joined_vectors(vectors, kept, fresh, changed, directory / VECTORS)
+    once(lambda: joined_store(store, kept, new, directory / PASSAGES))
+    changed = Store(directory / PASSAGES)
+    once(lambda: joined_vectors(vectors, kept, fresh, changed, directory / VECTORS))
+    joined = open_vectors(directory / VECTORS, vectors.encoder, changed.fingerprint)
     target = directory / INDEX
-    if not target.exists():
+
+    def change_index() -> None:
+        if target.exists():
+            return
         with atomic_directory(target) as temporary:
             shutil.copytree(indexed, temporary, dirs_exist_ok=True)
             said = update_index(
@@ -113,8 +118,10 @@ def run(context: Context, stage: Update) -> None:
                 rebuild_at=stage.rebuild_at,
             )
         context.log(said)
+
+    once(change_index)
     load_index_of(context, changed, joined, target)
-    shutil.rmtree(work, ignore_errors=True)
+    once(lambda: shutil.rmtree(work, ignore_errors=True))
 
 
 def removed_rows(store: Store, path: Path) -> set[int]:
@@ -134,10 +141,10 @@ def removed_rows(store: Store, path: Path) -> set[int]:
     return rows
 
 
-def joined_store(store: Store, kept: np.ndarray, new: Sequence[Passage], directory: Path) -> Store:
-    """The passages that stay, and those that are new behind them."""
+def joined_store(store: Store, kept: np.ndarray, new: Sequence[Passage], directory: Path) -> None:
+    """Write the passages that stay, and those that are new behind them, unless they stand."""
     if directory.exists():
-        return Store(directory)
+        return
 
     def passages() -> Iterator[Passage]:
         yield from (store[int(row)] for row in kept)
@@ -145,13 +152,13 @@ def joined_store(store: Store, kept: np.ndarray, new: Sequence[Passage], directo
 
     account = CorpusAccount(records=len(kept) + len(new))
     account.empty = sum(not passage.text.strip() for passage in passages())
-    return write_store(directory, passages(), account)
+    write_store(directory, passages(), account)
 
 
 def joined_vectors(
     vectors: Vectors, kept: np.ndarray, new: Vectors | None, store: Store, directory: Path
-) -> Vectors:
-    """The vectors of ``joined_store``'s passages."""
+) -> None:
+    """Write the vectors of ``joined_store``'s passages, unless they stand."""
     old = vectors.plan
     plan = Plan(old.encoder, store.fingerprint, len(store), old.width, old.dtype, old.size)
     if not (directory / "manifest.json").is_file():
@@ -163,4 +170,3 @@ def joined_vectors(
                 parts.append(new.rows(rows[rows >= len(kept)] - len(kept)))
             write_shard(directory, plan, shard, np.concatenate(parts))
         finish(directory, plan)
-    return open_vectors(directory, plan.encoder, store.fingerprint)

@@ -30,7 +30,7 @@ from dynarag_jax.records import question_to_json
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.rollout_records import read_rollouts, rollout_from_json, rollout_to_json
-from dynarag_jax.sampling import policy_sampler
+from dynarag_jax.sampling import given_branches
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
@@ -451,21 +451,21 @@ def test_given_lists_are_scored_in_parts_where_their_attention_is_large(
     questions = [question(f"q{i}", passages=3) for i in range(5)]
     lists = [[(1,), (2, 3)], [(3,)], [()], [(2,), (1,)], [(3, 1)]]
     whole = sampler.logps(questions, lists, 2)
-    rows, scorer = [], sampler._scorer
+    rows, scorer = [], sampler._given._scorer
 
     def counted(params, batch):
         rows.append(len(batch.trunk))
         return scorer(params, batch)
 
-    monkeypatch.setattr(sampler, "_scorer", counted)
+    monkeypatch.setattr(sampler._given, "_scorer", counted)
     # Room for two prompts: two heads, two branches of the longest list, over 200 tokens.
     longest = policy.spelling.longest(prompts.max_list)
-    monkeypatch.setattr(policy_sampler, "SCORES", 2 * (2 * 2 * longest * (200 + longest)))
+    monkeypatch.setattr(given_branches, "SCORES", 2 * (2 * 2 * longest * (200 + longest)))
     for ours, theirs in zip(sampler.logps(questions, lists, 2), whole, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a == pytest.approx(b, abs=1e-5)
     assert max(rows) <= 4 and min(rows) < 4 and sum(rows) >= 5
-    monkeypatch.setattr(policy_sampler, "SCORES", 1)
+    monkeypatch.setattr(given_branches, "SCORES", 1)
     rows.clear()
     sampler.logps(questions, lists, 2)
     assert rows == [1] * 5

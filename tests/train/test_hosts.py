@@ -1,4 +1,4 @@
-"""Training on two processes: each reads its rows, both are one run, and both stop together."""
+"""Two processes: each reads its rows, both are one run, both stop and both fail together."""
 
 from __future__ import annotations
 
@@ -78,3 +78,51 @@ def test_two_processes_train_as_one_and_stop_together(sft_place):
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4), (ours["step"], name)
         for name in ("reranker/padding", "generator/padding", "reranker/dropped_passages"):
             assert ours[name] == theirs[name]
+
+
+FAILING = """
+import sys
+from dynarag_jax import processes
+from dynarag_jax.config import Run
+from dynarag_jax.errors import InputError
+from dynarag_jax.launch import exit_codes, start
+
+which = sys.argv[1]
+
+
+def work():
+    start.start_jax(Run(directory="."))
+    processes.wait("both are here")
+    if which == "both" or processes.index() == int(which):
+        raise InputError("q.jsonl:7: no such field")
+    for turn in range(10**9):
+        processes.wait(f"turn {turn}")
+
+
+sys.exit(exit_codes.guard(work))
+"""
+
+
+@pytest.mark.slow  # one waits for the other a while
+@pytest.mark.parametrize("which", ["0", "1", "both"])
+def test_a_process_that_fails_ends_the_others_with_its_reason(which):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, which],
+            env=os.environ | joined | {"JAX_PROCESS_ID": str(i), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = finish(both, 2)
+    for i, text in enumerate(said):
+        assert "Traceback" not in text
+        if which in ("both", str(i)):
+            assert "error: q.jsonl:7: no such field\n" in text
+        else:
+            assert f"error: stopped, since process {which} failed: q.jsonl:7: no such field" in text

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.data.reading import read_questions, with_candidates
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation import lists
@@ -18,10 +19,12 @@ from dynarag_jax.evaluation.predictions import Prediction, prediction_to_json
 from dynarag_jax.evaluation.scoring import by_benchmark
 from dynarag_jax.evaluation.tuning import read_tuning, retriever_scores, rule_systems
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
-from dynarag_jax.files import atomic_write, write_json, write_jsonl
+from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
+from dynarag_jax.parts import SharedRows, by_system
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam, once
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
@@ -29,13 +32,15 @@ from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.curves import draw_curves
 from dynarag_jax.stages.common.encoder_training import within
+from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.scores import score_once
 from dynarag_jax.stages.common.servers import generator_of
 
 KNOWN_K = "the scores' order, k known"
 """As many as are needed, in the order of the scores: what knowing how many alone would give."""
 
-Written = list[Chosen | InputError]
+Written = Mapping[str, Chosen | InputError]
+"""A system's lists by question id, or why there is none."""
 
 
 def evaluate_encoders(
@@ -64,7 +69,7 @@ def evaluate_encoders(
     questions = within(questions, ids, rule, questions_path.name, context.log)
     if not questions:
         raise InputError(f"{questions_path}: no question has candidates")
-    context.begin()
+    directory = context.begin()
     scorer = None
     if stage.scorer:
         scorer = load_scorer(context.model(stage.scorer), stage.dtype)
@@ -72,14 +77,6 @@ def evaluate_encoders(
         scores = scores_of(context, scorer, questions, "scores")
     else:
         scores = [[0.0] * len(question.passages) for question in questions]  # nobody asks
-    systems: dict[str, Written] = {}
-    for name, path in models.items():
-        most = min(stage.prompts.max_list, ids)
-        policy = load_encoder_policy(path, context.mesh, max_list=most, dtype=stage.dtype)
-        policy = calibrated(context, policy, path)
-        sampler = EncoderSampler(policy, stage.batch, context.run.seed)
-        for how in ("", SHUFFLED) if stage.shuffled else ("",):
-            systems[name + how] = written(context, sampler, stage, questions, name + how, bool(how))
     given = {q.id: own for q, own in zip(questions, scores, strict=True)}
     fixed: dict[str, Sequence[Chosen]] = {}
     widest = max(len(q.passages) for q in questions)
@@ -94,7 +91,8 @@ def evaluate_encoders(
         asked = within(asked, ids, rule, tuning.name, context.log)
         both = ((asked, scores_of(context, scorer, asked, "tuning-scores")), (questions, scores))
         found, tuned = rule_systems(stage.rules, *both)
-        write_json(context.stage_directory / "rules.json", tuned)
+        if context.primary:
+            write_json(directory / "rules.json", tuned)
         fixed |= found
     if stage.baselines:
         fixed[KNOWN_K] = [
@@ -102,18 +100,73 @@ def evaluate_encoders(
             for q, own in zip(questions, scores, strict=True)
         ]
         fixed[lists.ORACLE] = [lists.oracle(q) for q in questions]
-    own_systems = list(systems)
-    systems |= {name: list(own) for name, own in fixed.items()}
-    answered, lines = answers_of(context, stage, questions, systems)
-    write_jsonl(context.stage_directory / "predictions.jsonl", lines)
-    table: dict[str, ListScores] = {
-        name: score_lists(questions, own, answered.get(name)) for name, own in systems.items()
-    }
+    seen = ("", SHUFFLED) if stage.shuffled else ("",)
+    own_systems = [name + how for name in models for how in seen]
+    systems = [*own_systems, *fixed]
+    # Who reads in common answers in common; an encoder policy is every process's own.
+    team = ProcessTeam(context.mesh if stage.reader else None)
+    with opened(context, directory / "predictions.jsonl", team, by_system) as rows:
+        mine = {
+            system: team.mine([q for q in questions if f"{system}/{q.id}" not in rows.done])
+            for system in systems
+        }
+        chosen = {
+            system: dict(zip((q.id for q in questions), own, strict=True))
+            for system, own in fixed.items()
+        }
+        for name, path in models.items():
+            most = min(stage.prompts.max_list, ids)
+            if not any(mine[name + how] for how in seen):
+                continue
+            policy = load_encoder_policy(path, context.own_mesh, max_list=most, dtype=stage.dtype)
+            policy = calibrated(context, policy, path)
+            sampler = EncoderSampler(policy, stage.batch, context.run.seed)
+            for how in seen:
+                some = mine[name + how]
+                own = written(context, sampler, stage, some, name + how, bool(how))
+                chosen[name + how] = dict(zip((q.id for q in some), own, strict=True))
+        predict(context, stage, rows, mine, chosen)
+        rows.finish(f"{system}/{q.id}" for system in systems for q in questions)
+    once(lambda: conclude(context, stage, questions, systems, own_systems))
+
+
+def conclude(
+    context: Context,
+    stage: Any,
+    questions: Sequence[Question],
+    systems: Sequence[str],
+    own_systems: Sequence[str],
+) -> None:
+    """Score what was predicted, and write the tables.
+
+    Args:
+      own_systems: those of the policies.
+    """
+    directory = context.stage_directory
+    lines = {by_system(line): line for _, line in read_jsonl(directory / "predictions.jsonl")}
+    scored = by_benchmark(metrics=stage.metrics)
+    table: dict[str, ListScores] = {}
+    for system in systems:
+        own = [lines[f"{system}/{q.id}"] for q in questions]
+        # A list that failed has no answer; an answer that failed is empty.
+        written = [
+            InputError(line["failed"])
+            if line.get("failed") and line["answer"] is None
+            else tuple(line["list"])
+            for line in own
+        ]
+        answered = None
+        if stage.reader:
+            answered = [
+                next(iter(scored(q, line["answer"]).values()))
+                for q, line in zip(questions, own, strict=True)
+            ]
+        table[system] = score_lists(questions, written, answered)
     seed = context.run.seed
     named = f"the scores of {stage.scorer}" if stage.scorer else "the retriever's scores"
     page = list_page(questions, table, own_systems, [f"Rules and fixed cuts go by {named}."], seed)
-    write_json(context.stage_directory / "scores.json", lists_to_json(questions, table, seed))
-    with atomic_write(context.stage_directory / "scores.md") as stream:
+    write_json(directory / "scores.json", lists_to_json(questions, table, seed))
+    with atomic_write(directory / "scores.md") as stream:
         stream.write(page)
     context.log(page)
     draw_curves(context, stage, models, questions, given, by_benchmark(metrics=stage.metrics))
@@ -142,7 +195,7 @@ def written(
     questions: Sequence[Question],
     system: str,
     shuffled: bool,
-) -> Written:
+) -> list[Chosen | InputError]:
     """A policy's lists, in the positions of the questions as they came."""
     orders = [tuple(range(1, len(question.passages) + 1)) for question in questions]
     asked = list(questions)
@@ -161,16 +214,19 @@ def written(
     ]
 
 
-def answers_of(
+def predict(
     context: Context,
     stage: Any,
-    questions: Sequence[Question],
-    systems: Mapping[str, Written],
-) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
-    """What each system's answers score, where there is a reader; and the predictions' lines."""
-    scored = by_benchmark(metrics=stage.metrics)
-    values: dict[str, list[float]] = {}
-    lines: list[dict[str, Any]] = []
+    rows: SharedRows,
+    asked: Mapping[str, Sequence[Question]],
+    chosen: Mapping[str, Written],
+) -> None:
+    """Append each system's lists, with the answers from them where there is a reader.
+
+    Args:
+      asked: this process's questions by system.
+      chosen: their lists.
+    """
     with contextlib.ExitStack() as stack:
         sampler = generator = None
         if stage.reader:
@@ -181,18 +237,16 @@ def answers_of(
                 policy, stage.prompts, stage.batch, context.run.seed, stage.engine
             )
             generator = stack.enter_context(generator_of(context, stage.generator, sampler))
-        for system, own in systems.items():
+        for system, questions in asked.items():
             made: dict[str, Prediction] = {}
-            for question, chosen in zip(questions, own, strict=True):
-                failed = str(chosen) if isinstance(chosen, InputError) else ""
-                kept = () if isinstance(chosen, InputError) else chosen
+            for question in questions:
+                own = chosen[system][question.id]
+                failed = str(own) if isinstance(own, InputError) else ""
+                kept = () if isinstance(own, InputError) else own
                 made[question.id] = Prediction(question.id, list=kept, failed=failed)
             if sampler is not None:
                 good = [q for q in questions if not made[q.id].failed]
                 given = [made[q.id].list or () for q in good]
                 made |= {q.id: one for q, one in answer(sampler, good, given, generator)}
-                values[system] = [
-                    next(iter(scored(q, made[q.id].answer).values())) for q in questions
-                ]
-            lines += [prediction_to_json(made[q.id], q, system) for q in questions]
-    return values, lines
+            for question in questions:
+                rows.append(prediction_to_json(made[question.id], question, system))

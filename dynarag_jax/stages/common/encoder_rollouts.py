@@ -13,7 +13,6 @@ import numpy as np
 
 from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
@@ -28,7 +27,8 @@ from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.encoder_training import within
-from dynarag_jax.stages.common.servers import generator_of
+from dynarag_jax.stages.common.files import opened
+from dynarag_jax.stages.common.servers import generator_of, say_asked
 
 ROLLOUTS, REJECTS = "rollouts.jsonl", "rejects.jsonl"
 
@@ -47,7 +47,6 @@ def sample_lists(
     Raises:
       InputError: no question can be used, or the reward needs what is not here.
     """
-    context.require_one_process()
     if not stage.reader and (needy := stage.reward.answered()):
         raise InputError(
             f"reward: '{needy[0]}' judges an answer, and an encoder policy writes none: name a "
@@ -66,7 +65,7 @@ def sample_lists(
     most = min(stage.prompts.max_list, stage.prompts.ids)
 
     def load(path: Path) -> EncoderSampler:
-        policy = load_encoder_policy(path, mesh, max_list=most, dtype=stage.dtype)
+        policy = load_encoder_policy(path, context.own_mesh, max_list=most, dtype=stage.dtype)
         return EncoderSampler(policy, stage.batch, seed)
 
     sampler = reference = load(paths["model"])
@@ -76,31 +75,37 @@ def sample_lists(
     if stage.reader:
         loaded = load_policy(paths["reader"], mesh, stage.prompts, stage.dtype)
         reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
-    scorer = scorer_of(context, stage, ProcessTeam(mesh))
+    # Who reads in common answers in common; an encoder policy is every process's own.
+    team = ProcessTeam(None) if reader is None else reader.team
+    scorer = scorer_of(context, stage, team)
     if scorer.weights.likelihood and reader is not None:
         found = shared_likelihood if stage.credit else gold_likelihood
         scorer.likelihood = found(reader)
-    output, aside = (context.begin() / name for name in (ROLLOUTS, REJECTS))
-    with (
-        JsonlAppender(output) as rows,
-        JsonlAppender(aside) as left,
-        answering(context, stage, reader) as generator,
-        context.progress(len(usable) + len(rejects), context.stage) as bar,
-    ):
+    directory = context.begin()
+    with contextlib.ExitStack() as stack:
+        if scorer.judge is not None:
+            stack.callback(scorer.judge.close)
+        rows, left = (
+            stack.enter_context(opened(context, directory / name, team))
+            for name in (ROLLOUTS, REJECTS)
+        )
         done = rows.done | left.done
-        for reject in rejects:
-            if reject.id not in done:
-                left.append({"id": reject.id, "reason": reject.reason})
+        if context.primary:
+            for reject in rejects:
+                if reject.id not in done:
+                    left.append({"id": reject.id, "reason": reject.reason})
         todo = [q for q in usable if q.id not in done]
-        bar.start_at(len(usable) - len(todo) + len(rejects), len(usable) + len(rejects))
+        generator = stack.enter_context(answering(context, stage, reader))
+        every = len(usable) + len(rejects)
+        bar = stack.enter_context(context.progress(every, context.stage))
+        bar.start_at(every - len(todo), every)
         context.truncate_metrics(len(rows.done))
-        count, group = len(rows.done), 4 * stage.batch
-        for first in range(0, len(todo), group):
+        count = len(rows.done)
+        for group, mine in team.groups(todo, 4 * stage.batch):
             began = time.monotonic()
             made: list[Rollout] = []
-            part = todo[first : first + group]
             for one in roll_out_lists(
-                sampler, reference, generator, part, stage.sampling, stage.samples, scorer,
+                sampler, reference, generator, mine, stage.sampling, stage.samples, scorer,
                 stage.credit,
             ):  # fmt: skip
                 if isinstance(one, Reject):
@@ -108,18 +113,15 @@ def sample_lists(
                 else:
                     rows.append(rollout_to_json(one))
                     made.append(one)
-                bar.update(1)
-            count += len(made)
+            bar.update(len(group))
+            count += len(made) * team.count
             if made:
-                _report(context, count, made, time.monotonic() - began)
+                _report(context, count, made, (time.monotonic() - began) / team.count)
     if scorer.judge is not None:
-        scorer.judge.close()
-    lines = {line["id"]: line for _, line in read_jsonl(output)}
-    write_jsonl(output, [lines[q.id] for q in usable if q.id in lines])
-    if not any(True for _ in read_jsonl(aside)):
-        aside.unlink()
-    else:
-        context.log(f"some questions are set aside: see {aside}")
+        say_asked(context, "the judge's grades", scorer.judge.counts, scorer.judge.reasons)
+    rows.finish(q.id for q in usable)
+    if left.finish([*(r.id for r in rejects), *(q.id for q in usable)], always=False):
+        context.log(f"some questions are set aside: see {left.path}")
 
 
 @contextlib.contextmanager
@@ -130,7 +132,7 @@ def answering(
     if reader is None:
         yield None
         return
-    with generator_of(context, stage.generator, reader, reader.team) as server:
+    with generator_of(context, stage.generator, reader) as server:
         yield server or reader
 
 

@@ -1,4 +1,4 @@
-"""Files that a stage's configuration names as ``FILE`` or ``NAME=FILE``."""
+"""Files that a stage's configuration names, and those that its processes append to together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.predictions import split_name
 from dynarag_jax.files import output_stem
 from dynarag_jax.launch.context import Context
+from dynarag_jax.parts import Key, SharedRows, by_id
+from dynarag_jax.processes import ProcessTeam
 
 
 def sources(context: Context, given: Sequence[str], what: str) -> list[tuple[str, Path]]:
@@ -40,6 +42,16 @@ def questions_by_output(context: Context, given: Sequence[str]) -> dict[str, Pat
             )
         found[name] = path
     return found
+
+
+def opened(
+    context: Context, path: Path, team: ProcessTeam, key: Key = by_id, afresh: bool = False
+) -> SharedRows:
+    """A file in parts that this process appends to, with the others; arguments as of its class."""
+    rows = SharedRows(path, team, key, afresh)
+    if rows.repaired:
+        context.log(f"{path}: removed an unfinished last line of {rows.repaired} bytes")
+    return rows
 
 
 def inputs(kinds: dict[str, list[Path]]) -> dict[str, Path]:

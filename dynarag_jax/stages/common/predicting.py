@@ -14,8 +14,8 @@ from dynarag_jax.evaluation.predictions import (
     prediction_to_json,
     thoughts_to_json,
 )
-from dynarag_jax.files import JsonlAppender
 from dynarag_jax.launch.progress import Progress
+from dynarag_jax.parts import SharedRows
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rollout_records import Thought
@@ -64,9 +64,12 @@ class PromptCount:
 
 @contextlib.contextmanager
 def counted(sampler: PolicySampler, bar: Progress, expected: int) -> Iterator[None]:
-    """Count every list and answer of the sampler on a bar whose total took ``expected`` of them."""
-    first = bar.n
-    sampler.heard = lambda: bar.update(1)
+    """Count every list and answer of the sampler on a bar whose total took ``expected`` of them.
+
+    Of several processes each counts what it hears for all of them.
+    """
+    first, teams = bar.n, sampler.team.count
+    sampler.heard = lambda: bar.update(teams)
     try:
         yield
     finally:
@@ -82,12 +85,15 @@ def without(questions: Sequence[Question], others: Sequence[Reject]) -> list[Que
 
 
 def add_aside(
-    rows: JsonlAppender,
+    rows: SharedRows,
     questions: Sequence[Question],
     aside: Sequence[Reject],
     systems: Sequence[str],
 ) -> None:
-    """Append what every system makes of the questions that are set aside: a failure."""
+    """Append what every system makes of the questions that are set aside: a failure.
+
+    Of several processes one calls it.
+    """
     reasons = {reject.id: reject.reason for reject in aside}
     for question in (q for q in questions if q.id in reasons):
         for system in systems:
@@ -107,7 +113,7 @@ class Reranking:
 def predict(
     sampler: PolicySampler,
     lists: Reranking | Sequence[Chosen],
-    rows: JsonlAppender,
+    rows: SharedRows,
     system: str,
     questions: Sequence[Question],
     bar: Progress,
@@ -115,24 +121,24 @@ def predict(
 ) -> None:
     """Append a system's predictions of one dataset, those that are not there.
 
+    In a run of several processes all of them call it, each with all questions.
+
     Args:
       lists: how the model writes its own lists, or a list for each question.
       generator: a server that answers in place of the model.
     """
     left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
     # Some batches at once, so that the windows of many questions meet.
-    group = 4 * sampler.batch
-    for first in range(0, len(left), group):
-        places = left[first : first + group]
+    for group, places in sampler.team.groups(left, 4 * sampler.batch):
         part = [questions[i] for i in places]
         if isinstance(lists, Reranking):
             lines = _rerank_and_answer(sampler, lists, system, part, generator)
             count = PromptCount(sampler.prompts, lists.windows)
-            expected = count.add(part, lists=True, answers=True).most
+            expected = count.add([questions[i] for i in group], lists=True, answers=True).most
         else:
             found = answer(sampler, part, [lists[i] for i in places], generator)
             lines = (prediction_to_json(one, question, system) for question, one in found)
-            expected = len(part)
+            expected = len(group)
         with counted(sampler, bar, expected):
             for line in lines:
                 rows.append(line)

@@ -11,6 +11,7 @@ from dynarag_jax.evaluation.runs import Scored, score_files
 from dynarag_jax.evaluation.scoring import CUTOFFS, check_dataset, require_positive
 from dynarag_jax.launch.context import Context, StageDone
 from dynarag_jax.metrics.normalizers import MetricsConfig
+from dynarag_jax.processes import once
 from dynarag_jax.stages.common.files import inputs, sources
 
 
@@ -42,14 +43,17 @@ class ScoredPredictions:
         check_protocol(self.protocol, self.metrics)
 
 
-def score_or_show(context: Context, stage: ScoredPredictions, page: str) -> tuple[Scored, str]:
+def score_or_show(
+    context: Context, stage: ScoredPredictions, page: str
+) -> tuple[Scored, str] | None:
     """Score the predictions and write the scores: what was found, and its page as Markdown.
+
+    Of several processes process 0 does it; None in the others.
 
     Raises:
         StageDone: everything stands already; the file ``page`` has been printed.
         InputError: a file is missing or cannot be read, or a prediction's question is unknown.
     """
-    context.require_one_process()
     questions = [path for _, path in sources(context, stage.questions, "questions")]
     named = sources(context, stage.predictions, "predictions")
     files = inputs({"questions": questions, "predictions": [path for _, path in named]})
@@ -58,21 +62,28 @@ def score_or_show(context: Context, stage: ScoredPredictions, page: str) -> tupl
     except StageDone:
         context.print((context.stage_directory / page).read_text())
         raise
-    scored = score_files(
-        questions,
-        named,
-        dataset=stage.dataset,
-        cutoffs=stage.cutoffs,
-        answerer=answerer(stage.protocol, stage.dataset, stage.metrics),
+    scored = once(
+        lambda: score_files(
+            questions,
+            named,
+            dataset=stage.dataset,
+            cutoffs=stage.cutoffs,
+            answerer=answerer(stage.protocol, stage.dataset, stage.metrics),
+        )
     )
     directory = context.begin()
-    write_trec(directory / "trec", scored)
-    _, text = write_scores(
-        directory,
-        scored.flat(),
-        stage.protocol,
-        note(stage.protocol) + scored.notes(),
-        foot=stage.metrics.note(),
-        seed=context.seed,
-    )
-    return scored, text
+
+    def write() -> tuple[Scored, str]:
+        assert scored is not None
+        write_trec(directory / "trec", scored)
+        _, text = write_scores(
+            directory,
+            scored.flat(),
+            stage.protocol,
+            note(stage.protocol) + scored.notes(),
+            foot=stage.metrics.note(),
+            seed=context.seed,
+        )
+        return scored, text
+
+    return once(write)

@@ -20,6 +20,7 @@ from dynarag_jax.policy.pair_tokens import (
     padded_count,
     padded_pieces,
 )
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question, valid_list
 from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
@@ -41,7 +42,8 @@ class EncoderSampler:
     """Draws and scores lists with one encoder policy; compiled programs are kept between calls.
 
     Questions of like numbers of candidates and like lengths share batches; a question's lists do
-    not depend on what it shares one with.
+    not depend on what it shares one with. In a run of several processes each works by itself, with
+    the policy on its own devices.
 
     Args:
       batch: questions at once, at most.
@@ -49,7 +51,7 @@ class EncoderSampler:
 
     def __init__(self, policy: EncoderPolicy, batch: int, seed: int):
         self.policy, self.batch, self.seed = policy, max(batch, 1), seed
-        self.maker = policy.pair_maker()
+        self.maker, self.team = policy.pair_maker(), ProcessTeam(None)
         self.heard: Callable[[], None] = lambda: None
         """called for every question as its lists are written"""
         self._writers: dict[tuple[int, Sampling], Callable[..., Any]] = {}

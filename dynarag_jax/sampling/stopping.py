@@ -81,7 +81,7 @@ def written_paths(sampler: PolicySampler, questions: Sequence[Question]) -> list
     lists = [_stops(one.lists[0], spelling.ids[: one.shown]) for one in longest]
     thoughts = [one.thoughts[0].tokens if one.thoughts else () for one in longest]
     before = [[own] * len(each) for own, each in zip(thoughts, lists, strict=True)]
-    most = max((len(each) for each in lists), default=1)
+    (most,) = sampler.team.max([max((len(each) for each in lists), default=1)])
     logps = sampler.logps(questions, lists, most, before if spelling.thought else ())
     return [
         _path(each, [spelling.spell(chosen, own) for chosen in each], values)

@@ -11,7 +11,7 @@ found, so that a killed run continues; curve.json holds all that was to choose f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,9 +34,10 @@ from dynarag_jax.evaluation.curves import (
 from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.evaluation.scoring import by_benchmark
 from dynarag_jax.exchange.calibration import Calibration, ListBias, save_calibrated
-from dynarag_jax.files import write_json
+from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import MetricsConfig
+from dynarag_jax.processes import once, wait
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.answer_server import GeneratorConfig
@@ -50,6 +51,7 @@ from dynarag_jax.stages.common.curves import (
     paths_of,
     within_one_prompt,
 )
+from dynarag_jax.stages.common.files import opened
 
 NONE = ListBias()
 
@@ -113,7 +115,6 @@ class Calibrate:
 
 def run(context: Context, stage: Calibrate) -> None:
     """Choose a bias, write the model with it, and say what its lists then are."""
-    context.require_one_process()
     if not stage.target.name:
         raise InputError(
             "calibrate: no target; set one of target.mean_k, target.tokens and target.quality"
@@ -142,8 +143,7 @@ def run(context: Context, stage: Calibrate) -> None:
         place = chosen(curve, stage.target)
         bias = bias_of(float(curve.values[place]), stage.moved)
         expected = [path.at(bias) for path in paths]
-        with context.progress(len(questions), "its lists") as bar:
-            found = lists_of(context, stage, sampler, questions, bias, lambda: bar.update(1))
+        found = lists_of(context, stage, sampler, questions, bias)
     if differ := sum(a != b for a, b in zip(expected, found, strict=True)):
         context.log(f"{differ} of {len(found)} lists are others than expected, by rounding")
     lists = {name: expected if name == "answer" else found for name in figures}
@@ -152,7 +152,7 @@ def run(context: Context, stage: Calibrate) -> None:
     y = stage.target.quality or ("set_f1" if "set_f1" in figures else "mean_k")
     x = "tokens" if stage.target.tokens is not None else "mean_k"
     low, high = float(curve.means[x].min()), float(curve.means[x].max())
-    write_json(directory / "curve.json", curve_to_json(curve, x, y, low, high))
+    once(lambda: write_json(directory / "curve.json", curve_to_json(curve, x, y, low, high)))
     name = stage.target.quality or stage.target.name
     target = {name: getattr(stage.target, name, None)}
     calibration = Calibration(bias, target, reached, len(questions), path.name)
@@ -167,16 +167,30 @@ def lists_of(
     sampler: PolicySampler | EncoderSampler,
     questions: Sequence[Question],
     bias: ListBias,
-    heard: Callable[[], object],
 ) -> list[Chosen]:
-    """The lists that the policy gives with a bias, drawn as they will be."""
+    """The lists that the policy gives with a bias, drawn as they will be.
+
+    Several processes share the questions, and each gets all lists.
+    """
     if isinstance(sampler, EncoderSampler):
         own = EncoderSampler(sampler.policy.with_bias(bias), stage.batch, context.seed)
     else:
         policy = sampler.policy.with_bias(bias)
         own = PolicySampler(policy, stage.prompts, stage.batch, context.seed, stage.engine)
-    own.heard = lambda: (heard(), None)[1]
-    return [one.lists[0] for one in own.lists(questions, GREEDY)]
+    mine = own.team.mine(questions)
+    output = context.stage_directory / "lists.jsonl"
+    with (
+        opened(context, output, own.team, afresh=True) as rows,
+        context.progress(len(questions), "its lists") as bar,
+    ):
+        own.heard = lambda: bar.update(own.team.count)
+        for question, one in zip(mine, own.lists(mine, GREEDY), strict=True):
+            rows.append({"id": question.id, "list": one.lists[0]})
+        rows.finish(question.id for question in questions)
+    found = {line["id"]: tuple(line["list"]) for _, line in read_jsonl(output)}
+    wait("all have read the lists")
+    once(output.unlink)
+    return [found[question.id] for question in questions]
 
 
 def chosen(curve: QualityCurve, target: CalibrationTarget) -> int:

@@ -248,6 +248,10 @@ def run(context: Context, stage: Evaluate) -> None:
                 write_examples(context, stage, sampler, [q for q in questions if q.passages])
         rows.finish(f"{system}/{q.id}" for system in systems for q in everyone)
     once(lambda: conclude(context, stage, systems))
+    scores = None
+    if all(p.score is not None for q in questions for p in q.passages):
+        scores = {q.id: retriever_scores([q], len(q.passages))[0] for q in questions}
+    draw_curves(context, stage, models, questions, scores, scored)
 
 
 def conclude(context: Context, stage: Evaluate, systems: Sequence[str]) -> None:
@@ -260,10 +264,6 @@ def conclude(context: Context, stage: Evaluate, systems: Sequence[str]) -> None:
     context.log(side_by_side(summaries))
     if foot := stage.metrics.note():
         context.log(foot)
-    scores = None
-    if all(p.score is not None for q in questions for p in q.passages):
-        scores = {q.id: retriever_scores([q], len(q.passages))[0] for q in questions}
-    draw_curves(context, stage, models, questions, scores, scored)
 
 
 def unlisted(question: Question, reason: str, system: str, scored: Answerer) -> dict[str, Any]:

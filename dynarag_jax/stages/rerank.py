@@ -29,7 +29,6 @@ from dynarag_jax.files import read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
@@ -176,7 +175,7 @@ def rerank_by_encoder(
         kept = within(questions, ids, rule, name, context.log)
         given = {question.id: question for question in questions}
         left_out = set(given) - {question.id for question in kept}
-        team = ProcessTeam(None)
+        team = sampler.team
         with (
             opened(context, directory / name, team) as rows,
             opened(context, directory / f"rejects-{name}", team) as rejects,

@@ -24,10 +24,11 @@ from dynarag_jax.evaluation.lists import Chosen
 from dynarag_jax.evaluation.rules import fixed_k
 from dynarag_jax.evaluation.scoring import Answerer
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
-from dynarag_jax.files import JsonlAppender, read_jsonl, write_json
+from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import once
 from dynarag_jax.prompts import format_passage
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.answer_server import ServerAnswers
@@ -36,6 +37,7 @@ from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.stopping import StopPath, stop_paths
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import first_passages
+from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import generator_of
 
 Quality = Literal["set_f1", "answer"]
@@ -76,7 +78,7 @@ def lister_and_reader(
         yield sampler, sampler
         return
     most = min(stage.prompts.max_list, stage.prompts.ids)
-    drawn = load_encoder_policy(model, mesh, max_list=most, dtype=stage.dtype)
+    drawn = load_encoder_policy(model, context.own_mesh, max_list=most, dtype=stage.dtype)
     drawn = calibrated(context, drawn, model) if bias else drawn
     reader = None
     if stage.reader:
@@ -107,19 +109,22 @@ def paths_of(
     file: Path,
     what: str,
 ) -> list[StopPath]:
-    """The paths of all questions; ``file`` keeps them, so that a killed run continues."""
+    """The paths of all questions; ``file`` keeps them, so that a killed run continues.
+
+    Several processes share the questions.
+    """
     with (
-        JsonlAppender(file) as rows,
+        opened(context, file, sampler.team) as rows,
         context.progress(len(questions), f"{what}: where lists stop") as bar,
     ):
         todo = [q for q in questions if q.id not in rows.done]
         bar.start_at(len(questions) - len(todo), len(questions))
-        for first in range(0, len(todo), 4 * sampler.batch):
-            part = todo[first : first + 4 * sampler.batch]
-            for question, path in zip(part, stop_paths(sampler, part), strict=True):
+        for group, mine in sampler.team.groups(todo, 4 * sampler.batch):
+            for question, path in zip(mine, stop_paths(sampler, mine), strict=True):
                 # Of the last list, which has no alternative, no number is written.
                 rows.append({"id": question.id, "lists": path.lists, "needs": path.needs[:-1]})
-                bar.update(1)
+            bar.update(len(group))
+        rows.finish(q.id for q in questions)
     found = {line["id"]: line for _, line in read_jsonl(file)}
     return [
         StopPath(
@@ -158,18 +163,18 @@ def answer_figure(
     """The headline metric of the answers from given lists, kept in ``file``; others have none."""
     wanted = sorted(set(lists))
     with (
-        JsonlAppender(file, key=_key) as rows,
+        opened(context, file, reader.team, _key) as rows,
         context.progress(len(wanted), "answers of the curve") as bar,
     ):
         todo = [(i, one) for i, one in wanted if _name(questions[i], one) not in rows.done]
         bar.start_at(len(wanted) - len(todo), len(wanted))
-        for first in range(0, len(todo), 4 * reader.batch):
-            part = todo[first : first + 4 * reader.batch]
-            made = answer(reader, [questions[i] for i, _ in part], [c for _, c in part], generator)
+        for group, mine in reader.team.groups(todo, 4 * reader.batch):
+            made = answer(reader, [questions[i] for i, _ in mine], [c for _, c in mine], generator)
             for question, one in made:
                 value = next(iter(scored(question, one.answer).values()), 0.0)
                 rows.append({"id": question.id, "list": one.list, "value": value})
-                bar.update(1)
+            bar.update(len(group))
+        rows.finish(_name(questions[i], one) for i, one in wanted)
     known = {_key(line): float(line["value"]) for _, line in read_jsonl(file)}
     return lambda place, chosen: known[_name(questions[place], chosen)]
 
@@ -264,6 +269,6 @@ def draw_curves(
             curves += rule_curves(asked, own, figures)
     low, high = common_range(curves, how.against)
     rows = [curve_to_json(curve, how.against, how.quality, low, high) for curve in curves]
-    write_json(context.stage_directory / "curves.json", rows)
+    once(lambda: write_json(context.stage_directory / "curves.json", rows))
     note = "" if scores else "Candidates have no scores, so that there are no rules beside."
     context.log(curve_page(curves, how.against, how.quality, how.points, note))

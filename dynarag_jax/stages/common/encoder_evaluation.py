@@ -128,6 +128,7 @@ def evaluate_encoders(
         predict(context, stage, rows, mine, chosen)
         rows.finish(f"{system}/{q.id}" for system in systems for q in questions)
     once(lambda: conclude(context, stage, questions, systems, own_systems))
+    draw_curves(context, stage, models, questions, given, by_benchmark(metrics=stage.metrics))
 
 
 def conclude(
@@ -169,7 +170,6 @@ def conclude(
     with atomic_write(directory / "scores.md") as stream:
         stream.write(page)
     context.log(page)
-    draw_curves(context, stage, models, questions, given, by_benchmark(metrics=stage.metrics))
 
 
 def scores_of(

@@ -76,7 +76,7 @@ def sample_lists(
         loaded = load_policy(paths["reader"], mesh, stage.prompts, stage.dtype)
         reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
     # Who reads in common answers in common; an encoder policy is every process's own.
-    team = ProcessTeam(None) if reader is None else reader.team
+    team = sampler.team if reader is None else reader.team
     scorer = scorer_of(context, stage, team)
     if scorer.weights.likelihood and reader is not None:
         found = shared_likelihood if stage.credit else gold_likelihood

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.stages.evaluate import SHUFFLED, Evaluate, choose
@@ -28,7 +29,10 @@ def test_lists_over_shuffled_candidates_are_reported_in_the_order_that_was_given
 
     prompts = PromptConfig(ids=6)
     maker = SimpleNamespace(rerank_prompt=lambda question: None)
-    writer = SimpleNamespace(lists=lambda *how: list(lists(*how)), prompts=prompts, maker=maker)
+    writer = SimpleNamespace(
+        try_lists=lambda *how: list(lists(*how)), prompts=prompts, maker=maker,
+        team=ProcessTeam(None),
+    )  # fmt: skip
     stage = Evaluate(prompts=prompts)
     asked = [question(number) for number in range(20)]
     for system in ("model", "model" + SHUFFLED):

@@ -30,6 +30,11 @@ def guard(work: Callable[[], object]) -> int:
     def terminate(*_: object) -> None:
         raise Terminated
 
+    def ends_now() -> None:
+        # The others' word that they leave comes as a signal, and this one leaves by itself.
+        if main_thread and processes.count() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     # transformers reads tokenizers here, and its advice to install PyTorch helps nobody.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     main_thread = threading.current_thread() is threading.main_thread()
@@ -38,6 +43,7 @@ def guard(work: Callable[[], object]) -> int:
         with signals.acknowledging(compiling):
             work()
     except InputError as error:
+        ends_now()
         code = _complain(str(error))
         signals.fail_together(code, str(error))
         return code
@@ -54,6 +60,7 @@ def guard(work: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
+        ends_now()
         if line := _explain(error):
             code = _complain(line)
             signals.fail_together(code, line)

@@ -47,8 +47,7 @@ FAST = """
     "rerank": Rerank(model=model, questions=("asked.jsonl",), batch=8),
     "answer": Answer(model=model, questions=("{{run}}/rerank/asked.jsonl",), batch=8),
     "evaluate": Evaluate(
-        models={{"ours": model}}, questions="asked.jsonl", top_k=(2,), examples=2, samples=2,
-        batch=8,
+        models={{"ours": model}}, questions="asked.jsonl", top_k=(2,), examples=0, batch=8,
     ),
 """
 
@@ -57,7 +56,7 @@ MORE = """
     "minimal": Label(questions=("asked.jsonl",), source="minimal", reader=model, limit=4),
     "shuffled": Evaluate(
         models={{"one": model, "two": model}}, questions="asked.jsonl", top_k=(2,), shuffled=True,
-        examples=0, batch=8, more_passages="set_aside",
+        examples=2, samples=2, batch=8, more_passages="set_aside",
     ),
     "beam": Rerank(
         model=model, questions=("asked.jsonl",), batch=8, sampling=Sampling(method="beam", width=8)

@@ -110,7 +110,7 @@ def evaluate_encoders(
             system: team.mine([q for q in questions if f"{system}/{q.id}" not in rows.done])
             for system in systems
         }
-        chosen = {
+        chosen: dict[str, Written] = {
             system: dict(zip((q.id for q in questions), own, strict=True))
             for system, own in fixed.items()
         }

@@ -401,4 +401,5 @@ def test_llama_cpp_gives_the_same_probabilities(family, llama_cpp, source, tmp_p
         logps = scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
         for token, logp in found:
             assert logps[token] == pytest.approx(logp, abs=0.02)
-        assert found[0][0] == int(logps.argmax())
+        # Of two that are as likely up to rounding to half precision, either may be first.
+        assert logps[found[0][0]] > logps.max() - 0.02

@@ -44,7 +44,7 @@ class IndexConfig:
     """least share of the exact best that the index must find, in (0, 1]"""
     at: int = 50
     """how many of the best: passages that a question will ask for"""
-    first_recall: float = 0.99
+    first_recall: float = 0.995
     """least share of the exact best ten that must be among them, in [0, 1]: one of these missed
     costs more than one of the last; 0 asks for nothing"""
     reorder_type: ReorderType = "float32"

@@ -39,8 +39,11 @@ CODE = sorted(
     for folder in ("train", "eval", "configs", "benchmarks", "dynarag_jax")
     for p in (ROOT / folder).rglob("*.py")
 )
-# A reader's own config, where a page means one, trains a language model: the other kind comes last.
-CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"), key=lambda p: (p.stem == "encoder", p))
+# A reader's own config, where a page means one, trains a language model, and its stages have their
+# usual names: the others come last.
+CONFIGS = sorted(
+    (ROOT / "configs").glob("[a-z]*.py"), key=lambda p: (p.stem in ("dro", "encoder"), p)
+)
 ELSEWHERE = {"CONFIG", "CONFIG.py", "PATH", "MODULE", "NAME", "STAGE"}
 """Words that stand for what the reader has."""
 

@@ -28,6 +28,7 @@ def ran(place, name, stage):
     return place / name
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_a_language_model_keeps_a_budget_and_finds_the_best_answers(
     model, tmp_path, monkeypatch, capsys
 ):

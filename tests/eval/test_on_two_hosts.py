@@ -105,6 +105,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_two_processes_label_rerank_answer_and_evaluate_as_one(place, model, scorer):
     ended(start([written(model, "one", FAST, scorer=str(scorer))], 1))
     said = ended(start([written(model, "two", FAST, scorer=str(scorer))], 2))

@@ -377,6 +377,7 @@ def test_a_calibration_without_a_target_or_beyond_reach_is_refused(ran):
         CalibrationTarget(mean_k=1, quality="set_f1")
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_rounds_go_on_from_each_other_and_the_best_is_kept(ran, monkeypatch, capsys):
     stage = Rounds(rounds=3, figure="set_f1", questions="{run}/label/development.jsonl", patience=9)
     stages = ran.stages | {"rounds": stage}
@@ -445,6 +446,7 @@ def test_rounds_that_would_repeat_the_first_are_refused(ran):
         rounds.run(context, context.config)
 
 
+@pytest.mark.slow  # compiles or waits for long; others of its kind are fast
 def test_feedback_learns_from_credit_by_step(ran):
     credited = replace(ran.stages["rollout"], credit="gains", limit=16)
     objectives = Objectives(nll=NONE, rloo=Rloo(weight=1.0, credit=1.0))

@@ -92,7 +92,7 @@ def on_one():
 
 @pytest.mark.parametrize(
     "sizes",
-    [*(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 8, 1))), (2, 2, 2)],
+    [pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 8, 1), (2, 2, 2))],
     ids=str,
 )
 def test_losses_of_twenty_steps_are_the_same_on_every_mesh(on_one, sizes):

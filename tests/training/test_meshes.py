@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order
 from dynarag_jax.training.step import StreamLoss, init_state, make_step, state_shardings
+from tests.hosts import joined
 
 CFG = DecoderConfig(
     vocab=32, width=16, layers=2, heads=4, kv_heads=2, head_size=8, mlp=24, positions=64
@@ -109,9 +109,6 @@ def test_a_checkpoint_of_one_mesh_continues_on_another(on_one, tmp_path):
 
 def in_processes(count, *arguments):
     """The losses that so many processes print, which have the mesh's devices together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, *map(str, arguments)],
@@ -119,15 +116,13 @@ def in_processes(count, *arguments):
                 **os.environ,
                 "PYTHONPATH": str(Path(__file__).parents[2]),
                 "JAX_NUM_CPU_DEVICES": str(math.prod(arguments[:3]) // count),
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(index),
+                **own,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for own in joined(count)
     ]
     said = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, said

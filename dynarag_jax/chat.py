@@ -1,14 +1,14 @@
 """A client of OpenAI-compatible chat completions: retries with backoff, time-outs, what failed.
 
-Who writes lists (``sampling.server``), answers questions (``sampling.answer_server``) and judges
-answers (``rewards.judge``) share it.
+Who writes lists (``sampling.server``), gives reasons for them (``sampling.reason_server``), answers
+questions (``sampling.answer_server``) and judges answers (``rewards.judge``) share it.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -114,3 +114,13 @@ def read_completion(data: bytes) -> Completion:
     usage = value.get("usage")
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
     return Completion(replies, total if isinstance(total, int) and total >= 0 else None)
+
+
+def fill(prompt: str, values: Mapping[str, str]) -> str:
+    """Fill fields in one pass, so that braces in a question or an answer are left alone."""
+    parts, at = [], 0
+    while at < len(prompt):
+        name = next((n for n in values if prompt.startswith(n, at)), None)
+        parts.append(prompt[at] if name is None else values[name])
+        at += 1 if name is None else len(name)
+    return "".join(parts)

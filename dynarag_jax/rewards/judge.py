@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from dynarag_jax.chat import fill
 from dynarag_jax.chat_cache import CachedChat, PaidServer, Replies, reply_key
 from dynarag_jax.config import SameResult
 from dynarag_jax.errors import InputError
@@ -148,7 +149,7 @@ class Judge:
             "{lowest}": f"{config.lowest:g}",
             "{highest}": f"{config.highest:g}",
         }
-        prompt = _fill(config.prompt, filled)
+        prompt = fill(config.prompt, filled)
         return {
             "model": config.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -161,13 +162,3 @@ class Judge:
             return Judgment(None, reply.missing)
         verdict = parse_verdict(reply.text, self.config.lowest, self.config.highest)
         return Judgment(verdict.score, verdict.reason)
-
-
-def _fill(prompt: str, values: dict[str, str]) -> str:
-    """Fill fields in one pass, so that braces in a question or an answer are left alone."""
-    parts, at = [], 0
-    while at < len(prompt):
-        name = next((n for n in values if prompt.startswith(n, at)), None)
-        parts.append(prompt[at] if name is None else values[name])
-        at += 1 if name is None else len(name)
-    return "".join(parts)

@@ -21,6 +21,7 @@ from dynarag_jax.stages.index import BuildIndex
 from dynarag_jax.stages.label import Label
 from dynarag_jax.stages.mix import Mix
 from dynarag_jax.stages.pairs import Pairs
+from dynarag_jax.stages.reasons import CollectReasons
 from dynarag_jax.stages.reference import Reference
 from dynarag_jax.stages.report import Report
 from dynarag_jax.stages.rerank import Rerank
@@ -43,6 +44,7 @@ __all__ = [
     "BuildIndex",
     "Calibrate",
     "CalibrationTarget",
+    "CollectReasons",
     "Compare",
     "Contexts",
     "Contrast",

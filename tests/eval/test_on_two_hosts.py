@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from dynarag_jax.retrieval.labels import RELEVANCE
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
 from dynarag_jax.sampling.answer_server import GeneratorConfig
+from dynarag_jax.sampling.reason_server import ReasonConfig
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig
 from dynarag_jax.stages import (
-    Answer, Bench, Compare, Contrast, Evaluate, Label, Mix, Pairs, Reference, Rerank,
-    SampleRollouts, Score,
+    Answer, Bench, CollectReasons, Compare, Contrast, Evaluate, Label, Mix, Pairs, Reference,
+    Rerank, SampleRollouts, Score,
 )
 
 run = Run(
@@ -142,6 +144,8 @@ class Handler(JsonHandler):
         self.server.log.append(json.dumps(body, sort_keys=True))  # type: ignore[attr-defined]
         text = body["messages"][-1]["content"]
         says = "Score: 50" if "Score:" in text else "bern"
+        if "Needed passages:" in text:
+            says = f"ada works\n{text.splitlines()[-1].partition(': ')[2]}"
         if "n" in body:
             says = ("[1]", "[2], [1]", "None")[body["seed"] % 3]
         choices = [{"message": {"content": says}} for _ in range(body.get("n", 1))]
@@ -157,6 +161,12 @@ SERVED = """
     "label": Label(
         questions=("others.jsonl",), source="judge",
         judge=JudgeConfig({url!r}, "m", prompt=RELEVANCE, request_limit=300),
+    ),
+    "reasons": CollectReasons(
+        ("{{run}}/label/others.jsonl",), model, server=ReasonConfig({url!r}, "m"),
+        prompts=PromptConfig(
+            style="compact", ids=6, max_list=3, rerank_tokens=64, thought_tokens=12
+        ),
     ),
     "evaluate": Evaluate(
         models={{"ours": model}}, questions="asked.jsonl", top_k=(2,), examples=1, samples=2,
@@ -176,6 +186,11 @@ def test_two_processes_ask_servers_what_one_asks(place, model, mesh):
             asked.append(Counter(text.replace(server.url, "") for text in server.log))
     assert asked[0] == asked[1] and max(asked[0].values()) == 1
     one, two = (contents(place / "runs" / name) for name in ("one", "two"))
+    thoughts = [q["expert"].get("thought") for q in two["reasons/others.jsonl"]]
+    assert thoughts == ["ada works"] * 5
+    for each in (one, two):
+        for name in [name for name in each if re.match(r"reasons(\.part-\d)?\.jsonl", name)]:
+            del each[name]
     replies = {name for name in two if "judge" in name or "generator" in name}
     assert len(replies) == (2 if mesh == "1, 1, 2" else 4)
     for each in (one, two):

@@ -52,7 +52,7 @@ def check_keys(subject: Subject) -> list[Finding]:
     for name, stage in subject.chosen():
         kind, reward = kinds(stage), getattr(stage, "reward", None)
         used = {
-            "server": "SampleRollouts" in kind,
+            "server": bool(kind & {"SampleRollouts", "CollectReasons"}),
             # Of a training stage it is a stream of answers.
             "generator": "Train" not in kind,
             "judge": ("Label" in kind and stage.source == "judge")
@@ -65,6 +65,9 @@ def check_keys(subject: Subject) -> list[Finding]:
             if not server.url:
                 if field == "judge":
                     text = "the reward weighs 'judge': set judge.url and judge.model"
+                    findings.append(Finding("problem", name, text))
+                elif "CollectReasons" in kind:
+                    text = "reasons need a server: set server.url and server.model"
                     findings.append(Finding("problem", name, text))
                 continue
             variable, local = server.key_variable, _local(server.url)

@@ -113,7 +113,7 @@ def makes(stage: Any) -> set[str] | None:
             "checkpoints",
             *(["adapters"] if stage.lora.rank or stage.adapters else []),
         }
-    if kind & {"Label", "Rerank", "Answer"}:
+    if kind & {"Label", "CollectReasons", "Rerank", "Answer"}:
         return {f"{output_stem(text)}.jsonl" for text in stage.questions}
     if "Retrieve" in kind:
         stems = [output_stem(text) for text in stage.questions]

@@ -102,7 +102,7 @@ def plan(
 def default_batch_tokens() -> int:
     """Tokens of a full batch on one device of this machine."""
     if jax.default_backend() == "cpu":
-        return max(2048, 512 * (os.cpu_count() or 1))
+        return max(1024, 512 * (os.cpu_count() or 1))
     return 65_536
 
 

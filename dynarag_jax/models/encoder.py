@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,19 +70,77 @@ def count_parameters(cfg: EncoderConfig) -> int:
     return sum(math.prod(shape) for shape in leaves)
 
 
+class _Texts(NamedTuple):
+    """What every layer knows of a batch: which positions are visible [B, T], and the groups."""
+
+    visible: jax.Array
+    there: jax.Array | None
+
+
 def _attention(
-    cfg: EncoderConfig, w: Params, x: jax.Array, visible: jax.Array, there: jax.Array | None
+    cfg: EncoderConfig, w: Params, x: jax.Array, texts: _Texts, first_only: bool
 ) -> jax.Array:
-    """Every position over every visible one: x [B T, D], visible [B, T] -> [B T, D]."""
-    b, t = visible.shape
+    """Every position, or each text's first, over every visible one: [B T, D] -> [B T or B, D]."""
+    b, t = texts.visible.shape
+    d = cfg.width
+
+    def by_heads(flat: jax.Array, parts: int) -> list[jax.Array]:
+        split = flat.reshape(b, -1, parts, cfg.heads, d // cfg.heads)
+        return [split[:, :, i].transpose(0, 2, 1, 3) for i in range(parts)]  # [B, H, T, K]
+
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
-    qkv = (x @ w["qkv"] + w["qkv_bias"]).reshape(b, t, 3, cfg.heads, -1)
-    q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))  # [B, H, T, K]
-    if there is None:
-        values = attend(q, k, v, visible[:, None, None])
+    if first_only:
+        asking = x.reshape(b, t, d)[:, 0]
+        (q,) = by_heads(asking @ w["qkv"][:, :d] + w["qkv_bias"][:d], 1)
+        k, v = by_heads(x @ w["qkv"][:, d:] + w["qkv_bias"][d:], 2)
     else:
-        values = attend_across(q, k, v, visible[:, None, None], there, q)
-    return values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width)
+        q, k, v = by_heads(x @ w["qkv"] + w["qkv_bias"], 3)
+    visible = texts.visible[:, None, None]
+    if texts.there is None:
+        values = attend(q, k, v, visible)
+    else:
+        values = attend_across(q, k, v, visible, texts.there, q)
+    return values.transpose(0, 2, 1, 3).reshape(-1, d)
+
+
+def _layer(
+    cfg: EncoderConfig, texts: _Texts, x: jax.Array, w: Params, first_only: bool = False
+) -> jax.Array:
+    """One layer over x [B T, D]; with ``first_only`` what it gives each text's first position."""
+    w = {name: p.astype(cfg.dtype) for name, p in w.items()}
+    attended = _attention(cfg, w, x, texts, first_only) @ w["output"] + w["output_bias"]
+    if first_only:
+        x = x.reshape(*texts.visible.shape, cfg.width)[:, 0]
+    x = layer_norm(x + attended, w["attention_norm_scale"], w["attention_norm_bias"], cfg.norm_eps)
+    hidden = gelu(x @ w["up"] + w["up_bias"])
+    x = x + hidden @ w["down"] + w["down_bias"]
+    return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps)
+
+
+def _embedded(
+    cfg: EncoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    types: jax.Array | None,
+    there: jax.Array | None,
+) -> tuple[jax.Array, _Texts]:
+    """What the first layer reads [B T, D]; the arguments are those of ``encode``."""
+    b, t = tokens.shape
+    # One key stays visible at least, so that an empty row of padding gives no NaN.
+    visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
+    positions = params["positions"][cfg.first_position : cfg.first_position + t]
+    kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)
+    x = jnp.take(params["tokens"], tokens, axis=0) + positions + kinds
+    x = layer_norm(x, params["norm_scale"], params["norm_bias"], cfg.norm_eps)
+    return x.astype(cfg.dtype).reshape(b * t, cfg.width), _Texts(visible, there)
+
+
+def _check_length(cfg: EncoderConfig, tokens: jax.Array) -> None:
+    if tokens.shape[1] > cfg.positions:
+        raise ValueError(
+            f"tokens have {tokens.shape[1]} positions, the encoder has {cfg.positions}"
+        )
 
 
 def encode(
@@ -109,32 +167,48 @@ def encode(
     Raises:
       ValueError: T exceeds ``cfg.positions``.
     """
-    b, t = tokens.shape
-    if t > cfg.positions:
-        raise ValueError(f"tokens have {t} positions, the encoder has {cfg.positions}")
+    _check_length(cfg, tokens)
     if cfg.family == "modernbert":
         return modernbert.encode(cfg, params, tokens, lengths, there)
-    # One key stays visible at least, so that an empty row of padding gives no NaN.
-    visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
-    positions = params["positions"][cfg.first_position : cfg.first_position + t]
-    kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)
-    x = jnp.take(params["tokens"], tokens, axis=0) + positions + kinds
-    x = layer_norm(x, params["norm_scale"], params["norm_bias"], cfg.norm_eps)
-    x = x.astype(cfg.dtype).reshape(b * t, cfg.width)
-
-    def layer(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
-        w = {name: p.astype(cfg.dtype) for name, p in w.items()}
-        attended = _attention(cfg, w, x, visible, there) @ w["output"] + w["output_bias"]
-        x = layer_norm(
-            x + attended, w["attention_norm_scale"], w["attention_norm_bias"], cfg.norm_eps
-        )
-        hidden = gelu(x @ w["up"] + w["up_bias"])
-        x = x + hidden @ w["down"] + w["down_bias"]
-        return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps), None
-
+    x, texts = _embedded(cfg, params, tokens, lengths, types, there)
     for stack in layer_stacks(params["layers"]):
-        x, _ = jax.lax.scan(layer, x, stack)
-    return x.reshape(b, t, cfg.width)
+        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+    return x.reshape(*tokens.shape, cfg.width)
+
+
+def encode_first(
+    cfg: EncoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    types: jax.Array | None = None,
+    there: jax.Array | None = None,
+) -> jax.Array:
+    """``encode(...)[:, 0]``, [B, D]: of the last layer only what the first positions need.
+
+    That layer computes keys and values of every position and nothing else of them, a sixth of its
+    products. Arguments and errors are those of ``encode``. Where calls follow each other, give
+    ``last_apart(params)``: it spares a copy of the layers a call.
+    """
+    _check_length(cfg, tokens)
+    if cfg.family == "modernbert":
+        return modernbert.encode(cfg, params, tokens, lengths, there)[:, 0]
+    x, texts = _embedded(cfg, params, tokens, lengths, types, there)
+    *stacks, last = layer_stacks(last_apart(params)["layers"])
+    for stack in stacks:
+        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+    return _layer(cfg, texts, x, jax.tree.map(lambda p: p[0], last), first_only=True)
+
+
+def last_apart(params: Params) -> Params:
+    """The parameters with the last layer in a stack of its own, as ``encode_first`` needs it."""
+    *stacks, last = layer_stacks(params["layers"])
+    if len(jax.tree.leaves(last)[0]) > 1:
+        ends = (slice(-1), slice(-1, None))
+        stacks += [jax.tree.map(lambda p, part=part: p[part], last) for part in ends]
+    else:
+        stacks.append(last)
+    return {**params, "layers": tuple(stacks)}
 
 
 def pair_scores(
@@ -152,7 +226,7 @@ def pair_scores(
     """
     if cfg.family == "modernbert":
         return modernbert.pair_scores(cfg, params, tokens, lengths)
-    return head_scores(cfg, params["head"], encode(cfg, params, tokens, lengths, types)[:, 0])
+    return head_scores(cfg, params["head"], encode_first(cfg, params, tokens, lengths, types))
 
 
 def head_scores(cfg: EncoderConfig, head: Params, first: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynarag_jax.models.encoder import encode, head_scores
+from dynarag_jax.models.encoder import encode, encode_first, head_scores
 from dynarag_jax.models.encoder_parts import EncoderConfig, Params
 
 PairPooling = Literal["first", "mean"]
@@ -53,21 +53,21 @@ def pair_vectors(
     """
     b, n, t = pairs.tokens.shape
     lengths = pairs.lengths.reshape(b * n)
-    hidden = encode(
+    whole = (
         cfg,
         params,
         pairs.tokens.reshape(b * n, t),
         lengths,
         pairs.types.reshape(b * n, t),
-        there=pairs.lengths > 0 if interaction else None,
+        pairs.lengths > 0 if interaction else None,
     )
-    first = hidden[:, 0].astype(jnp.float32)
     if pooling == "mean":
+        hidden = encode(*whole).astype(jnp.float32)
+        first = hidden[:, 0]
         real = (jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]).astype(jnp.float32)
-        vectors = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), real)
-        vectors /= real.sum(-1, keepdims=True)
+        vectors = jnp.einsum("btd,bt->bd", hidden, real) / real.sum(-1, keepdims=True)
     else:
-        vectors = first
+        vectors = first = encode_first(*whole).astype(jnp.float32)
     scores = head_scores(cfg, params["head"], first) if "head" in params else jnp.zeros(b * n)
     return vectors.reshape(b, n, -1), scores.reshape(b, n)
 

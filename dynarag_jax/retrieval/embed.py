@@ -15,7 +15,7 @@ import numpy as np
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import LoadedEncoder, Pooling
 from dynarag_jax.models.batching import Batches
-from dynarag_jax.models.encoder import EncoderConfig, Params, encode
+from dynarag_jax.models.encoder import EncoderConfig, Params, encode, encode_first
 from dynarag_jax.records import Passage, passage_text
 from dynarag_jax.retrieval.shards import Plan, load_shapes, save_shapes, standing, write_shard
 from dynarag_jax.sharding import make_mesh, named
@@ -56,7 +56,11 @@ def _vectors(
     tokens: jax.Array,
     lengths: jax.Array,
 ) -> jax.Array:
-    return pool(encode(cfg, params, tokens, lengths), lengths, pooling, normalize)
+    if pooling == "cls":
+        hidden = encode_first(cfg, params, tokens, lengths)[:, None]
+    else:
+        hidden = encode(cfg, params, tokens, lengths)
+    return pool(hidden, lengths, pooling, normalize)
 
 
 def _tokenize(encoder: LoadedEncoder, texts: Sequence[str]) -> list[list[int]]:

@@ -26,7 +26,7 @@ from dynarag_jax.files import PathLike, read_json, read_jsonl
 from dynarag_jax.models import decoder
 from dynarag_jax.models.batching import Batches, Rows
 from dynarag_jax.models.config import DecoderConfig
-from dynarag_jax.models.encoder import EncoderConfig, Params, pair_scores
+from dynarag_jax.models.encoder import EncoderConfig, Params, last_apart, pair_scores
 from dynarag_jax.models.t5 import T5Config, monot5_scores
 from dynarag_jax.parts import SharedRows
 from dynarag_jax.processes import ProcessTeam
@@ -134,9 +134,10 @@ def _cross_encoder(
         types = [[min(t, cfg.types - 1) for t in pair.type_ids] for pair in found]
         return [[pair.ids for pair in found], types]
 
+    params = last_apart(model.params) if cfg.family == "bert" else model.params
     size = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
     return PairScorer(
-        "cross-encoder", columns, functools.partial(_compare, cfg), model.params, longest, size
+        "cross-encoder", columns, functools.partial(_compare, cfg), params, longest, size
     )
 
 

@@ -19,7 +19,7 @@ from dynarag_jax.serving.policies import (
 )
 from dynarag_jax.serving.rules import CutOff
 
-LENGTHS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096)
+LENGTHS = (*range(16, 256, 16), *range(256, 512, 32), 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Padded lengths of batches while requests are served, as far as the model's longest."""
 
 BATCHES = 4

@@ -134,9 +134,7 @@ def write_reasons(
     output = context.stage_directory / name
     once(lambda: write_questions(output, written))
     mean = sum(one.tokens for one in good.values()) / max(len(good), 1)
-    said = [
-        f"{len(good)} of {len(found)} lists have reasons, {mean:.1f} tokens on average"
-    ]
+    said = [f"{len(good)} of {len(found)} lists have reasons, {mean:.1f} tokens on average"]
     again, cut = (sum(map(test, good.values())) for test in (asked_again, was_cut))
     said += [f"{again} after another try"] if again else []
     said += [f"{cut} without their last sentences"] if cut else []

@@ -120,3 +120,24 @@ def test_contradictions_are_refused(pair):
         encode(cfg, params, np.zeros((1, 33), np.int32), np.array([33]))
     with pytest.raises(ValueError, match="width = 24 is not a multiple of heads = 5"):
         dataclasses.replace(SMALL, heads=5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_first_positions_alone_are_those_of_all(pair, grouped):
+    _, cfg, params = pair
+    tokens, lengths = batch()
+    there = jnp.ones((1, len(tokens)), bool) if grouped else None
+    apart = encoder.last_apart(params)
+    assert [len(jax.tree.leaves(stack)[0]) for stack in apart["layers"]] == [cfg.layers - 1, 1]
+
+    def of(function, params):
+        return function(cfg, params, jnp.asarray(tokens), jnp.asarray(lengths), None, there)
+
+    whole = of(encoder.encode, params)[:, 0]
+    np.testing.assert_allclose(of(encoder.encode_first, params), whole, atol=1e-5)
+    np.testing.assert_allclose(of(encoder.encode_first, apart), whole, atol=1e-5)
+    # A sum of squares: the gradient sees every number.
+    wanted = jax.grad(lambda p: (of(encoder.encode, p)[:, 0] ** 2).sum())(params)
+    found = jax.grad(lambda p: (of(encoder.encode_first, p) ** 2).sum())(params)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))

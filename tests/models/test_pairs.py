@@ -103,7 +103,8 @@ def test_scores_are_those_of_the_cross_encoder_and_means_are_over_real_positions
     flat = [x.reshape(6, *x.shape[2:]) for x in pairs[:3]]
     expected = encoder.pair_scores(cfg, params, *flat)
     vectors, scores = pair_vectors(cfg, params, pairs, "mean")
-    np.testing.assert_array_equal(scores.reshape(-1), expected)
+    # Another program than pair_scores, which has no last layer for the other positions.
+    np.testing.assert_allclose(scores.reshape(-1), expected, rtol=1e-6)
     hidden = np.asarray(encoder.encode(cfg, params, *flat))
     for row in range(6):
         mean = hidden[row, : int(flat[1][row])].mean(0)
@@ -190,9 +191,12 @@ def test_no_gradient_runs_through_frozen_layers():
     params, pairs = params_of(BERT), pairs_of()
     own = begin_encoder(BERT, trained, params, jax.random.key(1))
 
-    def loss(own):
-        return pair_vectors(BERT, whole_encoder(BERT, trained, own, params), pairs)[1].sum()
+    def loss(params):
+        return pair_vectors(BERT, params, pairs)[1].sum()
 
-    text = str(jax.make_jaxpr(jax.grad(loss))(own))
-    # Two scans forward, of the frozen layers and the trained one, and one backward.
-    assert text.count("scan[") == 3
+    def loops(loss, of):
+        return str(jax.make_jaxpr(jax.grad(loss))(of)).count("scan[")
+
+    # The last layer stands by itself: the loops are those of the others, forward and backward.
+    assert loops(loss, params) == 2
+    assert loops(lambda own: loss(whole_encoder(BERT, trained, own, params)), own) == 1

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from dynarag_jax.files import read_json
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -65,22 +63,29 @@ def ended(processes: Sequence[subprocess.Popen[str]], code: int = 0) -> list[str
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """All that stages made that is text, parsed where it is JSON; of models the names."""
+    """All that stages made that is text, parsed where it is JSON; of models the names.
+
+    Where a text names the directory, it says ``{run}``.
+    """
     found: dict[str, Any] = {}
+
+    def text(path: Path) -> str:
+        return path.read_text().replace(str(directory), "{run}")
+
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
         if not path.is_file() or path.name in ("run.json", "metrics.jsonl") or name.startswith("."):
             continue
         if path.name == "done.json":
-            found[name] = sorted(read_json(path)["outputs"])
+            found[name] = sorted(json.loads(text(path))["outputs"])
         elif "/checkpoints/" in name or "/model/" in name or path.suffix in (".html", ".svg"):
             continue
         elif path.suffix == ".jsonl":
-            found[name] = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [json.loads(line) for line in text(path).splitlines()]
         elif path.suffix == ".json":
-            found[name] = read_json(path)
+            found[name] = json.loads(text(path))
         elif path.suffix in (".md", ".trec", ".run", ".qrels", ".values"):
-            found[name] = path.read_text()
+            found[name] = text(path)
         else:
             found[name] = None
     return found

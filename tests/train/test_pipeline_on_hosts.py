@@ -14,6 +14,9 @@ SMALL = [*WORLD, *STAGES, "--rollout.reward.set_f1", "1.0"]
 FINGERPRINTS = ("policy", "reference", "sha256")
 """Of weights, which differ in the last digits."""
 
+OF_THE_CLOCK = ("command", "seconds", "seconds_total", "peak_memory_bytes")
+"""What a summary says about how the run was started, and what that cost."""
+
 
 @pytest.mark.slow
 @needs_encoder
@@ -24,7 +27,7 @@ def test_the_pipeline_in_two_processes_equals_that_in_one(tmp_path):
         ended(start([config, *SMALL, *more], count))
     one, two = (contents(tmp_path / name) for name in ("one", "two"))
     assert {"rollout/rollouts.jsonl", "evaluate/predictions.jsonl"} <= two.keys()
-    assert_alike(one, two, "run", FINGERPRINTS)
+    assert_alike(one, two, "run", FINGERPRINTS + OF_THE_CLOCK)
     weights = [
         load_file(tmp_path / name / "export" / "model" / "model.safetensors")
         for name in ("one", "two")

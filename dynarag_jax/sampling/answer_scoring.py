@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dynarag_jax.errors import InputError
@@ -99,22 +99,42 @@ GOLD_ANSWERS = 8
 of aliases, and each is a branch of the prompt."""
 
 
+def references_of(sampler: PolicySampler) -> Callable[[Question], list[list[int]]]:
+    """Finds the tokens of a question's references whose likelihood is asked for.
+
+    The first ``GOLD_ANSWERS`` that are no longer than an answer may be; none where the question is
+    longer than a prompt even without passages.
+    """
+    limit, tokenizer = sampler.prompts.answer_tokens, sampler.policy.tokenizer
+    known: dict[str, bool] = {}
+
+    def fits(question: Question) -> bool:
+        if question.text not in known:
+            try:
+                sampler.maker.answer_prompt(question, ())
+                known[question.text] = True
+            except InputError:
+                known[question.text] = False
+        return known[question.text]
+
+    def references(question: Question) -> list[list[int]]:
+        spelled = [answer_tokens(tokenizer, a, limit + 1) for a in question.answers if a.strip()]
+        short = [g for g in spelled if len(g) <= limit][:GOLD_ANSWERS]
+        return short if short and fits(question) else []
+
+    return references
+
+
 def gold_likelihood(sampler: PolicySampler) -> Likelihood:
     """How likely ``sampler`` finds a reference answer, given a list's passages.
 
     The geometric mean of the probabilities of its tokens, end of text included, so that a long
-    reference is not punished; the best of the first ``GOLD_ANSWERS`` references that are no longer
-    than an answer may be.
+    reference is not punished; the best of those of ``references_of``, None where there is none.
     """
-    limit, tokenizer = sampler.prompts.answer_tokens, sampler.policy.tokenizer
+    references = references_of(sampler)
 
     def likelihood(pairs: Sequence[tuple[Question, tuple[int, ...]]]) -> list[float | None]:
-        golds = []
-        for question, _ in pairs:
-            spelled = [
-                answer_tokens(tokenizer, a, limit + 1) for a in question.answers if a.strip()
-            ]
-            golds.append([g for g in spelled if len(g) <= limit][:GOLD_ANSWERS])
+        golds = [references(question) for question, _ in pairs]
         some = [i for i, gold in enumerate(golds) if gold]
         logps = sampler.answer_logps(
             [pairs[i][0] for i in some],

@@ -19,11 +19,11 @@ from typing import Literal
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.policy.shared_scoring import Continuation, make_shared_scorer, plan_shared
-from dynarag_jax.prompts import answer_tokens, buckets
+from dynarag_jax.prompts import buckets
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.scorer import Answered, Likelihood, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
-from dynarag_jax.sampling.answer_scoring import GOLD_ANSWERS, gold_likelihood
+from dynarag_jax.sampling.answer_scoring import gold_likelihood, references_of
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 
@@ -103,7 +103,7 @@ def shared_likelihood(sampler: PolicySampler) -> Likelihood:
     """
     if sampler.team.several:
         return gold_likelihood(sampler)
-    limit, tokenizer = sampler.prompts.answer_tokens, sampler.policy.tokenizer
+    references = references_of(sampler)
     lengths = buckets(sampler.prompts.answer_prompt_tokens)
     score = make_shared_scorer(sampler.policy.cfg, sampler.policy.mesh, lengths)
 
@@ -126,11 +126,8 @@ def shared_likelihood(sampler: PolicySampler) -> Likelihood:
 
         for group, places in enumerate(by_question.values()):
             question = pairs[places[0]][0]
-            spelled = [
-                answer_tokens(tokenizer, a, limit + 1) for a in question.answers if a.strip()
-            ]
-            golds = [g for g in spelled if len(g) <= limit][:GOLD_ANSWERS]
-            for place in places:
+            golds = references(question)
+            for place in places if golds else ():
                 prompt = sampler.maker.answer_prompt(question, pairs[place][1]).tokens
                 work += [(place, Continuation(group, prompt, gold)) for gold in golds]
             if sum(len(one.prompt) for _, one in work) > TOKENS:

@@ -189,7 +189,11 @@ def label_minimal(context: Context, stage: Label, paths: Mapping[str, Path], rea
             if found[q.id] is not None
         ]  # fmt: skip
         if missing := len(questions) - len(labeled):
-            context.log(f"{name}: {missing} questions have no answer that can be scored")
+            context.log(
+                f"{name}: {missing} questions have no list, since no answer to them can be scored: "
+                f"they have none, or none of answer_tokens = {stage.prompts.answer_tokens}, or the "
+                f"question alone is longer than a prompt"
+            )
         write_labeled(context, name, every, labeled)
 
 

@@ -12,11 +12,12 @@ def test_a_reader_s_minimal_sets_are_minimal(tiny_policy, question):
     sampler = PolicySampler(policy, prompts, 8, 0)
     likelihood = gold_likelihood(sampler)
     questions = [question(f"q{i}", 4) for i in range(5)] + [question("none", 3, answers=())]
-    begin = [(2, 1, 4)] * 5 + [(1, 2)]
+    questions += [question("long", 3, text="who " * 500)]
+    begin = [(2, 1, 4)] * 5 + [(1, 2)] * 2
     done = []
     found = minimal_lists(likelihood, questions, begin, 0.999, done.append)
-    assert sum(done) == 6
-    assert found[-1] is None
+    assert sum(done) == 7
+    assert found[-2:] == [None, None]
     for one, chosen, first in zip(questions[:5], found, begin, strict=False):
         assert chosen is not None
         assert [i for i in first if i in chosen] == list(chosen)

@@ -79,7 +79,7 @@ def main() -> None:
     from dynarag_jax.models import decoder
     from dynarag_jax.models.decoder import DecoderConfig, count_parameters
     from dynarag_jax.sampling.engine import Engine
-    from dynarag_jax.sampling.pool import slot_bytes, trunk_bytes
+    from dynarag_jax.sampling.pool_sizes import slot_bytes, trunk_bytes
     from dynarag_jax.sampling.requests import EngineConfig, Request
     from dynarag_jax.sharding import make_mesh
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dynarag_jax.errors import InputError
 
@@ -86,8 +86,13 @@ def make_mesh(
         mesh_utils.create_device_mesh(inside, group, allow_split_physical_axes=True)
         for group in groups
     ]
-    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
     return Mesh(np.concatenate(arranged), MESH_AXES, axis_types=axis_types)
+
+
+def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
+    """A mesh of these sizes over no devices: for what is counted from shapes."""
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _slices(devices: list[Any], slices: int) -> list[list[Any]]:
@@ -152,6 +157,18 @@ def require_host_memory(mesh: Mesh, what: str) -> None:
             f"{what} needs host memory of kind '{HOST}', which {device.device_kind} devices do not "
             f"offer (they have {', '.join(kinds)}); turn it off"
         )
+
+
+def laid_out(shapes: Any, shardings: Any) -> Any:
+    """Shapes with where their arrays lie, for programs that are compiled without any.
+
+    Args:
+      shapes: a tree of arrays or their shapes; shardings: the same tree, or one that it begins as.
+    """
+    places = jax.tree.broadcast(shardings, shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
 
 
 def on_host(shardings: Any, arrays: Any) -> Any:

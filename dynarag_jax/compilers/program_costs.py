@@ -2,7 +2,7 @@
 
 XLA's own ``cost_analysis`` counts the body of a loop once, however often it runs; a model whose
 layers are a loop would look like one layer. Here every instruction counts as often as it runs:
-trip counts are read from the loops' conditions.
+trip counts are read from the loops' conditions, and where only the data know them the caller says.
 
 Counted are matrix products (multiplications and additions, two each), whether the compiler writes
 them as dots or as convolutions; bytes that leave and enter a device's main memory, by operands and
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dynarag_jax.compilers.program_text import (
@@ -77,10 +77,15 @@ class ProgramCosts:
         return sum(one.times * one.sent for one in self.collectives)
 
 
-def read_program(text: str) -> ProgramCosts:
-    """The costs of a compiled program from ``Compiled.as_text()``."""
+def read_program(text: str, trips: Sequence[float] = ()) -> ProgramCosts:
+    """The costs of a compiled program from ``Compiled.as_text()``.
+
+    Args:
+      trips: of loops that run as often as their data say, the outermost first, then those inside
+        of them; others count as often as the program says.
+    """
     computations, entry = read_computations(text)
-    times, fused = count_runs(computations, entry)
+    times, fused = count_runs(computations, entry, trips)
     operations = traffic = 0.0
     collectives: list[Collective] = []
     kernels: dict[str, float] = defaultdict(float)

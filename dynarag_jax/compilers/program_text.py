@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _HEAD = re.compile(r"^\s*(?:ENTRY )?%?([\w.-]+) \((.*)\) -> .* \{$")
@@ -78,16 +78,29 @@ def _balanced(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def count_runs(computations: Mapping[str, Computation], entry: str) -> tuple[dict[str, float], set]:
-    """How often each computation runs that the program reaches, and those within fusions."""
+def count_runs(
+    computations: Mapping[str, Computation], entry: str, trips: Sequence[float] = ()
+) -> tuple[dict[str, float], set]:
+    """How often each computation runs that the program reaches, and those within fusions.
+
+    Args:
+      trips: of loops that run as often as their data say, the outermost first, then those inside
+        of them; what is not given here counts once.
+    """
     order = list(_reached(computations, entry))
     times: dict[str, float] = defaultdict(float)
     times[entry] = 1.0
+    depth: dict[str, int] = defaultdict(int)  # in how many such loops a computation stands
     fused: set[str] = set()
     for name in order:
         for step in computations[name].instructions.values():
             for callee, factor in _calls(step, computations):
+                inside = depth[name]
+                if factor is None:
+                    factor = trips[inside] if inside < len(trips) else 1.0
+                    inside += 1
                 times[callee] += times[name] * factor
+                depth[callee] = max(depth[callee], inside)
                 if step.operation == "fusion" or name in fused:
                     fused.add(callee)
     return dict(times), fused
@@ -111,12 +124,14 @@ def _reached(computations: Mapping[str, Computation], entry: str) -> Iterator[st
     return reversed(done)
 
 
-def _calls(step: ProgramLine, computations: Mapping[str, Computation]) -> list[tuple[str, float]]:
-    """The computations that an instruction runs, and how often."""
+def _calls(
+    step: ProgramLine, computations: Mapping[str, Computation]
+) -> list[tuple[str, float | None]]:
+    """The computations that an instruction runs, and how often; None where the data decide."""
     named = dict(re.findall(r"\b(calls|to_apply|body|condition)=%?([\w.-]+)", step.rest))
     if step.operation == "while":
         trips = _trips(step, computations, named.get("condition", ""))
-        return [(named["body"], trips), (named["condition"], trips + 1)]
+        return [(named["body"], trips), (named["condition"], None if trips is None else trips + 1)]
     if step.operation == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", step.rest)
         either = re.findall(r"\b(?:true|false)_computation=%?([\w.-]+)", step.rest)
@@ -128,16 +143,33 @@ def _calls(step: ProgramLine, computations: Mapping[str, Computation]) -> list[t
     return []
 
 
-def _trips(step: ProgramLine, computations: Mapping[str, Computation], condition: str) -> float:
-    """How often a loop runs: as the compiler noted it, or its counter is compared; else once."""
+def _trips(
+    step: ProgramLine, computations: Mapping[str, Computation], condition: str
+) -> float | None:
+    """How often a loop runs: as the compiler noted it, or as a counter is compared; else None."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', step.rest):
         return float(known[1])
     one = computations.get(condition)
-    if one is None:
-        return 1.0
+    compares = one.root if one is not None else None
+    if one is None or compares is None or not _is_comparison(compares, computations):
+        return None
     limits = [
         int(match[1])
-        for step in one.instructions.values()
-        if step.operation == "constant" and (match := re.match(r"\((\d+)\)", step.rest))
+        for name in compares.operands
+        if (made := one.instructions.get(name)) is not None
+        and made.operation == "constant"
+        and (match := re.match(r"\((\d+)\)", made.rest))
     ]
-    return float(max(limits)) if limits else 1.0
+    return float(max(limits)) if limits else None
+
+
+def _is_comparison(step: ProgramLine, computations: Mapping[str, Computation]) -> bool:
+    """Whether an instruction compares its own operands, in a fusion of that alone or by itself."""
+    if step.operation != "fusion":
+        return step.operation == "compare"
+    called = re.search(r"\bcalls=%?([\w.-]+)", step.rest)
+    inner = computations.get(called[1]) if called else None
+    if inner is None or inner.root is None or inner.root.operation != "compare":
+        return False
+    made = [inner.instructions.get(name) for name in inner.root.operands]
+    return all(one is not None and one.operation == "parameter" for one in made)

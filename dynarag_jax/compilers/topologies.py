@@ -173,8 +173,11 @@ class TooLarge(InputError):
     """The program does not fit into a device's memory, as its compiler says."""
 
 
-def compile_program(lowered: jax.stages.Lowered) -> Compiled:
+def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) -> Compiled:
     """Compile, and read what came out.
+
+    Args:
+      trips: of loops that run as often as their data say, as of ``read_program``.
 
     Raises:
       TooLarge: a device has too little memory; the line has the compiler's own words.
@@ -190,7 +193,7 @@ def compile_program(lowered: jax.stages.Lowered) -> Compiled:
     arguments, aliased = memory.argument_size_in_bytes, memory.alias_size_in_bytes
     outputs = memory.output_size_in_bytes - aliased
     temporary = memory.temp_size_in_bytes
-    costs = read_program(program.as_text() or "")
+    costs = read_program(program.as_text() or "", trips)
     return Compiled(arguments, outputs, temporary, costs)
 
 

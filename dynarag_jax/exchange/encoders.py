@@ -56,6 +56,16 @@ _HUB_FILES = [
 
 
 @dataclass(frozen=True)
+class EncoderShape:
+    """What computing an encoder's vectors depends on beside its weights; as of LoadedEncoder."""
+
+    config: EncoderConfig
+    pooling: Pooling
+    normalize: bool
+    max_length: int
+
+
+@dataclass(frozen=True)
 class LoadedEncoder:
     """An encoder ready to embed texts.
 
@@ -243,6 +253,34 @@ def read_tokenizer(model: Path, lower_case: bool, max_length: int, cfg: EncoderC
 # ---------------------------------------------------------------------------- loading
 
 
+def _config(
+    recipe: _Recipe, directory: Path, max_length: int | None = None
+) -> tuple[EncoderConfig, int]:
+    """The model's shape, and the longest text's word pieces."""
+    path = recipe.model / "config.json"
+    cfg = config_from_hf(_optional(path) or read_json(path), str(path))
+    length = max_length or recipe.max_length or cfg.positions
+    # A text needs room for its two special tokens and one word piece.
+    if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= cfg.positions:
+        raise InputError(
+            f"{directory}: max_length must be an integer from 3 to the model's {cfg.positions} "
+            f"positions, found {length!r}"
+        )
+    return cfg, length
+
+
+def encoder_shape(source: PathLike) -> EncoderShape:
+    """The shape of an encoder by its source, as of ``load_encoder``; no weights are read.
+
+    Raises:
+      InputError: no such model, or an unsupported one.
+    """
+    directory = _find(source)
+    recipe = _recipe(directory)
+    cfg, length = _config(recipe, directory)
+    return EncoderShape(cfg, recipe.pooling, recipe.normalize, length)
+
+
 def _said(cfg: EncoderConfig) -> dict[str, Any]:
     """A configuration as the fingerprint holds it: BERT's has no fields of ModernBERT's."""
     fields = dataclasses.asdict(cfg)
@@ -277,15 +315,7 @@ def load_encoder(
     """
     directory = _find(source)
     recipe = _recipe(directory)
-    path = recipe.model / "config.json"
-    cfg = config_from_hf(_optional(path) or read_json(path), str(path))
-    length = max_length or recipe.max_length or cfg.positions
-    # A text needs room for its two special tokens and one word piece.
-    if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= cfg.positions:
-        raise InputError(
-            f"{directory}: max_length must be an integer from 3 to the model's {cfg.positions} "
-            f"positions, found {length!r}"
-        )
+    cfg, length = _config(recipe, directory, max_length)
     how = pooling or recipe.pooling
     if how not in ("mean", "cls"):
         raise InputError(f"{source}: pooling must be 'mean' or 'cls', found {how!r}")

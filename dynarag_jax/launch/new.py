@@ -24,7 +24,8 @@ from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.launch.new_config import Data, Lengths, Pace
 from dynarag_jax.launch.new_layout import Sized, first_that_suits, paces, sized
-from dynarag_jax.launch.plan import ID_TOKENS, Devices, hub_config, is_packed
+from dynarag_jax.launch.plan import ID_TOKENS, Devices
+from dynarag_jax.launch.plan_models import hub_config, is_packed
 from dynarag_jax.launch.progress import clock
 from dynarag_jax.prompts import answer_messages, format_passage, render, rerank_messages
 from dynarag_jax.records import Passage, Question, write_questions

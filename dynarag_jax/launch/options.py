@@ -226,7 +226,7 @@ def option_class(program: Program) -> type:
         ("run", Run, dataclasses.field(default=Run(directory=f"runs/{program.name}"))),
     ]
     parts.append(YES)
-    if issubclass(program.config, Train):
+    if issubclass(program.config, Train) or hasattr(program.module, "to_plan"):
         shown = tyro.conf.arg(help="print what the stage will need instead of running it")
         parts.append(("plan", Annotated[bool, shown], dataclasses.field(default=False)))
         named = Annotated[PlanOptions, tyro.conf.arg(name="plan")]

@@ -9,9 +9,7 @@ it); nothing is placed on a device.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +17,13 @@ from typing import Any
 
 import jax
 
-from dynarag_jax.compilers.topologies import read_topology
+from dynarag_jax.compilers.topologies import Topology, read_topology
 from dynarag_jax.config import Run
 from dynarag_jax.errors import InputError
-from dynarag_jax.exchange.configs import config_from_hf
-from dynarag_jax.exchange.hub import model_directory, to_unpack
 from dynarag_jax.exchange.tokenizers import load_tokenizer
-from dynarag_jax.files import read_json
 from dynarag_jax.hardware import ALIASES, Accelerator, accelerator, of_kind
-from dynarag_jax.launch.plan_compiled import compiled_lines
+from dynarag_jax.launch.plan_compiled import compile_step, head_line, report_lines
+from dynarag_jax.launch.plan_models import model_shape
 from dynarag_jax.launch.start import start_jax
 from dynarag_jax.models import kernels
 from dynarag_jax.models.config import DecoderConfig
@@ -97,10 +93,6 @@ class StagePlan:
     notes: list[str]
 
 
-class NotFetched(InputError):
-    """The hub has a model's config.json, perhaps; here it is not, and it was not to be fetched."""
-
-
 def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanOptions) -> None:
     """Print what one stage needs.
 
@@ -110,15 +102,7 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     """
     if stage.policy == "encoder":
         raise InputError("plans are of language models, and this stage trains an encoder policy")
-    topology = read_topology(options.compile, run.mesh.slices) if options.compile else None
-    if not options.device and topology is None:
-        # Planning takes no memory, and training's number of devices.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        start_jax(run)
-    kind, count = options.device, options.devices
-    if topology is not None:
-        kind, count = topology.kind, topology.devices
-    devices = devices_of(kind, count)
+    devices, topology = target_of(run, options)
     made = plan_stage(run, stages, stage, devices)
     _require_positions(made.model, made.streams)
     shape = " x ".join(map(str, made.sizes))
@@ -132,10 +116,28 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
     print("\n".join(_lines(made.plan, made.model, devices.memory, devices.peak, options.mfu)))
     if topology is not None:
         print(f"compiling for {topology.name} ...", flush=True)
-        lines = compiled_lines(
+        report = compile_step(
             topology, options.card, stage, made.model, made.streams, made.sizes, made.plan
         )
-        print("\n".join(lines))
+        print(head_line(report, topology))
+        print("\n".join(report_lines(report, topology, made.plan.total)))
+
+
+def target_of(run: Run, options: PlanOptions) -> tuple[Devices, Topology | None]:
+    """What a plan is for, and the topology whose compiler is asked, if one is.
+
+    Raises:
+      InputError: there is no such kind of device, or no such topology.
+    """
+    topology = read_topology(options.compile, run.mesh.slices) if options.compile else None
+    if not options.device and topology is None:
+        # Planning takes no memory, and training's number of devices.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        start_jax(run)
+    kind, count = options.device, options.devices
+    if topology is not None:
+        kind, count = topology.kind, topology.devices
+    return devices_of(kind, count), topology
 
 
 def plan_stage(
@@ -256,93 +258,6 @@ def devices_of(kind: str = "", count: int = 0) -> Devices:
         stats = {} if kind else jax.local_devices()[0].memory_stats() or {}
         return Devices(name, count, stats.get("bytes_limit", 0), 0.0, platform)
     return Devices(name, count, known.memory, known.peak, platform)
-
-
-def model_shape(
-    run: Run, stages: Mapping[str, Any], stage: Train, fetch: bool = True
-) -> tuple[DecoderConfig, Path | None]:
-    """The model's shape with this stage's numerics, and where a tokenizer may lie.
-
-    Args:
-      fetch: a hub model's config.json, where the hub's cache lacks it; unpack a GGUF file.
-
-    Raises:
-      InputError: there is no such model, or its config.json is wrong.
-      NotFetched: the model is the hub's, and ``fetch`` is off.
-    """
-    numerics = {
-        name: getattr(stage.model, name)
-        for name in ("dtype", "param_dtype", "remat", "attention", "unroll")
-    }
-    text = stage.init.replace("{run}", run.directory)
-    if not text:
-        directory = Path(stage.tokenizer.replace("{run}", run.directory))
-        if not stage.tokenizer or not directory.exists():
-            return stage.model, None
-        vocab = -(-len(load_tokenizer(str(directory))) // 64) * 64
-        return dataclasses.replace(stage.model, vocab=vocab), directory
-    if is_packed(text):
-        if not fetch and to_unpack(text) is not None:
-            raise NotFetched(f"{text}: is not unpacked yet")
-        text = str(model_directory(text))
-    path = Path(text)
-    if path.exists():
-        config, directory = path / "config.json", path
-        if not config.exists():
-            raise InputError(f"{path}: no config.json; a plan needs it, and nothing else")
-    elif maker := _maker(stage.init, stages):
-        # What an earlier stage of this run will write has the shape that it begins with.
-        cfg, directory = model_shape(run, stages, maker, fetch)
-        return dataclasses.replace(cfg, **numerics), directory
-    else:
-        config = hub_config(text, fetch)
-        directory = config.parent
-    cfg = config_from_hf(read_json(config), str(config))
-    return dataclasses.replace(cfg, **numerics), directory
-
-
-def _maker(init: str, stages: Mapping[str, Any]) -> Train | None:
-    parts = init.split("/")
-    maker = stages.get(parts[1]) if parts[0] == "{run}" and len(parts) > 1 else None
-    return maker if isinstance(maker, Train) else None
-
-
-def is_packed(text: str) -> bool:
-    """Whether a model lies in an installed package or a GGUF file, and is unpacked to be read."""
-    path = Path(text)
-    if path.is_dir() and not (path / "config.json").is_file():
-        return len(list(path.glob("*.gguf"))) == 1
-    return text.startswith("package:") or (path.is_file() and path.suffix == ".gguf")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether this may name a model of the hub: ``owner/name``."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name))
-
-
-def hub_config(name: str, fetch: bool = True) -> Path:
-    """The config.json of a hub id, and nothing else of it.
-
-    Raises:
-      InputError: this is no hub id, or the hub does not give it.
-      NotFetched: the hub's cache lacks it, and ``fetch`` is off.
-    """
-    if not is_hub_id(name):
-        raise InputError(f"{name}: no such model directory")
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        return Path(cached)
-    if not fetch:
-        raise NotFetched(f"{name}: the hub's config.json is not here yet")
-    try:
-        return Path(hf_hub_download(name, "config.json"))
-    except Exception as error:  # noqa: BLE001 - the hub's client raises errors of many classes
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{name}: no such model directory, and the hub does not give its config.json "
-            f"({type(error).__name__}: {reason})"
-        ) from None
 
 
 def _streams(

@@ -1,8 +1,8 @@
-"""``--plan --plan.compile v5p:4x4x4``: what the target's own compiler says of a stage's step.
+"""``--plan --plan.compile v5p:4x4x4``: what the target's own compiler says of a stage's programs.
 
     python -m train.sft configs/llama3_8b.py --init ORG/NAME --plan --plan.compile v5p:4x4x4
 
-The step is compiled as it would run there, from shapes, on whatever machine this is; a compilation
+A program is compiled as it would run there, from shapes, on whatever machine this is; a compilation
 takes minutes, and what it found is kept.
 """
 
@@ -12,16 +12,19 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dynarag_jax.compilers.program_costs import Collective, ProgramCosts
 from dynarag_jax.compilers.topologies import (
     Compiled,
+    Roofline,
     Topology,
     by_kind,
     compile_program,
@@ -41,7 +44,49 @@ FORWARD, BACKWARD = 1.0, 2.5
 """operations of an attention kernel, forward being two products a tile and backward five"""
 
 
-def compiled_lines(
+@dataclass(frozen=True)
+class CompilerReport:
+    """What the target's compiler says of a program.
+
+    Attributes:
+      found: the compiler's own figures, for one device and one run.
+      how: whether it was compiled now, and in how many seconds, or its report was kept.
+      kernels: operations in kernels, by their shapes; a compiler does not say them.
+      model: operations that the model has, on one device.
+      bounds: what its operations, kernels included, its memory traffic and sending take at least.
+    """
+
+    found: Compiled
+    how: str
+    kernels: float
+    model: float
+    bounds: Roofline
+
+    @property
+    def operations(self) -> float:
+        """On one device, kernels included."""
+        return self.found.costs.operations + self.kernels
+
+
+def mesh_for(topology: Topology, card: str, sizes: tuple[int, int, int]) -> Mesh:
+    """The mesh over devices that are not here.
+
+    Raises:
+      InputError, MissingExtra: there is no such topology, or no compiler of it.
+    """
+    devices = devices_for(topology, card)
+    return make_mesh(*sizes, devices=devices, slices=topology.slices)
+
+
+def devices_for(topology: Topology, card: str) -> Sequence[Any]:
+    """The devices that are not here; raises as ``mesh_for``."""
+    if not os.environ.get("JAX_PLATFORMS"):
+        # The compiler is wanted, not the machine it is for, which JAX would look for.
+        jax.config.update("jax_platforms", "cpu")
+    return describe(topology, card)
+
+
+def compile_step(
     topology: Topology,
     card: str,
     stage: Train,
@@ -49,25 +94,57 @@ def compiled_lines(
     streams: Mapping[str, PaddedShape],
     sizes: tuple[int, int, int],
     plan: MemoryPlan,
-) -> list[str]:
-    """Compile a stage's step for a topology, and say what came out.
+) -> CompilerReport:
+    """Compile a training stage's step for a topology.
 
     Raises:
       TooLarge: it does not fit, as the compiler says.
       InputError, MissingExtra: there is no such topology, or no compiler of it.
     """
-    if not os.environ.get("JAX_PLATFORMS"):
-        # The compiler is wanted, not the machine it is for, which JAX would look for.
-        jax.config.update("jax_platforms", "cpu")
-    mesh = make_mesh(*sizes, devices=describe(topology, card), slices=topology.slices)
-    lowered = lower_step(stage, cfg, streams, mesh)
+    lowered = lower_step(stage, cfg, streams, mesh_for(topology, card, sizes))
+    count = topology.devices
+    return compile_report(
+        lowered,
+        topology,
+        plan.work.model / count,
+        lambda kernels: attention_operations(cfg, streams, kernels, count),
+    )
+
+
+def compile_report(
+    lowered: jax.stages.Lowered,
+    topology: Topology,
+    model: float,
+    kernels: Callable[[Mapping[str, float]], float] = lambda runs: 0.0,
+    trips: Sequence[float] = (),
+) -> CompilerReport:
+    """Compile a program, or find what was said of it before.
+
+    Args:
+      model: operations that the model has, on one device.
+      kernels: operations of kernels, from how often each runs.
+      trips: of loops whose data decide, as of ``read_program``.
+
+    Raises:
+      TooLarge: it does not fit, as the compiler says.
+    """
     began = time.monotonic()
-    found, kept = _compiled(lowered, topology)
-    seconds = time.monotonic() - began
-    how = "kept from before" if kept else f"compiled in {seconds:.0f} s"
-    compiler = "libtpu" if topology.is_tpu else "jaxlib"
-    head = f"{topology.name} by its compiler ({compiler} {_version(compiler)}; {how})"
-    return [head, *_lines(found, topology, cfg, streams, plan)]
+    found, kept = _compiled(lowered, topology, trips)
+    how = "kept from before" if kept else f"compiled in {time.monotonic() - began:.0f} s"
+    inside = kernels(found.costs.kernels)
+    whole = dataclasses.replace(found.costs, operations=found.costs.operations + inside)
+    return CompilerReport(found, how, inside, model, roofline(whole, topology.accelerator))
+
+
+def compiler_version(topology: Topology) -> str:
+    """The compiler's package and version."""
+    package = "libtpu" if topology.is_tpu else "jaxlib"
+    return f"{package} {_version(package)}"
+
+
+def head_line(report: CompilerReport, topology: Topology) -> str:
+    """Who says what follows."""
+    return f"{topology.name} by its compiler ({compiler_version(topology)}; {report.how})"
 
 
 def _version(package: str) -> str:
@@ -77,16 +154,18 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
-def _compiled(lowered: jax.stages.Lowered, topology: Topology) -> tuple[Compiled, bool]:
+def _compiled(
+    lowered: jax.stages.Lowered, topology: Topology, trips: Sequence[float]
+) -> tuple[Compiled, bool]:
     """What the compiler says, kept by the program's text and the compilers' versions."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    made_of = [lowered.as_text(), topology.name, str(topology.slices)]
+    made_of = [lowered.as_text(), topology.name, str(topology.slices), str(tuple(trips))]
     made_of += [_version(package) for package in ("jax", "jaxlib", "libtpu", "dynarag_jax")]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     path = Path(cache) / "dynarag_jax" / "compiled" / f"{key}.json"
     if path.is_file():
         return _from_json(read_json(path)), True
-    found = compile_program(lowered)
+    found = compile_program(lowered, trips)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, dataclasses.asdict(found))
     return found, False
@@ -119,22 +198,25 @@ def attention_operations(
     return each * (FORWARD * forward + BACKWARD * backward)
 
 
-def _lines(
-    found: Compiled,
+def report_lines(
+    report: CompilerReport,
     topology: Topology,
-    cfg: DecoderConfig,
-    streams: Mapping[str, PaddedShape],
-    plan: MemoryPlan,
+    planned: int,
+    what: str = "a step",
+    beside: int = 0,
 ) -> list[str]:
-    device = topology.accelerator
-    count = topology.devices
-    costs = found.costs
-    kernels = attention_operations(cfg, streams, costs.kernels, count)
-    whole = dataclasses.replace(costs, operations=costs.operations + kernels)
-    model = plan.work.model / count
-    bounds = roofline(whole, device)
+    """What the compiler said, in lines to print.
+
+    Args:
+      planned: bytes that the plan says a device holds.
+      what: one run of the program.
+      beside: bytes that lie on a device while it runs, and are none of its arguments.
+    """
+    device, found = topology.accelerator, report.found
+    costs, bounds = found.costs, report.bounds
     usable = USABLE * device.memory
-    verdict = "fits" if found.held <= usable else "DOES NOT FIT"
+    held = found.held + beside
+    verdict = "fits" if held <= usable else "DOES NOT FIT"
     largest = ", ".join(f"{shape} {size / GIB:.2f}" for size, shape in costs.largest[:3])
     sent = "; ".join(
         f"{kind} {times:.0f} times, {of / GB:.3g}"
@@ -142,15 +224,17 @@ def _lines(
     )
     return [
         f"  arguments             {found.arguments / GIB:10.2f} GiB",
+        *([f"  beside them           {beside / GIB:10.2f} GiB"] if beside else []),
         f"  temporary             {found.temporary / GIB:10.2f} GiB  the largest: {largest}",
-        f"  in all                {found.held / GIB:10.2f} GiB  the plan says "
-        f"{plan.total / GIB:.2f}, {plan.total / found.held - 1:+.0%}",
-        f"  {verdict}: {found.held / usable:.0%} of the usable {usable / GIB:.1f} GiB",
-        f"  {whole.operations:.3e} operations, {whole.operations / model:.2f} x the model's"
-        + (f" ({kernels:.2e} in kernels, by their shapes)" if kernels else ""),
+        f"  in all                {held / GIB:10.2f} GiB  the plan says "
+        f"{planned / GIB:.2f}, {planned / held - 1:+.0%}",
+        f"  {verdict}: {held / usable:.0%} of the usable {usable / GIB:.1f} GiB",
+        f"  {report.operations:.3e} operations, {report.operations / report.model:.2f} x the "
+        f"model's"
+        + (f" ({report.kernels:.2e} in kernels, by their shapes)" if report.kernels else ""),
         f"  {costs.traffic / GB:.3g} GB through memory, {costs.sent / GB:.3g} GB sent"
         + (f": {sent}" if sent else ""),
-        f"  at least {bounds.seconds:.3g} s a step, bound by {bounds.bound} (compute "
+        f"  at least {bounds.seconds:.3g} s {what}, bound by {bounds.bound} (compute "
         f"{bounds.compute:.3g}, memory {bounds.memory:.3g}, links {bounds.links:.3g}): MFU of "
-        f"{model / device.peak / bounds.seconds:.0%} at most",
+        f"{report.model / device.peak / bounds.seconds:.0%} at most",
     ]

@@ -31,8 +31,10 @@ from dynarag_jax.launch.options import (
     program_name,
 )
 from dynarag_jax.launch.plan import print_plan
+from dynarag_jax.launch.plan_programs import needs_of, print_programs
 from dynarag_jax.launch.start import start_jax
 from dynarag_jax.launch.table import Program, program, program_by
+from dynarag_jax.training.config import Train
 
 HELP = ("--help", "-h")
 
@@ -90,7 +92,11 @@ def run_program(one: Program, arguments: Sequence[str], prog: str, stage: str = 
     else:
         request = load_without_config(one, arguments, prog)
     if request.plan is not None:
-        print_plan(request.run, request.stages, request.stages[request.stage], request.plan)
+        config = request.stages[request.stage]
+        if isinstance(config, Train):
+            print_plan(request.run, request.stages, config, request.plan)
+        else:
+            print_programs(request.run, request.stages, needs_of(config, one.module), request.plan)
         return
     start_jax(request.run)
     check.require(request.run, request.stages, [request.stage], alone=True)

@@ -69,10 +69,9 @@ def plan(
     below = np.searchsorted(lengths[order], ends, side="right")
 
     def rows(length: int, count: int) -> int:
-        full = max(1, batch_tokens // length // devices)
         # Powers of two, so that calls of various sizes share their shapes.
         needed = 2 ** math.ceil(math.log2(math.ceil(count / devices)))
-        return devices * min(2 ** int(math.log2(full)), needed)
+        return min(full_rows(length, batch_tokens, devices), devices * needed)
 
     def cost(length: int, count: int) -> float:
         shape = (rows(length, count), length)
@@ -99,9 +98,14 @@ def plan(
     return buckets[::-1]
 
 
-def default_batch_tokens() -> int:
-    """Tokens of a full batch on one device of this machine."""
-    if jax.default_backend() == "cpu":
+def full_rows(length: int, batch_tokens: int, devices: int) -> int:
+    """Texts in a full batch of a padded length: a power of two on every device."""
+    return devices * 2 ** int(math.log2(max(1, batch_tokens // length // devices)))
+
+
+def default_batch_tokens(platform: str = "") -> int:
+    """Tokens of a full batch on one device of a platform; empty is this machine's."""
+    if (platform or jax.default_backend()) == "cpu":
         return max(1024, 512 * (os.cpu_count() or 1))
     return 65_536
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig, adapter_table
-from dynarag_jax.sharding import check_shapes, named
+from dynarag_jax.sharding import check_shapes, laid_out, named
 
 
 def trained_table(cfg: DecoderConfig, lora: LoraConfig | None = None) -> dict[str, Any]:
@@ -28,3 +28,13 @@ def param_shardings(cfg: DecoderConfig, mesh: Mesh, lora: LoraConfig | None = No
     flat, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=decoder.is_parameter)
     check_shapes(mesh, {jax.tree_util.keystr(path): (p.shape, p.axes) for path, p in flat})
     return jax.tree.map(lambda p: named(mesh, p.axes), table, is_leaf=decoder.is_parameter)
+
+
+def param_shapes(cfg: DecoderConfig, mesh: Mesh) -> Any:
+    """The shapes of a decoder's parameters, and where they lie: for what compiles without them.
+
+    Raises:
+      InputError: the mesh does not divide an array; all of them are listed.
+    """
+    shapes = jax.eval_shape(lambda key: decoder.init_params(cfg, key), jax.random.key(0))
+    return laid_out(shapes, param_shardings(cfg, mesh))

@@ -99,6 +99,12 @@ class Spelling:
         return max(map(len, self.ids))
 
 
+def plain_spelling(ids: int) -> Spelling:
+    """Lists of which each id, comma and bracket is one token of its own: for shapes alone."""
+    tokens = tuple((10 + i,) for i in range(ids))
+    return Spelling(opening=(3,), ids=tokens, between=(4, 5, 3), closing=(4,), none=(6,), end=7)
+
+
 def _common(sequences: Sequence[tuple[int, ...]]) -> int:
     """Length of the longest common prefix."""
     columns = itertools.takewhile(lambda c: len(set(c)) == 1, zip(*sequences, strict=False))

@@ -48,7 +48,7 @@ def pool(hidden: jax.Array, lengths: jax.Array, pooling: Pooling, normalize: boo
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "pooling", "normalize"))
-def _vectors(
+def embed_batch(
     cfg: EncoderConfig,
     pooling: Pooling,
     normalize: bool,
@@ -56,6 +56,7 @@ def _vectors(
     tokens: jax.Array,
     lengths: jax.Array,
 ) -> jax.Array:
+    """Vectors [B, D] of tokenized texts: tokens [B, T], lengths [B]."""
     if pooling == "cls":
         hidden = encode_first(cfg, params, tokens, lengths)[:, None]
     else:
@@ -106,7 +107,7 @@ class Embedder:
         mesh = make_mesh(devices=devices or jax.local_devices())
         params = jax.device_put(encoder.params, named(mesh, ()))
         weights = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
-        run = functools.partial(_vectors, cfg, encoder.pooling, encoder.normalize, params)
+        run = functools.partial(embed_batch, cfg, encoder.pooling, encoder.normalize, params)
         self.batches = Batches(run, mesh, encoder.max_length, weights, batch_tokens)
 
     def chunks(

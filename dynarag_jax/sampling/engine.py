@@ -26,17 +26,15 @@ from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.shared_scoring import common_prefix
 from dynarag_jax.processes import ProcessTeam
-from dynarag_jax.sampling.pool import (
-    Entering,
-    Pool,
+from dynarag_jax.sampling.pool import Entering, Pool, fill_row, no_requests
+from dynarag_jax.sampling.pool_sizes import (
     PoolShape,
-    fill_row,
     free_bytes,
-    no_requests,
+    largest_pool,
+    pool_shape,
     slot_bytes,
 )
 from dynarag_jax.sampling.requests import (
-    STOPS,
     EngineConfig,
     EngineCounts,
     Request,
@@ -222,12 +220,9 @@ class Engine:
         if budget is None:
             budget = int(self.config.cache_gib * 2**30) or free_bytes(self.mesh)
         budget = self.team.min(budget)
-        slots = self._most[length]
-        while slots:
-            shape = self._shape(length, slots)
-            if slots * slot_bytes(self.cfg, shape) <= budget:
-                break
-            slots = (slots - 1) // shards * shards
+        slots = largest_pool(
+            self.cfg, self._most[length], budget, lambda n: self._shape(length, n), shards
+        )
         if not slots:
             need = shards * slot_bytes(self.cfg, self._shape(length, shards)) / 2**30
             self._refuse_waiting(
@@ -250,9 +245,8 @@ class Engine:
         return True
 
     def _shape(self, length: int, slots: int) -> PoolShape:
-        shards = batch_shards(self.mesh)
-        entering = max(1, math.ceil(slots * self.config.refill / shards)) * shards
-        return PoolShape(slots, entering, self.branches, length, self.max_tokens, STOPS)
+        refill, shards = self.config.refill, batch_shards(self.mesh)
+        return pool_shape(slots, length, self.branches, self.max_tokens, refill, shards)
 
     def _refuse_waiting(self, length: int, reason: str) -> None:
         for request in self._waiting[length]:

@@ -20,7 +20,7 @@ from dynarag_jax.rollout_records import Thought
 from dynarag_jax.sampling.distinct import find
 from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.given_branches import GivenBranches
-from dynarag_jax.sampling.pool import free_bytes
+from dynarag_jax.sampling.pool_sizes import free_bytes
 from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.search import SearchResult, make_search

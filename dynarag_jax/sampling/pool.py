@@ -7,10 +7,7 @@ over the mesh's batch axes, heads over its tensor axis, and the parameters where
 from __future__ import annotations
 
 import functools
-import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,22 +19,10 @@ from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
+from dynarag_jax.sampling.pool_sizes import PoolShape
 from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
-from dynarag_jax.sharding import named, spec
-
-
-@dataclass(frozen=True)
-class PoolShape:
-    """The shape of a pool."""
-
-    slots: int
-    entering: int
-    """prompts that are computed at once"""
-    branches: int
-    prompt: int
-    branch: int
-    stops: int
+from dynarag_jax.sharding import laid_out, named, spec
 
 
 class Entering(NamedTuple):
@@ -107,37 +92,6 @@ def fill_row(
     entering.into[row], entering.start[row], entering.source[row] = into, *known
 
 
-def trunk_bytes(cfg: DecoderConfig, length: int) -> int:
-    """Bytes of one trunk's cache."""
-    numbers = 2 * cfg.layers * cfg.kv_heads * cfg.head_size * length
-    return numbers * jnp.dtype(cfg.dtype).itemsize
-
-
-def slot_bytes(cfg: DecoderConfig, shape: PoolShape) -> int:
-    """Bytes of caches that one slot takes, its share of the prompts about to enter included."""
-    entering = shape.entering / shape.slots * trunk_bytes(cfg, shape.prompt)
-    branches = shape.branches * trunk_bytes(cfg, shape.branch)
-    return math.ceil(trunk_bytes(cfg, shape.prompt) + branches + entering)
-
-
-def free_bytes(mesh: Mesh) -> int:
-    """Memory that caches may take on all devices of the mesh: nine tenths of what is free.
-
-    Where devices do not say what they hold (CPUs), half of the host's free memory.
-    """
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    stats = [d.memory_stats() for d in mine]
-    known = [s for s in stats if s and "bytes_limit" in s]
-    if known and len(known) == len(mine):
-        least = min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in known)
-        return int(0.9 * least) * mesh.size
-    try:
-        host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 1 << 62
-    return host // 2
-
-
 class Pool:
     """Slots on a mesh, and the compiled programs over them.
 
@@ -162,37 +116,40 @@ class Pool:
         )
         self._programs: dict[Any, Callable[..., Any]] = {}
 
+    def _empty(self) -> Slots:
+        shape, cfg = self.shape, self.cfg
+        k = (shape.slots, cfg.kv_heads, cfg.head_size, shape.prompt)
+        v = (*k[:2], k[3], k[2])
+        rows = self._fresh_rows(jax.tree.map(jnp.asarray, no_requests(shape, shape.slots)))
+        return Slots(
+            TrunkCache(
+                tuple(jnp.zeros(k, cfg.dtype) for _ in range(cfg.layers)),
+                tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
+            ),
+            decoding.empty_branch_cache(cfg, shape.slots, shape.branches, shape.branch),
+            rows,
+        )
+
     def reset(self) -> None:
         """Empty slots; the earlier ones are let go first."""
         self.slots = None
-        shape, cfg = self.shape, self.cfg
+        self.slots = self._run(self._jitted("reset", self._empty, out_shardings=self._layout))
 
-        def make() -> Slots:
-            k = (shape.slots, cfg.kv_heads, cfg.head_size, shape.prompt)
-            v = (*k[:2], k[3], k[2])
-            rows = self._fresh_rows(jax.tree.map(jnp.asarray, no_requests(shape, shape.slots)))
-            return Slots(
-                TrunkCache(
-                    tuple(jnp.zeros(k, cfg.dtype) for _ in range(cfg.layers)),
-                    tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
-                ),
-                decoding.empty_branch_cache(cfg, shape.slots, shape.branches, shape.branch),
-                rows,
-            )
+    def shapes(self) -> tuple[Slots, Entering]:
+        """The shapes of the slots and of the prompts that enter them, and where they lie."""
+        slots = jax.eval_shape(self._empty)
+        entering = no_requests(self.shape, self.shape.entering)
+        return laid_out(slots, self._layout), laid_out(entering, self._rows)
 
-        self.slots = self._run("reset", make, out_shardings=self._layout)()
-
-    def _run(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """A jitted function, kept under ``key`` and run on the mesh."""
+    def _jitted(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """A jitted function, kept under ``key``."""
         if key not in self._programs:
             self._programs[key] = jax.jit(function, **options)
-        jitted = self._programs[key]
+        return self._programs[key]
 
-        def run(*arguments: Any) -> Any:
-            with jax.set_mesh(self.mesh):
-                return jitted(*arguments)
-
-        return run
+    def _run(self, jitted: Callable[..., Any], *arguments: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return jitted(*arguments)
 
     def _fresh_rows(self, entering: Entering) -> SlotRows:
         wanted = jnp.arange(self.shape.branches) < entering.branches[:, None]
@@ -229,6 +186,12 @@ class Pool:
         Args:
           shared: whether some row begins with another slot's trunk.
         """
+        slots, self.slots = self.slots, None
+        program = self.prefill(mode, shared)
+        self.slots = self._run(program, params, slots, self._placed(entering), self.grammar)
+
+    def prefill(self, mode: Mode, shared: bool) -> Callable[..., Slots]:
+        """The jitted program of ``enter``: (params, slots, entering, grammar) -> slots."""
         cfg = self.cfg
 
         def read_prompts(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
@@ -254,14 +217,13 @@ class Pool:
                 place(slots.rows, rows, entering.into),
             )
 
-        slots, self.slots = self.slots, None
-        self.slots = self._run(
+        return self._jitted(
             ("enter", mode, shared),
             read_prompts,
             in_shardings=(None, self._layout, self._rows, None),
             out_shardings=self._layout,
             donate_argnums=1,
-        )(params, slots, self._placed(entering), self.grammar)
+        )
 
     def decode(
         self, params: Params, arrays: decoding.LayerArrays, mode: Mode, want: int, steps: int
@@ -271,6 +233,15 @@ class Pool:
         Args:
           arrays: the layers' of ``decoding.unstack``.
         """
+        slots, self.slots = self.slots, None
+        limits = np.int32(want), np.int32(steps)
+        self.slots = self._run(self.decoding(mode), params, slots, arrays, self.grammar, *limits)
+
+    def decoding(self, mode: Mode) -> Callable[..., Slots]:
+        """The jitted program of ``decode``.
+
+        It takes (params, slots, arrays, grammar, want, steps) and gives the slots.
+        """
         cfg = self.cfg
 
         def write_tokens(
@@ -279,14 +250,13 @@ class Pool:
             # All layers are in ``arrays``: the stacked ones are no part of this program.
             return decode(cfg, params, slots, mode, grammar, want, steps, arrays)
 
-        slots, self.slots = self.slots, None
-        self.slots = self._run(
+        return self._jitted(
             ("decode", mode),
             write_tokens,
             in_shardings=(None, self._layout, None, None, None, None),
             out_shardings=self._layout,
             donate_argnums=1,
-        )(params, slots, arrays, self.grammar, np.int32(want), np.int32(steps))
+        )
 
     def leave(self, slot: int) -> None:
         """End the branches of a slot: nothing waits for them any more."""
@@ -296,13 +266,14 @@ class Pool:
             return slots._replace(rows=slots.rows._replace(done=done))
 
         slots, self.slots = self.slots, None
-        self.slots = self._run(
+        program = self._jitted(
             "leave",
             leave_slot,
             in_shardings=(self._layout, None),
             out_shardings=self._layout,
             donate_argnums=0,
-        )(slots, np.int32(slot))
+        )
+        self.slots = self._run(program, slots, np.int32(slot))
 
     # ------------------------------------------------------------------ this process's part
 

@@ -28,8 +28,10 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.sampling.answer_server import GeneratorConfig
+from dynarag_jax.sampling.compiled import SamplingNeeds
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
+from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages.common.files import opened, questions_by_output
 from dynarag_jax.stages.common.predicting import counted
 from dynarag_jax.stages.common.scores import score_once
@@ -69,6 +71,18 @@ class Answer:
                 f"answer: lists = '{self.lists}' and scorer = '{self.scorer}': static lists need a "
                 f"scorer, and no others take one"
             )
+
+
+def to_plan(stage: Answer) -> list[SamplingNeeds]:
+    """What the stage samples; nothing where a server does."""
+    if stage.generator.url:
+        return []
+    greedy = Sampling(temperature=0.0)
+    return [
+        SamplingNeeds(
+            stage.model, 0, True, stage.prompts, greedy, stage.batch, stage.engine, stage.dtype
+        )
+    ]
 
 
 def system_name(stage: Answer) -> str:

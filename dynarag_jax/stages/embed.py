@@ -14,6 +14,7 @@ from typing import Literal
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.launch.context import Context
+from dynarag_jax.retrieval.compiled import EmbeddingNeeds
 from dynarag_jax.retrieval.corpora import CorpusConfig, located
 from dynarag_jax.retrieval.embed import MINILM
 from dynarag_jax.retrieval.materials import (
@@ -49,6 +50,11 @@ class Embed:
         for name in ("shard", "batch_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} = {getattr(self, name)} must not be negative")
+
+
+def to_plan(stage: Embed) -> list[EmbeddingNeeds]:
+    """What the stage embeds with."""
+    return [EmbeddingNeeds(stage.encoder, stage.dtype, stage.batch_tokens)]
 
 
 def run(context: Context, stage: Embed) -> None:

@@ -14,6 +14,7 @@ from dynarag_jax.data.reading import stream_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoders import load_encoder
 from dynarag_jax.launch.context import Context
+from dynarag_jax.retrieval.compiled import EmbeddingNeeds
 from dynarag_jax.retrieval.embed import MINILM, embed
 from dynarag_jax.retrieval.index import IndexConfig
 from dynarag_jax.retrieval.materials import INDEX, VECTORS, embedded, index_of, require_encoder
@@ -38,6 +39,11 @@ class BuildIndex:
         self.index.check()
         if self.shards < 0:
             raise InputError(f"shards = {self.shards} must not be negative")
+
+
+def to_plan(stage: BuildIndex) -> list[EmbeddingNeeds]:
+    """What the stage embeds its measured queries with, where it has some."""
+    return [EmbeddingNeeds(stage.encoder)] if stage.queries else []
 
 
 def run(context: Context, stage: BuildIndex) -> None:

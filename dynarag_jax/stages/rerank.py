@@ -31,6 +31,7 @@ from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
+from dynarag_jax.sampling.compiled import SamplingNeeds
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
@@ -64,6 +65,16 @@ class Rerank:
 
     def __post_init__(self) -> None:
         check_windows(self.windows, self.prompts, self.more_passages)
+
+
+def to_plan(stage: Rerank) -> list[SamplingNeeds]:
+    """What the stage samples."""
+    return [
+        SamplingNeeds(
+            stage.model, 1, False, stage.prompts, stage.sampling, stage.batch, stage.engine,
+            stage.dtype,
+        )
+    ]  # fmt: skip
 
 
 def record(question: Question, found: Reranked) -> dict[str, Any]:

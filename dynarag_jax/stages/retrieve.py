@@ -18,6 +18,7 @@ from dynarag_jax.files import output_stem, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import once
 from dynarag_jax.records import Question
+from dynarag_jax.retrieval.compiled import EmbeddingNeeds
 from dynarag_jax.retrieval.corpora import CorpusConfig, located
 from dynarag_jax.retrieval.judgments import read_qrels
 from dynarag_jax.retrieval.materials import (
@@ -82,6 +83,12 @@ class Retrieve(SearchConfig):
             for file in self.questions:
                 if file not in self.runs:
                     raise InputError(f"source 'run' needs a run for '{file}': set it in runs")
+
+
+def to_plan(stage: Retrieve) -> list[EmbeddingNeeds]:
+    """What the stage embeds with; nothing where it searches words or takes a run."""
+    dense = stage.source in ("dense", "hybrid")
+    return [EmbeddingNeeds(stage.encoder, stage.dtype)] if dense else []
 
 
 READ_BY = {

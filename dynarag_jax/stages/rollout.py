@@ -37,6 +37,7 @@ from dynarag_jax.rewards.judge import Judge, JudgeConfig
 from dynarag_jax.rewards.scorer import BertScoreConfig, Scorer
 from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_server import GeneratorConfig
+from dynarag_jax.sampling.compiled import SamplingNeeds
 from dynarag_jax.sampling.credit import CreditKind
 from dynarag_jax.sampling.list_sources import ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
@@ -97,6 +98,17 @@ class SampleRollouts:
     def __post_init__(self) -> None:
         if self.generator.url:
             check_server_rewards(self.reward, self.answers)
+
+
+def to_plan(stage: SampleRollouts) -> list[SamplingNeeds]:
+    """What the stage samples with its policy, of the stage's servers nothing."""
+    lists = 0 if stage.server.url else stage.samples
+    return [
+        SamplingNeeds(
+            stage.model, lists, not stage.generator.url, stage.prompts, stage.sampling,
+            stage.batch, stage.engine, stage.dtype,
+        )
+    ]  # fmt: skip
 
 
 ROLLOUTS, REJECTS = "rollouts", "rejects"

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dynarag_jax.models import decoder
 from dynarag_jax.models.config import DecoderConfig
-from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.models.layout import param_shapes
 from dynarag_jax.policy.batches import Batch, BatchShape, collate
-from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar
-from dynarag_jax.sharding import named
+from dynarag_jax.policy.grammar import Grammar, build_grammar
+from dynarag_jax.policy.spelling import plain_spelling
+from dynarag_jax.sharding import laid_out, named
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.flops import PaddedShape
 from dynarag_jax.training.optimizer import make_optimizer
@@ -42,13 +42,10 @@ def lower_step(
     lora = stage.lora if stage.lora.rank else None
     # The steps of a run shape its schedule alone.
     optimizer = make_optimizer(stage.optimizer, 1000)
-    grammar = grammar or plain_grammar(stage)
+    grammar = grammar or build_grammar(plain_spelling(stage.prompts.ids), stage.prompts.max_list)
     base: Any = {}
     if lora is not None:
-        base = _placed(
-            jax.eval_shape(lambda key: decoder.init_params(cfg, key), jax.random.key(0)),
-            param_shardings(cfg, mesh),
-        )
+        base = param_shapes(cfg, mesh)
     losses = {
         name: StreamLoss(getattr(stage, name).objectives, getattr(stage, name).weight)
         for name in streams
@@ -65,7 +62,7 @@ def lower_step(
         skip_nonfinite=stage.nonfinite == "skip",
     )
     step = dataclasses.replace(step, rest=(base, jax.tree.map(_shape, grammar)))
-    state = _placed(
+    state = laid_out(
         state_shapes(cfg, optimizer, lora),
         state_shardings(cfg, mesh, optimizer, lora, stage.optimizer.offload),
     )
@@ -85,20 +82,6 @@ def lower_step(
         for name, s in streams.items()
     }
     return step.lower(state, batches)
-
-
-def plain_grammar(stage: Train) -> Grammar:
-    """The grammar of lists in which each id, comma and bracket is one token of its own."""
-    p = stage.prompts
-    ids = tuple((10 + i,) for i in range(p.ids))
-    spelling = Spelling(opening=(3,), ids=ids, between=(4, 5, 3), closing=(4,), none=(6,), end=7)
-    return build_grammar(spelling, p.max_list)
-
-
-def _placed(shapes: Any, places: Any) -> Any:
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-    )
 
 
 def _shape(x: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.attention import BLOCK
@@ -22,7 +21,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
-from dynarag_jax.sharding import MESH_AXES, batch_shards
+from dynarag_jax.sharding import abstract_mesh, batch_shards
 from dynarag_jax.training.flops import PaddedShape, StepOperations, step_work
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import state_shardings
@@ -83,7 +82,7 @@ def plan(
     Raises:
       InputError: the mesh does not divide an array of the model.
     """
-    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = abstract_mesh(sizes)
     lora = lora if lora is not None and lora.rank else None
     stored = jnp.dtype(cfg.param_dtype)
     rule = make_optimizer(optimizer, 100)

@@ -53,6 +53,29 @@ def test_loops_within_loops_multiply():
     assert costs.operations == 12 * 2 * ROWS * WIDTH**2
 
 
+def test_loops_that_the_data_end_run_as_often_as_is_said():
+    """A bound that is an argument, and a limit beside which a constant stands that is none."""
+
+    def run(x, w, most):
+        def outer(carry):
+            i, y = carry
+            inner = lambda _, z: jnp.sin(z @ w)  # noqa: E731
+            return i + 1, jnp.cos(jax.lax.fori_loop(0, most[1], inner, y))
+
+        return jax.lax.while_loop(lambda c: c[0] * 512 < most[0], outer, (0, x))[1]
+
+    text = text_of(run, jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH)), jnp.ones(2, jnp.int32))
+    once = 2 * ROWS * WIDTH**2
+    for trips, times in (((), 1), ((3,), 3), ((3, 2.5), 7.5)):
+        assert read_program(text, trips).operations == times * once
+    # One whose trips the program knows counts as it says.
+    text = text_of(
+        lambda x, w: jax.lax.fori_loop(0, 4, lambda _, y: jnp.sin(y @ w), x),
+        jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH)),
+    )  # fmt: skip
+    assert read_program(text, (7,)).operations == 4 * once
+
+
 def test_collectives_send_what_rings_send(mesh):
     """A gathered weight, and gradients that are summed and scattered or summed for all."""
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))

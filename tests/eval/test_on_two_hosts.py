@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from dynarag_jax.prompts import COMPACT_WORDS
 from dynarag_jax.records import write_questions
 from tests.hosts import assert_alike, contents, ended, start
 from tests.local_server import JsonHandler, serving
+from tests.small_model import save_small_model
 
-from .conftest import ask
+from .conftest import IDS, WORDS, ask
 
 CONFIG = """
 from dynarag_jax.config import Mesh, Run
@@ -84,6 +86,13 @@ MORE = """
         baseline="top-2",
     ),
 """
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """As all of these tests', with one word more: two devices can divide its vocabulary."""
+    words = [*WORDS, *COMPACT_WORDS, "made"]
+    return save_small_model(tmp_path_factory.mktemp("even"), words, IDS)
 
 
 def written(model: Path, name: str, stages: str, mesh: str = "-1, 1, 1", **more: Any) -> str:

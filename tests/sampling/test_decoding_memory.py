@@ -12,7 +12,8 @@ import pytest
 from dynarag_jax.models import decoder, decoding
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
-from dynarag_jax.sampling.pool import Pool, PoolShape
+from dynarag_jax.sampling.pool import Pool
+from dynarag_jax.sampling.pool_sizes import PoolShape
 from dynarag_jax.sampling.sampler import Mode, decode
 from dynarag_jax.sharding import make_mesh
 

@@ -14,7 +14,8 @@ from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.sampling.engine import Engine
-from dynarag_jax.sampling.pool import Pool, slot_bytes
+from dynarag_jax.sampling.pool import Pool
+from dynarag_jax.sampling.pool_sizes import slot_bytes
 from dynarag_jax.sampling.requests import STOPS, EngineConfig, Request
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sharding import make_mesh

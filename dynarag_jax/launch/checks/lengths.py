@@ -10,7 +10,8 @@ from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json
 from dynarag_jax.launch.checks.finding import Finding, Subject, kinds, prompts_are_read
-from dynarag_jax.launch.plan import ID_TOKENS, NotFetched, hub_config, is_hub_id, model_shape
+from dynarag_jax.launch.plan import ID_TOKENS
+from dynarag_jax.launch.plan_models import NotFetched, hub_config, is_hub_id, model_shape
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.prompts import PromptConfig, render, rerank_messages

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.hub import gguf_file
 from dynarag_jax.launch.checks.finding import Finding, Subject
-from dynarag_jax.launch.plan import NotFetched, StagePlan, is_hub_id, is_packed, plan_stage
+from dynarag_jax.launch.plan import StagePlan, plan_stage
+from dynarag_jax.launch.plan_models import NotFetched, is_hub_id, is_packed
 from dynarag_jax.retrieval.index.memory import machine_memory
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.plan import USABLE, plan

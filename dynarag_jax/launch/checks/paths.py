@@ -10,7 +10,7 @@ from pathlib import Path
 from dynarag_jax.errors import InputError, nearest
 from dynarag_jax.launch.checks.finding import Finding, Subject
 from dynarag_jax.launch.checks.needs import Need, makes, needs
-from dynarag_jax.launch.plan import is_hub_id, is_packed
+from dynarag_jax.launch.plan_models import is_hub_id, is_packed
 from dynarag_jax.retrieval.corpora import corpus_files
 
 

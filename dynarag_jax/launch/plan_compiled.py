@@ -36,7 +36,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.compiled import lower_step
 from dynarag_jax.training.config import Train
-from dynarag_jax.training.flops import PaddedShape
+from dynarag_jax.training.flops import PaddedShape, visible_keys
 from dynarag_jax.training.plan import USABLE, MemoryPlan
 
 GIB, GB = 2**30, 1e9
@@ -184,14 +184,16 @@ def attention_operations(
 ) -> float:
     """Operations of the prompts' attention kernels on one of ``of`` devices, from shapes.
 
-    A compiler does not say what a kernel computes. Every run of one is a layer of one stream.
+    A compiler does not say what a kernel computes. Every run of one is a layer of one stream; where
+    some layers have a window, the mean layer.
     """
     if not kernels:
         return 0.0
     layer = [
-        4 * rows.batch * cfg.heads * cfg.head_size * rows.prompt * (rows.prompt + 1) / 2
+        4 * rows.batch * cfg.heads * cfg.head_size
+        * visible_keys(cfg, dataclasses.replace(rows, branch=1)) / cfg.layers
         for rows in streams.values()
-    ]
+    ]  # fmt: skip
     each = sum(layer) / len(layer) / of
     forward = sum(n for name, n in kernels.items() if "fwd" in name or name.endswith("Forward"))
     backward = sum(n for name, n in kernels.items() if "dkv" in name or "Backward" in name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -90,8 +91,8 @@ MORE = """
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """As all of these tests', with one word more: two devices can divide its vocabulary."""
-    words = [*WORDS, *COMPACT_WORDS, "made"]
+    """As all of these tests', with some words more: two devices can divide its vocabulary."""
+    words = [*WORDS, *COMPACT_WORDS, "made", "by", "whom"]
     return save_small_model(tmp_path_factory.mktemp("even"), words, IDS)
 
 
@@ -142,6 +143,10 @@ def test_two_processes_do_every_stage_as_one(place, model, scorer, mesh):
     ended(start([written(model, "two", stages, mesh, scorer=str(scorer))], 2))
     one, two = (contents(place / "runs" / name) for name in ("one", "two"))
     assert len(two["rollout/rollouts.jsonl"]) == 11 and len(two["pairs/lists.jsonl"]) > 0
+    # Which of two lists is better would be up to rounding where they are as good; none are here.
+    for rollout in one["rollout/rollouts.jsonl"]:
+        rewards = sorted({trajectory["reward"] for trajectory in rollout["trajectories"]})
+        assert all(b - a > 1e-3 * b for a, b in itertools.pairwise(rewards)), rollout["id"]
     assert_alike(one, two, "runs")
 
 

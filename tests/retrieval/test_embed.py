@@ -111,14 +111,14 @@ def test_the_batch_is_divided_among_the_devices(tiny, monkeypatch):
     if jax.device_count() < 8:
         pytest.skip("needs 8 (simulated) devices")
     seen = []
-    real = module._vectors
+    real = module.embed_batch
 
     def spy(*args):
         result = real(*args)
         seen.append((args[-2].sharding, result.sharding))
         return result
 
-    monkeypatch.setattr(module, "_vectors", spy)
+    monkeypatch.setattr(module, "embed_batch", spy)
     embed(tiny, sentences(20))
     assert seen
     for tokens, vectors in seen:

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dynarag_jax.exchange.decoders import load_decoder
 from dynarag_jax.objectives.scores import LossInputs
@@ -36,6 +34,7 @@ from dynarag_jax.objectives.terms import (
 from dynarag_jax.policy.batches import BatchShape, Example, collate
 from dynarag_jax.policy.grammar import Spelling, build_grammar
 from dynarag_jax.training.step import loss_inputs
+from tests.objectives.trl_models import group_trainer, small_llama, tokenizer
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 BETA = 0.3
@@ -53,25 +52,6 @@ PAIRS: dict[str, tuple[Term, list[str], list[float], float]] = {
     "ipo": (Ipo(1.0, beta=BETA), ["ipo"], [1.0], 0.0),
     "rpo": (Dpo(1.0, beta=BETA, chosen_nll=0.7), ["sigmoid", "sft"], [1.0, 0.7], 0.0),
 }  # fmt: skip
-
-
-def small_llama(seed: int) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        initializer_range=0.3, tie_word_embeddings=False, bos_token_id=None, eos_token_id=60,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def tokenizer() -> Any:
-    words = {f"w{i}": i for i in range(60)} | {"<eos>": 60, "<unk>": 61}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -356,28 +336,6 @@ GROUPS = (
     ([21, 22, 60], [21, 23, 60], [24, 60]),
 )
 REWARDS = np.array([[1.0, 0.2, 0.5], [0.0, 0.7, 0.1], [0.3, 0.9, 0.4]], np.float32)
-
-
-def group_trainer(kind: str, model: Any, place: Any, beta: float = 0.0, **settings: Any) -> Any:
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-
-    config = {"grpo": trl.GRPOConfig, "rloo": trl.RLOOConfig}[kind]
-    make = {"grpo": trl.GRPOTrainer, "rloo": trl.RLOOTrainer}[kind]
-    made = make(
-        model=model, reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=config(
-            output_dir=str(place), use_cpu=True, report_to=[], bf16=False, num_generations=3,
-            per_device_train_batch_size=3, gradient_checkpointing=False, max_completion_length=6,
-            beta=0.0,
-            **settings,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": ["w1 w2"]}), processing_class=tokenizer(),
-    )  # fmt: skip
-    made.model.train()
-    made.current_gradient_accumulation_steps = 1
-    made.beta = beta  # given at the start, TRL would load a reference of its own; ours is handed in
-    return made
 
 
 CASES = {

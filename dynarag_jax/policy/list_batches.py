@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from dynarag_jax.errors import InputError
 from dynarag_jax.policy.batches import place_steps, process_rows
 from dynarag_jax.policy.encoder_policy import CandidateBatch
+from dynarag_jax.policy.kept_vectors import collate_vectors
 from dynarag_jax.policy.pair_tokens import QuestionPairs, collate_pairs
 from dynarag_jax.records import valid_list
 from dynarag_jax.sharding import batch_shards, named
@@ -162,20 +163,11 @@ def _candidates(examples: Sequence[ListExample], n: int, t: int) -> CandidateBat
     pairs = [example.pairs for example in examples]
     if all(example.vectors is None for example in examples):
         return collate_pairs(pairs, n, t)
-    features = collate_pairs([_without_tokens(one) for one in pairs], n, 1)
-    width = next(e.vectors.shape[-1] for e in examples if e.vectors is not None)
-    vectors = np.zeros((len(examples), n, width), np.float32)
-    scores = np.zeros((len(examples), n), np.float32)
-    for row, example in enumerate(examples):
-        assert example.vectors is not None
-        vectors[row, : example.pairs.count] = example.vectors
-        scores[row, : example.pairs.count] = example.scores
-    return features._replace(pairs=None, vectors=vectors, scores=scores)
-
-
-def _without_tokens(pairs: QuestionPairs) -> QuestionPairs:
-    bare = (np.zeros(1, np.int32),) * pairs.count
-    return QuestionPairs(bare, bare, np.zeros(pairs.count, np.int32), pairs.retriever)
+    kept = []
+    for example in examples:
+        assert example.vectors is not None and example.scores is not None
+        kept.append((example.vectors, example.scores))
+    return collate_vectors(pairs, kept, n)
 
 
 def _one_each(example: ListExample, name: str, values: Sequence[Any], count: int) -> None:

@@ -12,8 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.policy.encoder_model import EncoderPolicy, tokenizer_hash
 from dynarag_jax.policy.encoder_policy import list_logps
+from dynarag_jax.policy.kept_vectors import (
+    Vectors,
+    VectorStore,
+    collate_vectors,
+    frozen_vectors,
+)
 from dynarag_jax.policy.pair_tokens import (
     QuestionPairs,
     collate_pairs,
@@ -47,9 +54,14 @@ class EncoderSampler:
 
     Args:
       batch: questions at once, at most.
+      store: vectors of the policy's encoder: what it holds is not encoded again. A policy that
+        reads again what was chosen has no use for it.
     """
 
-    def __init__(self, policy: EncoderPolicy, batch: int, seed: int):
+    def __init__(
+        self, policy: EncoderPolicy, batch: int, seed: int, store: VectorStore | None = None
+    ):
+        self._store = None if policy.cfg.reencode else store
         self.policy, self.batch, self.seed = policy, max(batch, 1), seed
         self.maker, self.team = policy.pair_maker(), ProcessTeam(None)
         self.heard: Callable[[], None] = lambda: None
@@ -63,6 +75,12 @@ class EncoderSampler:
             in_shardings=(None, rows, rows, rows),
             out_shardings=rows,
         )
+
+    def with_bias(self, bias: ListBias) -> EncoderSampler:
+        """The same policy with a bias on ending lists."""
+        own = EncoderSampler(self.policy.with_bias(bias), self.batch, self.seed, self._store)
+        own.heard = self.heard
+        return own
 
     def _batches(
         self, pairs: Sequence[QuestionPairs], lists: int
@@ -82,9 +100,25 @@ class EncoderSampler:
             for at in range(0, len(places), rows):
                 yield places[at : at + rows], rows, n, t
 
-    def _candidates(self, pairs: Sequence[QuestionPairs], rows: int, n: int, t: int) -> Any:
-        padded = [*pairs, *[pairs[-1]] * (rows - len(pairs))]
-        candidates = collate_pairs(padded, n, t)
+    def _kept(self, questions: Sequence[Question]) -> Vectors | None:
+        """Vectors of the questions where there is a store; what it lacks is computed."""
+        if self._store is None:
+            return None
+        policy = self.policy
+        return frozen_vectors(
+            policy.cfg, policy.params, questions, self.maker, policy.mesh, store=self._store
+        )
+
+    def _candidates(
+        self, given: Sequence[tuple[Question, QuestionPairs]], vectors: Vectors | None, rows: int,
+        n: int, t: int,
+    ) -> Any:  # fmt: skip
+        padded = [*given, *[given[-1]] * (rows - len(given))]
+        pairs = [own for _, own in padded]
+        if vectors is None:
+            candidates = collate_pairs(pairs, n, t)
+        else:
+            candidates = collate_vectors(pairs, [vectors[q.id] for q, _ in padded], n)
         return candidates if self.policy.cfg.head.retriever else candidates._replace(retriever=None)
 
     def lists(
@@ -102,12 +136,14 @@ class EncoderSampler:
             policy = self.policy
             self._writers[key] = make_list_writer(policy.cfg, policy.mesh, samples, sampling)
         pairs = [self.maker.pairs(question) for question in questions]
+        vectors = self._kept(questions)
         results: dict[int, Lists] = {}
         for places, rows, n, t in self._batches(pairs, samples):
             seeds = np.zeros(rows, np.uint32)
             seeds[: len(places)] = [request_key(self.seed, questions[i].id) for i in places]
             keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-            candidates = self._candidates([pairs[i] for i in places], rows, n, t)
+            given = [(questions[i], pairs[i]) for i in places]
+            candidates = self._candidates(given, vectors, rows, n, t)
             out = self._writers[key](self.policy.params, candidates, keys)
             out = jax.tree.map(np.asarray, out)
             for row, i in enumerate(places):
@@ -145,7 +181,7 @@ class EncoderSampler:
                     wrong = f"has {len(one)} passages, more than prompts.max_list = {most}"
                 if wrong:
                     raise InputError(f"question '{question.id}': the list {list(one)} {wrong}")
-        pairs = [self.maker.pairs(question) for question in questions]
+        pairs, vectors = [self.maker.pairs(q) for q in questions], self._kept(questions)
         count = max((len(own) for own in lists), default=0)
         steps = max((len(one) for own in lists for one in own), default=0) + 1
         results: dict[int, list[tuple[float, ...]]] = {}
@@ -156,7 +192,8 @@ class EncoderSampler:
                 for j, one in enumerate(lists[i]):
                     tokens[row, j, : len(one)] = one
                     lengths[row, j] = len(one) + 1
-            candidates = self._candidates([pairs[i] for i in places], rows, n, t)
+            given = [(questions[i], pairs[i]) for i in places]
+            candidates = self._candidates(given, vectors, rows, n, t)
             with jax.set_mesh(self.policy.mesh):
                 found = np.asarray(self._scorer(self.policy.params, candidates, tokens, lengths))
             for row, i in enumerate(places):

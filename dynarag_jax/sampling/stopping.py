@@ -112,9 +112,7 @@ def drawn_paths(sampler: EncoderSampler, questions: Sequence[Question]) -> list[
     Raises:
       InputError: a question has no passages, or too many.
     """
-    endless = EncoderSampler(sampler.policy.with_bias(NEVER), sampler.batch, sampler.seed)
-    endless.heard = sampler.heard
-    longest = [one.lists[0] for one in endless.lists(questions, GREEDY)]
+    longest = [one.lists[0] for one in sampler.with_bias(NEVER).lists(questions, GREEDY)]
     lists = [[one[:at] for at in range(len(one) + 1)] for one in longest]
     logps = sampler.logps(questions, lists)
     return [

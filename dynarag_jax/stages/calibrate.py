@@ -173,7 +173,7 @@ def lists_of(
     Several processes share the questions, and each gets all lists.
     """
     if isinstance(sampler, EncoderSampler):
-        own = EncoderSampler(sampler.policy.with_bias(bias), stage.batch, context.seed)
+        own = sampler.with_bias(bias)
     else:
         policy = sampler.policy.with_bias(bias)
         own = PolicySampler(policy, stage.prompts, stage.batch, context.seed, stage.engine)

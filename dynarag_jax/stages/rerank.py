@@ -32,7 +32,6 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question, question_to_json
 from dynarag_jax.sampling.compiled import SamplingNeeds
-from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import Reranked, expected_prompts, try_rerank
@@ -40,6 +39,7 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.windows import Windows
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank, too_many
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import opened, questions_by_output
 from dynarag_jax.stages.common.predicting import PromptCount, counted
@@ -178,7 +178,7 @@ def rerank_by_encoder(
     most = min(stage.prompts.max_list, stage.prompts.ids)
     policy = load_encoder_policy(model, context.own_mesh, max_list=most, dtype=stage.dtype)
     policy = calibrated(context, policy, model)
-    sampler = EncoderSampler(policy, stage.batch, context.run.seed)
+    sampler = encoder_sampler(context, stage, policy)
     directory = context.begin()
     for name, path in paths.items():
         questions = read_questions(path, context.log)

@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
 from dynarag_jax.errors import InputError
-from dynarag_jax.models.config import Params
 from dynarag_jax.objectives.terms import Objectives
-from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, vectors_of
+from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
+from dynarag_jax.policy.kept_vectors import Vectors
 from dynarag_jax.policy.list_batches import ListExample, ListShape
-from dynarag_jax.policy.pair_tokens import PairMaker, QuestionPairs, collate_pairs, padded_count
+from dynarag_jax.policy.pair_tokens import PairMaker, QuestionPairs
 from dynarag_jax.records import Question, valid_list
-from dynarag_jax.sharding import batch_shards, named
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.preferences import MEND, RankedRollout, step_rewards
 from dynarag_jax.training.sources import ExampleSource
-
-Vectors = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Vectors [N, D] and scores [N] of a question's candidates, by its id."""
-
-BATCH = 4096
-"""Word pieces of pairs, times candidates, that a device encodes at once."""
-
-
-def frozen_vectors(
-    cfg: EncoderPolicyConfig,
-    params: Params,
-    questions: Sequence[Question],
-    maker: PairMaker,
-    mesh: Mesh,
-    heard: Callable[[int], object] = lambda n: None,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The encoder's vectors of all candidates, computed once; every process gets all of them.
-
-    They take D + 1 numbers of four bytes a candidate.
-
-    Args:
-      heard: hears how many questions are done.
-    """
-    everywhere, rows = named(mesh, ()), named(mesh, ("batch",))
-    run = jax.jit(
-        lambda params, pairs: vectors_of(cfg, params, pairs),
-        in_shardings=(None, rows),
-        out_shardings=everywhere,
-    )
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    shards = batch_shards(mesh)
-    for group, n in _like(questions, cfg.pieces, shards):
-        made = [maker.pairs(q) for q in group]
-        size = max(shards, BATCH // (n * cfg.pieces) // shards * shards)
-        padded = made + [made[-1]] * (size - len(made))
-        pairs = collate_pairs(padded, n, cfg.pieces).pairs
-        with jax.set_mesh(mesh):
-            vectors, scores = run(params, jax.device_put(pairs, rows))
-        vectors, scores = np.asarray(vectors), np.asarray(scores)
-        for i, question in enumerate(group):
-            count = len(question.passages)
-            found[question.id] = vectors[i, :count], scores[i, :count]
-        heard(len(group))
-    return found
-
-
-def _like(
-    questions: Sequence[Question], pieces: int, shards: int
-) -> Iterator[tuple[list[Question], int]]:
-    """Questions of like numbers of candidates together, with what they are padded to."""
-    by_count: dict[int, list[Question]] = {}
-    for question in questions:
-        by_count.setdefault(padded_count(len(question.passages)), []).append(question)
-    for n, group in sorted(by_count.items()):
-        size = max(shards, BATCH // (n * pieces) // shards * shards)
-        for at in range(0, len(group), size):
-            yield group[at : at + size], n
 
 
 def _with_vectors(

@@ -37,6 +37,7 @@ from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.stopping import StopPath, stop_paths
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import first_passages
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import generator_of
 
@@ -84,7 +85,7 @@ def lister_and_reader(
     if stage.reader:
         loaded = load_policy(context.model(stage.reader), mesh, stage.prompts, stage.dtype)
         reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
-    yield EncoderSampler(drawn, stage.batch, seed), reader
+    yield encoder_sampler(context, stage, drawn), reader
 
 
 def within_one_prompt(

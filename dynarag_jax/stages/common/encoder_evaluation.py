@@ -31,6 +31,7 @@ from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.curves import draw_curves
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.scores import score_once
@@ -120,7 +121,7 @@ def evaluate_encoders(
                 continue
             policy = load_encoder_policy(path, context.own_mesh, max_list=most, dtype=stage.dtype)
             policy = calibrated(context, policy, path)
-            sampler = EncoderSampler(policy, stage.batch, context.run.seed)
+            sampler = encoder_sampler(context, stage, policy)
             for how in seen:
                 some = mine[name + how]
                 own = written(context, sampler, stage, some, name + how, bool(how))

@@ -26,6 +26,7 @@ from dynarag_jax.sampling.credit import shared_likelihood
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import generator_of, say_asked
@@ -66,7 +67,7 @@ def sample_lists(
 
     def load(path: Path) -> EncoderSampler:
         policy = load_encoder_policy(path, context.own_mesh, max_list=most, dtype=stage.dtype)
-        return EncoderSampler(policy, stage.batch, seed)
+        return encoder_sampler(context, stage, policy)
 
     sampler = reference = load(paths["model"])
     if "reference" in paths:

@@ -15,6 +15,7 @@ from dynarag_jax.exchange.encoder_policies import is_encoder_policy, policy_fing
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import tokenizer_hash
 from dynarag_jax.policy.encoder_policy import count_policy_parameters
+from dynarag_jax.policy.kept_vectors import Vectors, VectorStore, frozen_vectors
 from dynarag_jax.policy.pair_tokens import PairMaker
 from dynarag_jax.records import Question
 from dynarag_jax.rollout_records import Rollout
@@ -26,12 +27,7 @@ from dynarag_jax.training.encoder_run import (
     begin_encoder_policy,
     train_encoder_policy,
 )
-from dynarag_jax.training.list_examples import (
-    Vectors,
-    behavior_lists,
-    frozen_vectors,
-    ranked_lists,
-)
+from dynarag_jax.training.list_examples import behavior_lists, ranked_lists
 from dynarag_jax.training.loop import Watch
 from dynarag_jax.training.preferences import Expected, check_rollouts, judge
 from dynarag_jax.training.sources import ExampleSource
@@ -76,9 +72,10 @@ def vectors_for(
     """The frozen encoder's vectors of all questions; None where the encoder is trained."""
     if stage.encoder.trained.part != "frozen":
         return None
+    store = VectorStore.of_run(context.directory, start.cfg, start.params, create=True)
     with context.progress(len(questions), "vectors") as bar:
         return frozen_vectors(
-            start.cfg, start.params, questions, maker, context.mesh, lambda n: bar.update(n)
+            start.cfg, start.params, questions, maker, context.mesh, bar.update, store
         )
 
 

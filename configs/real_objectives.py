@@ -1,0 +1,54 @@
+"""The objectives side by side on real questions: a list head on a frozen encoder, each once.
+
+    dynarag run configs/real_objectives.py              # where ../shared/data is there
+    python -m benchmarks.objectives configs/real_objectives.py --seeds 0 1 2
+
+Questions, splits and the cross-encoder (which must stand in runs/reranker) are those of
+configs/encoder.py. Its encoder stays frozen, so that its vectors are computed once; the head learns
+from gold, then by each objective from the same sampled lists, rewarded by their set F1: no model
+answers here. DRO, which weighs lists by the likelihood of an answer, has nothing to go by and is
+left out. As on the quickstart's world nothing is tuned for any objective.
+"""
+
+from dataclasses import replace
+
+from dynarag_jax.launch.config_file import base_config
+from dynarag_jax.models.encoder_layout import TrainedEncoder
+from dynarag_jax.stages import Contrast, CurveConfig
+
+encoder_run = base_config(__file__, "encoder.py")
+world = base_config(__file__, "objectives.py")
+
+run = replace(encoder_run.run, directory="runs/real_objectives")
+
+before = encoder_run.stages
+frozen = {
+    "encoder": replace(before["sft"].encoder, trained=TrainedEncoder(part="frozen"), rate=1.0)
+}
+feedback = replace(before["feedback"], **frozen)
+learners = {name: given for name, given in world.learners.items() if name != "dro"}
+
+
+def learns(objectives, source):
+    """A feedback stage with this objective on the rollouts of that stage."""
+    return replace(
+        feedback,
+        rollouts=f"{{run}}/{source}/rollouts.jsonl",
+        reranker=replace(feedback.reranker, objectives=objectives),
+    )
+
+
+stages = {
+    **{name: before[name] for name in ("mix", "label")},
+    "sft": replace(before["sft"], **frozen),
+    "rollout": before["rollout"],
+    "by_step": replace(before["rollout"], credit="gains"),
+    "contrast": Contrast(questions="{run}/label/train.jsonl"),
+    **{name: learns(*given) for name, given in learners.items()},
+    "evaluate": replace(
+        before["evaluate"],
+        models={"behavior cloning": "{run}/sft/model"}
+        | {name.replace("_", " "): f"{{run}}/{name}/model" for name in learners},
+        curve=CurveConfig(),
+    ),
+}

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.models.encoder_layout import TrainedEncoder
-from dynarag_jax.stages import Contrast, CurveConfig
+from dynarag_jax.stages import Contrast, CurveConfig, Feedback
 
 encoder_run = base_config(__file__, "encoder.py")
 world = base_config(__file__, "objectives.py")
@@ -26,16 +26,15 @@ frozen = {
     "encoder": replace(before["sft"].encoder, trained=TrainedEncoder(part="frozen"), rate=1.0)
 }
 feedback = replace(before["feedback"], **frozen)
-learners = {name: given for name, given in world.learners.items() if name != "dro"}
-
-
-def learns(objectives, source):
-    """A feedback stage with this objective on the rollouts of that stage."""
-    return replace(
+learners = {
+    name: replace(
         feedback,
-        rollouts=f"{{run}}/{source}/rollouts.jsonl",
-        reranker=replace(feedback.reranker, objectives=objectives),
+        rollouts=other.rollouts,
+        reranker=replace(feedback.reranker, objectives=other.reranker.objectives),
     )
+    for name, other in world.stages.items()
+    if isinstance(other, Feedback) and name != "dro"
+}
 
 
 stages = {
@@ -44,7 +43,7 @@ stages = {
     "rollout": before["rollout"],
     "by_step": replace(before["rollout"], credit="gains"),
     "contrast": Contrast(questions="{run}/label/train.jsonl"),
-    **{name: learns(*given) for name, given in learners.items()},
+    **learners,
     "evaluate": replace(
         before["evaluate"],
         models={"behavior cloning": "{run}/sft/model"}

@@ -1,0 +1,73 @@
+"""The matrix of plan against compiler: its rows are real models', and what is kept is not lost."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import compile as matrix
+from dynarag_jax.compilers.topologies import read_topology
+from dynarag_jax.sharding import mesh_sizes
+
+PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "gemma3-1b": 999_885_952,
+    "qwen3-4b": 4_022_468_096,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+}
+"""as their model cards and checkpoints count them"""
+
+
+def run(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["compile", *arguments])
+    matrix.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", matrix.FAMILIES)
+def test_rows_are_of_the_models_that_they_name(family):
+    for mesh in matrix.MESHES[family]:
+        row = matrix.Row(family, "lora", "full", mesh, "group")
+        _, cfg, streams, sizes = matrix.prepare(row)
+        devices = read_topology(mesh.partition("/")[0]).devices
+        assert mesh_sizes(*sizes, devices) == sizes
+        assert streams["reranker"].branches == 8
+        assert streams["reranker"].batch == sizes[0] * sizes[1]
+        planned = matrix.planned(row)
+        assert planned.parameters == PARAMETERS[family]
+        # Rank 16 beside seven matrices a layer.
+        q, kv = cfg.heads * cfg.head_size, cfg.kv_heads * cfg.head_size
+        beside = 2 * (cfg.width + q) + 2 * (cfg.width + kv) + 3 * (cfg.width + cfg.mlp)
+        assert planned.trained == 16 * cfg.layers * beside
+
+
+def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
+    tmp_path, monkeypatch, capsys
+):
+    mesh = "v5e:2x4/1x8x1"
+    row = matrix.Row("gemma3-1b", "lora", "full", mesh, "pair")
+    other = matrix.Row("gemma3-1b", "full", "full", mesh, "pair")
+    kept = {"date": "2026-01-02", "compiler": "libtpu 0", "seconds": 61.0}
+    estimate = matrix.planned(row).total
+    found = kept | {
+        "arguments": estimate // 4, "outputs": 0, "temporary": estimate // 4, "operations": 3e13,
+        "model": 2e13, "traffic": 1e11, "sent": {"all-gather": 2e9, "all-reduce": 1e9},
+        "bound": "compute", "bound_seconds": 0.2, "mfu": 0.5,
+    }  # fmt: skip
+    rows = {row.name: found, other.name: kept | {"too_large": "used 20.0G of 15.75G hbm"}}
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    only = ["--families", "gemma3-1b", "--remat", "full", "--tasks", "pair", "--meshes", mesh]
+    text = run(monkeypatch, capsys, "--results", str(file), *only)
+    assert "..." not in text
+    first, second, *_ = [line for line in text.splitlines() if line.startswith("| gemma3-1b")]
+    assert "| 2.00 |" in first  # the plan's total beside half of it
+    assert "| 30.0 | 1.50 | 3.0 | compute | 50% | 61 |" in first
+    assert "| does not fit |" in second
+    assert text.endswith("2 of 2 rows; libtpu 0; 2026-01-02\n")
+    # Of the whole matrix, what is not there is counted.
+    text = run(monkeypatch, capsys, "--results", str(file), "--table")
+    assert "\n2 of " in text and "2 of 2" not in text

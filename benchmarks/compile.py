@@ -72,7 +72,7 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
 
 MESHES = {
     "smollm2-135m": ("v5e:2x4/8x1x1", "v5e:2x4/1x8x1"),
-    "gemma3-1b": ("v5e:2x4/1x8x1", "v5e:2x4/1x4x2", "v6e:2x2/1x4x1"),
+    "gemma3-1b": ("v5e:2x4/1x8x1", "v5e:2x4/2x4x1", "v6e:2x2/1x4x1"),
     "qwen3-4b": ("v5e:2x4/1x8x1", "v6e:2x2/1x4x1", "v6e:2x4/1x4x2"),
     "llama3-8b": ("v5e:2x4/1x8x1", "v6e:2x2/1x4x1", "v6e:8x8/1x64x1", "v5p:4x4x4/1x64x1"),
     "llama3-70b": ("v5p:8x8x8/1x512x1", "v5p:4x4x4/1x64x1"),

@@ -127,6 +127,8 @@ def corpus_files(patterns: Sequence[str]) -> list[Path]:
     Raises:
       InputError: a file is missing, a pattern or directory holds none, or a file is named twice.
     """
+    if "" in patterns:
+        raise InputError("corpus: a name among files is empty; '.' is the directory one is in")
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)

@@ -110,6 +110,7 @@ def test_many_files_and_patterns(tmp_path, monkeypatch):
     assert corpus_files(["wiki"]) == corpus_files(["wiki/*.jsonl"])
     for files, says in {
         ("none/*.jsonl",): "none/\\*.jsonl: no file fits",
+        ("",): "a name among files is empty",
         ("wiki/1.jsonl", "wiki/*.jsonl"): "wiki/1.jsonl: is named twice",
         ("empty",): "empty: no corpus: no corpus.jsonl",
     }.items():

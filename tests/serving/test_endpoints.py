@@ -51,6 +51,17 @@ def test_the_reply_is_the_policys_list(server, reranker, path):
         assert documents == (whole if path == "/rerank" else [None] * len(documents))
 
 
+def test_a_whole_number_is_an_integer_however_it_is_written(server):
+    """JSON has numbers and no types; some clients write every number with a point."""
+    plain = server.post("/v1/rerank", body(top_n=1))
+    assert plain[0] == 200
+    assert server.post("/v1/rerank", body(top_n=1.0))[1]["results"] == plain[1]["results"]
+    assert server.post("/v1/rerank", body(top_n=1.5))[0] == 422
+    for wrong in (b"1e999", b"true", b'"1"'):
+        sent = b'{"query": "a", "documents": ["b"], "top_n": ' + wrong + b"}"
+        assert server.post("/v1/rerank", sent)[0] in (400, 422)
+
+
 def test_top_n_bounds_and_never_adds(server, reranker):
     own = [r["corpus_id"] for r in reranker.rank(QUERY, texts(6))]
     for top_n in (1, 2, 6, 100):

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Text = Annotated[str, Field(min_length=1)]
 
+def _whole(value: Any) -> Any:
+    """5.0 is an integer in JSON, where numbers have no types; 5.5 is left, and refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
+# The pattern is for readers of the schema: a blank query is refused with words of its own.
+Text = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"})]
 
 Places = Annotated[list[Count], Field(fail_fast=True)]
 
@@ -80,7 +87,7 @@ class TeiRequest(Shape):
     """Text Embeddings Inference's request: every text comes back with a score."""
 
     query: Text
-    texts: Annotated[list[str], Field(fail_fast=True)]
+    texts: Annotated[list[str], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
     truncate: bool | None = None
     """whether texts that are too long are cut (default), or refused"""
     truncation_direction: Literal["right", "Right"] | None = None
@@ -97,7 +104,7 @@ class ScoreRequest(Shape):
     """A list to be explained: its log-probability, and what else each step could have been."""
 
     query: Text
-    documents: Documents
+    documents: Annotated[Documents, Field(json_schema_extra={"minItems": 1})]
     list: Places | None = None
     """places in ``documents``, from 0, best first; null explains the policy's own list"""
     alternatives: Count | None = None
@@ -150,9 +157,9 @@ class ChatRequest(Shape):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     """0, the default, is greedy"""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)] | None = None
     """same seed, same request: same answer"""
     n: Literal[1] | None = None
     # What changes nothing of an answer is taken; what would is refused unless it asks for nothing.

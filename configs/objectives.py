@@ -24,7 +24,7 @@ from dynarag_jax.objectives.terms import (
     TokenNll,
 )
 from dynarag_jax.rewards.combine import RewardWeights
-from dynarag_jax.stages import Contrast
+from dynarag_jax.stages import Contrast, Reference
 
 quickstart = base_config(__file__, "quickstart.py")
 
@@ -49,7 +49,7 @@ learners = {
     ),
     "grpo_by_step": (Objectives(nll=none, grpo=Grpo(weight=1.0, kl=0.05, credit=0.5)), "by_step"),
     "dro": (Objectives(nll=none, dro=Dro(weight=1.0)), "likely"),
-    "ddro": (Objectives(nll=none, dpo=Dpo(weight=1.0)), "contrast"),
+    "ddro": (Objectives(nll=none, dpo=Dpo(weight=1.0)), "contrasted"),
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def learns(objectives: Objectives, source: str):
         rollouts=f"{{run}}/{source}/rollouts.jsonl",
         reranker=replace(feedback.reranker, objectives=objectives),
         # All 8,000 questions have gold; the others learn from 4,096, three times.
-        epochs=3.0 * 4096 / 8000 if source == "contrast" else 3.0,
+        epochs=3.0 * 4096 / 8000 if source == "contrasted" else 3.0,
     )
 
 
@@ -70,6 +70,9 @@ stages = {
     "by_step": replace(before["rollout"], credit="gains"),
     "likely": replace(before["rollout"], reward=likely),
     "contrast": Contrast(questions="{run}/clean/train.jsonl"),
+    "contrasted": Reference(
+        rollouts="{run}/contrast/rollouts.jsonl", questions="{run}/clean/train.jsonl"
+    ),
     **{name: learns(*given) for name, given in learners.items()},
     "evaluate": replace(
         before["evaluate"],

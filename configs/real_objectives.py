@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.models.encoder_layout import TrainedEncoder
-from dynarag_jax.stages import Contrast, CurveConfig, Feedback
+from dynarag_jax.stages import Contrast, CurveConfig, Feedback, Reference
 
 encoder_run = base_config(__file__, "encoder.py")
 world = base_config(__file__, "objectives.py")
@@ -43,6 +43,7 @@ stages = {
     "rollout": before["rollout"],
     "by_step": replace(before["rollout"], credit="gains"),
     "contrast": Contrast(questions="{run}/label/train.jsonl"),
+    "contrasted": Reference(rollouts="{run}/contrast/rollouts.jsonl"),
     **learners,
     "evaluate": replace(
         before["evaluate"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -323,19 +323,50 @@ def _behavior(
     return sampler.logps([q for q, _, _ in whole], [own for _, _, own in whole])
 
 
+def with_list_logps(
+    sampler: EncoderSampler,
+    questions: Sequence[Question],
+    rollouts: Sequence[Rollout],
+    role: Literal["behavior", "reference"],
+) -> list[Rollout]:
+    """Rollouts with log-probabilities by step of their lists; as ``rescoring.with_logps``.
+
+    Raises:
+      InputError: a list is none of the policy's.
+    """
+    found = sampler.logps(questions, [[t.list for t in r.trajectories] for r in rollouts])
+    scored = []
+    for question, rollout, logps in zip(questions, rollouts, found, strict=True):
+        both = list(zip(rollout.trajectories, logps, strict=True))
+        if role == "reference":
+            own = [replace(t, reference_logp=math.fsum(x), reference_logps=x) for t, x in both]
+            stamp = {"reference": sampler.policy.fingerprint}
+        else:
+            own = [replace(t, logp=math.fsum(x), logps=x) for t, x in both]
+            stamp = {"policy": sampler.policy.fingerprint}
+        stamps = _stamps(sampler, question)
+        scored.append(replace(rollout, trajectories=tuple(own), **stamps, **stamp))
+    return scored
+
+
+def _stamps(sampler: EncoderSampler, question: Question) -> dict[str, Any]:
+    """What log-probabilities depend on beside the weights, as a rollout says it."""
+    policy, pairs = sampler.policy, sampler.maker.pairs(question)
+    return {
+        "shown": pairs.count,
+        "tokenizer": tokenizer_hash(policy.tokenizer),
+        "prompt": pairs.fingerprint(),
+        "max_list": policy.cfg.max_list,
+        "dtype": policy.cfg.encoder.dtype,
+    }
+
+
 def stamped_lists(
     sampler: EncoderSampler, question: Question, trajectories: tuple[Trajectory, ...]
 ) -> Rollout:
     """A rollout with what its log-probabilities depend on."""
-    policy, pairs = sampler.policy, sampler.maker.pairs(question)
+    policy = sampler.policy.fingerprint
     return Rollout(
-        id=question.id,
-        shown=pairs.count,
-        trajectories=trajectories,
-        policy=policy.fingerprint,
-        reference=policy.fingerprint,
-        tokenizer=tokenizer_hash(policy.tokenizer),
-        prompt=pairs.fingerprint(),
-        max_list=policy.cfg.max_list,
-        dtype=policy.cfg.encoder.dtype,
-    )
+        id=question.id, trajectories=trajectories, policy=policy, reference=policy,
+        **_stamps(sampler, question),
+    )  # fmt: skip

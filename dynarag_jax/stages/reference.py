@@ -10,21 +10,28 @@ Writes rollouts.jsonl, appended as it goes; killed and started again, it continu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.errors import InputError
+from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.launch.context import Context
+from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.model import load_policy
+from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.sampling.answer_scoring import with_answers
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler, with_list_logps
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import with_logps
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
 from dynarag_jax.stages.common.files import opened
 
 
@@ -91,28 +98,75 @@ def run(context: Context, stage: Reference) -> None:
     branches = max((len(r.trajectories) for r in rollouts), default=0)
     if not branches:
         raise InputError(f"{paths['rollouts']}: no lists to score")
-    mesh, seed = context.mesh, context.run.seed
-    policy = load_policy(paths["model"], mesh, stage.prompts, stage.dtype)
-    reference = sampler = PolicySampler(policy, stage.prompts, stage.batch, seed)
-    if stage.policy and paths["policy"] != paths["model"]:
-        other = load_policy(paths["policy"], mesh, stage.prompts, stage.dtype)
-        sampler = PolicySampler(other, stage.prompts, stage.batch, seed)
+    scorer, team, batch = scorer_of(context, stage, paths, branches)
     output = context.begin() / "rollouts.jsonl"
-    team = reference.team
     with (
         opened(context, output, team) as rows,
         context.progress(len(rollouts), context.stage) as bar,
     ):
         bar.start_at(len(rows.done), len(rollouts))
         todo = [(q, r) for q, r in zip(questions, rollouts, strict=True) if r.id not in rows.done]
-        for group, mine in team.groups(todo, 4 * reference.batch):
-            some = [q for q, _ in mine]
-            scored = with_logps(reference, some, [r for _, r in mine], branches, "reference")
-            if stage.policy:
-                scored = with_logps(sampler, some, scored, branches, "behavior")
-            if stage.answers:
-                scored = with_answers(reference, some, scored, branches, stage.reward)
-            for rollout in scored:
+        for group, mine in team.groups(todo, 4 * batch):
+            for rollout in scorer([q for q, _ in mine], [r for _, r in mine]):
                 rows.append(rollout_to_json(rollout))
             bar.update(len(group))
         rows.finish(r.id for r in rollouts)
+
+
+Scored = Callable[[list[Question], list[Rollout]], list[Rollout]]
+
+
+def scorer_of(
+    context: Context, stage: Reference, paths: dict[str, Path], branches: int
+) -> tuple[Scored, ProcessTeam, int]:
+    """What gives rollouts their log-probabilities, with whom it shares the work, in which batches.
+
+    Args:
+      branches: the most distinct lists of one rollout.
+
+    Raises:
+      InputError: the two models are of different kinds, or answers are asked of an encoder policy.
+    """
+    behind = paths.get("policy", paths["model"])
+    kinds = {is_encoder_policy(paths["model"]), is_encoder_policy(behind)}
+    if len(kinds) > 1:
+        raise InputError(
+            f"model {paths['model']} and policy {behind}: one is an encoder policy, and the other "
+            f"a language model; lists have log-probabilities of one kind"
+        )
+    if kinds == {True}:
+        if stage.answers:
+            raise InputError("answers is set, and an encoder policy writes none to be scored")
+        most = min(stage.prompts.max_list, stage.prompts.ids)
+
+        def drawn(path: Path) -> EncoderSampler:
+            policy = load_encoder_policy(path, context.own_mesh, max_list=most, dtype=stage.dtype)
+            return encoder_sampler(context, stage, policy)
+
+        reference = drawn(paths["model"])
+        sampler = reference if behind == paths["model"] else drawn(behind)
+
+        def by_encoder(questions: list[Question], rollouts: list[Rollout]) -> list[Rollout]:
+            scored = with_list_logps(reference, questions, rollouts, "reference")
+            if stage.policy:
+                scored = with_list_logps(sampler, questions, scored, "behavior")
+            return scored
+
+        return by_encoder, reference.team, reference.batch
+
+    def written(path: Path) -> PolicySampler:
+        policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
+        return PolicySampler(policy, stage.prompts, stage.batch, context.run.seed)
+
+    reader = written(paths["model"])
+    writer = reader if behind == paths["model"] else written(behind)
+
+    def by_language_model(questions: list[Question], rollouts: list[Rollout]) -> list[Rollout]:
+        scored = with_logps(reader, questions, rollouts, branches, "reference")
+        if stage.policy:
+            scored = with_logps(writer, questions, scored, branches, "behavior")
+        if stage.answers:
+            scored = with_answers(reader, questions, scored, branches, stage.reward)
+        return scored
+
+    return by_language_model, reader.team, reader.batch

@@ -32,12 +32,14 @@ from dynarag_jax.serving.reranker import Reranker
 from dynarag_jax.stages import (
     Calibrate,
     CalibrationTarget,
+    Contrast,
     EncoderTraining,
     Evaluate,
     Export,
     Feedback,
     Label,
     Mix,
+    Reference,
     Rerank,
     Rounds,
     SampleRollouts,
@@ -52,6 +54,7 @@ from dynarag_jax.training.optimizer import OptimizerConfig
 WORDS = ["needed", *(f"w{i}" for i in range(30))]
 HEAD = ListHeadConfig(width=8, layers=1, steps=1, heads=2, mlp=16)
 NONE = TokenNll(weight=0.0)
+DPO = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
 
 
 def save_cross_encoder(where):
@@ -148,6 +151,8 @@ class Stages:
                 scorer=cross, shuffled=True, top_k=(1, 2),
             ),
             "export": Export(model="{run}/calibrate/model"),
+            "contrast": Contrast(),
+            "reference": Reference(policy="{run}/sft/model"),
         }  # fmt: skip
 
     def __call__(self, name, **fields):
@@ -276,22 +281,42 @@ def test_parts_of_the_encoder_are_trained_and_the_others_stay(ran, part):
 @pytest.mark.slow
 def test_preferences_read_references_and_refuse_those_of_others(ran):
     ran("sft")
-    dpo = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
-    assert ran("feedback", reranker=dpo, steps=2)
+    assert ran("feedback", reranker=DPO, steps=2)
     figures = [line for _, line in read_jsonl(ran["feedback"] / "metrics.jsonl")]
     assert figures[0]["loss"] == pytest.approx(np.log(2), abs=1e-3)
     with pytest.raises(InputError, match="no encoder policy"):
-        ran("feedback", reranker=dpo, reference=str(ran.place / "cross"))
+        ran("feedback", reranker=DPO, reference=str(ran.place / "cross"))
     lines = (ran["rollout"] / "rollouts.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
     kept = ran.place / "other.jsonl"
     kept.write_text("\n".join([json.dumps(first | {"prompt": "00"}), *lines[1:]]) + "\n")
-    rloo = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
     with pytest.raises(InputError, match="of other candidates"):
-        ran("feedback", rollouts=str(kept), reranker=rloo)
+        ran("feedback", rollouts=str(kept), reranker=DPO)
     kept.write_text("\n".join([json.dumps(first | {"reference": "00"}), *lines[1:]]) + "\n")
     with pytest.raises(InputError, match="of other weights"):
-        ran("feedback", rollouts=str(kept), reranker=rloo)
+        ran("feedback", rollouts=str(kept), reranker=DPO)
+
+
+def test_references_are_computed_anew_and_for_lists_from_elsewhere(ran):
+    sampled = read_rollouts(ran["rollout"] / "rollouts.jsonl")
+    again = read_rollouts(ran["reference"] / "rollouts.jsonl")
+    for one, other in zip(sampled, again, strict=True):
+        assert replace(one, trajectories=()) == replace(other, trajectories=())
+        for t, u in zip(one.trajectories, other.trajectories, strict=True):
+            assert (t.list, t.reward) == (u.list, u.reward)
+            np.testing.assert_allclose(u.logps, t.logps, atol=1e-5)
+            np.testing.assert_allclose(u.reference_logps, t.reference_logps, atol=1e-5)
+    # Needed passages against others, which no policy sampled, become pairs to learn from.
+    with pytest.raises(InputError, match="unknown tokenizer"):
+        ran("feedback", rollouts="{run}/contrast/rollouts.jsonl", steps=1, reranker=DPO)
+    assert ran("reference", rollouts="{run}/contrast/rollouts.jsonl", policy="")
+    assert ran("feedback", rollouts="{run}/reference/rollouts.jsonl", steps=1, reranker=DPO)
+    figures = [line for _, line in read_jsonl(ran["feedback"] / "metrics.jsonl")]
+    assert figures[0]["loss"] == pytest.approx(np.log(2), abs=1e-3)
+    for name in ("reference", "feedback"):  # as the others found them
+        assert ran(name)
+    with pytest.raises(InputError, match="answers is set"):
+        ran("reference", answers=True)
 
 
 def test_reranked_files_hold_the_lists(ran):

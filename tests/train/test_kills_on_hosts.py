@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dynarag_jax.files import read_json
 from tests.hosts import ROOT, ended, joined
 
 from .test_kills import OF_THE_CLOCK
@@ -49,17 +50,22 @@ def lines_of(paths: Sequence[Path]) -> int:
     return sum(path.read_bytes().count(b"\n") for path in paths)
 
 
+def starts_of(stage: Path) -> int:
+    """How often a stage has begun."""
+    return len(read_json(stage / "run.json")["starts"]) if (stage / "run.json").exists() else 0
+
+
 def kill(
     processes: Sequence[subprocess.Popen[str]],
     which: Sequence[int],
-    stands: Callable[[], int],
-    moment: int,
+    reached: Callable[[], bool],
     delay: float,
+    moment: int,
 ) -> None:
-    """SIGKILL ``delay`` seconds after so many lines stand; the others end by themselves."""
+    """SIGKILL ``delay`` seconds after a moment is reached; the others end by themselves."""
     try:
-        until = time.monotonic() + 600  # a machine may be busy
-        while stands() < moment and time.monotonic() < until:
+        until = time.monotonic() + 1200  # a machine may be busy
+        while not reached() and time.monotonic() < until:
             if any(process.poll() is not None for process in processes):
                 break  # said below
             time.sleep(0.002)
@@ -80,12 +86,18 @@ def killed_and_ended(
     stage: str, directory: str, stands: Callable[[], int], most: int, *more: str
 ) -> None:
     """Kill ``KILLS`` times, each later in the course of the work, and run to the end."""
-    rng = random.Random(stage)
+    rng, place = random.Random(stage), Path(directory) / stage
     moments = sorted(rng.randrange(1, most) for _ in range(KILLS))
     for number, moment in enumerate(moments):
-        which = ((0,), (1,), (0, 1))[number % 3]
-        kill(start(stage, directory, *more), which, stands, moment, rng.uniform(0, 0.1))
+        which, before = ((0,), (1,), (0, 1))[number % 3], starts_of(place)
+
+        def reached(moment: int = moment, before: int = before) -> bool:
+            # Not before they have met: who waits for another to come waits for minutes.
+            return starts_of(place) > before and stands() >= moment
+
+        kill(start(stage, directory, *more), which, reached, rng.uniform(0, 0.1), moment)
     ended(start(stage, directory, *more))
+    assert starts_of(place) == KILLS + 1
 
 
 def without_clock(path: Path) -> list[dict]:

@@ -6,14 +6,14 @@
   arXiv 2512.14465, takes such differences for what is needed).
 
 Parts of lists of one question begin alike. Their prompts' common beginnings are computed once: the
-sampling engine does so for answers, ``shared_likelihood`` for likelihoods.
+sampling engine does so for answers, ``SharedLikelihood`` for likelihoods.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -21,10 +21,10 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.policy.shared_scoring import Continuation, make_shared_scorer, plan_shared
 from dynarag_jax.prompts import buckets
 from dynarag_jax.records import Question
-from dynarag_jax.rewards.scorer import Answered, Likelihood, Scorer
+from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, references_of
-from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
+from dynarag_jax.sampling.answer_server import NoAnswer
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
 
 CreditKind = Literal["", "gains", "leave_one_out"]
@@ -40,6 +40,23 @@ def parts_of(chosen: Chosen, kind: CreditKind) -> list[Chosen]:
     return [chosen, *(chosen[:n] + chosen[n + 1 :] for n in range(len(chosen)))]
 
 
+def with_parts(
+    pairs: Sequence[tuple[Question, Chosen]], kind: CreditKind
+) -> list[tuple[Question, Chosen]]:
+    """Lists, each with the parts behind it that its credit needs; what comes twice stands once.
+
+    What is computed in this order finds what it begins with computed: of a list of k passages the k
+    lists without one of them are k (k - 1) / 2 passages more. No fewer can be where their order is
+    kept, since what a causal model makes of a passage depends on all that is before it.
+    """
+    every = {
+        (question.id, part): (question, part)
+        for question, chosen in pairs
+        for part in (chosen, *(parts_of(chosen, kind) if kind else ()))
+    }
+    return list(every.values())
+
+
 def credit_of(chosen: Chosen, kind: CreditKind, rewards: Sequence[float]) -> tuple[float, ...]:
     """The credit of each passage, from the rewards of ``parts_of`` in their order."""
     if kind == "gains":
@@ -49,7 +66,7 @@ def credit_of(chosen: Chosen, kind: CreditKind, rewards: Sequence[float]) -> tup
 
 
 def with_credit(
-    answerer: PolicySampler | ServerAnswers | None,
+    answers: Mapping[tuple[str, Chosen], str | InputError | NoAnswer] | None,
     questions: Sequence[Question],
     rollouts: Sequence[Rollout],
     scorer: Scorer,
@@ -60,7 +77,8 @@ def with_credit(
     Where the reward of a part cannot be had, its lists' credit is missing, and they with it.
 
     Args:
-      answerer: who answers from parts; None where nothing that judges answers is weighed.
+      answers: from the parts, by question and part; None where nothing that judges answers is
+        weighed.
       questions: in the order of ``rollouts``.
       scorer: of the lists' own rewards.
     """
@@ -74,12 +92,11 @@ def with_credit(
         for t in rollout.trajectories
     }
     asked = [one for one in wanted if one not in known]
-    pairs = [(questions[i], part) for i, part in asked]
-    texts = answerer.try_answers(pairs) if answerer is not None else [""] * len(pairs)
-    answered = [
-        Answered(question, part, str(text), missing=isinstance(text, NoAnswer | InputError))
-        for (question, part), text in zip(pairs, texts, strict=True)
-    ]
+    answered = []
+    for i, part in asked:
+        text = "" if answers is None else answers[questions[i].id, part]
+        lost = isinstance(text, NoAnswer | InputError)
+        answered.append(Answered(questions[i], part, str(text), missing=lost))
     for one, earned in zip(asked, scorer.score(answered), strict=True):
         known[one] = None if earned.missing else earned.value
 
@@ -96,18 +113,44 @@ def with_credit(
     ]
 
 
-def shared_likelihood(sampler: PolicySampler) -> Likelihood:
+class SharedLikelihood:
     """As ``answer_scoring.gold_likelihood``, with common beginnings of prompts computed once.
 
     Of several processes each computes its prompts whole.
     """
-    if sampler.team.several:
-        return gold_likelihood(sampler)
-    references = references_of(sampler)
-    lengths = buckets(sampler.prompts.answer_prompt_tokens)
-    score = make_shared_scorer(sampler.policy.cfg, sampler.policy.mesh, lengths)
 
-    def likelihood(pairs: Sequence[tuple[Question, Chosen]]) -> list[float | None]:
+    def __init__(self, sampler: PolicySampler):
+        self._sampler = sampler
+        self._whole = gold_likelihood(sampler) if sampler.team.several else None
+        self._known: dict[tuple[str, Chosen], float | None] = {}
+        lengths = buckets(sampler.prompts.answer_prompt_tokens)
+        policy = sampler.policy
+        self._score = make_shared_scorer(policy.cfg, policy.mesh, lengths)
+        self._references = references_of(sampler)
+
+    def prepare(self, pairs: Sequence[tuple[Question, Chosen]], kind: CreditKind) -> None:
+        """Compute what will be asked of lists and of the parts that their credit needs.
+
+        Together they cost less, since the parts of a list go on from what it begins with.
+        """
+        self._known = {}
+        if self._whole is None:
+            every = with_parts(pairs, kind)
+            values = self._compute(every)
+            self._known = {(q.id, one): x for (q, one), x in zip(every, values, strict=True)}
+
+    def __call__(self, pairs: Sequence[tuple[Question, Chosen]]) -> list[float | None]:
+        if self._whole is not None:
+            return self._whole(pairs)
+        left = [(q, chosen) for q, chosen in pairs if (q.id, chosen) not in self._known]
+        found = iter(self._compute(left))
+        return [
+            self._known[q.id, chosen] if (q.id, chosen) in self._known else next(found)
+            for q, chosen in pairs
+        ]
+
+    def _compute(self, pairs: Sequence[tuple[Question, Chosen]]) -> list[float | None]:
+        sampler = self._sampler
         best: list[float | None] = [None] * len(pairs)
         by_question: dict[str, list[int]] = {}
         for place, (question, _) in enumerate(pairs):
@@ -118,7 +161,7 @@ def shared_likelihood(sampler: PolicySampler) -> Likelihood:
             nonlocal work
             if work:
                 scored = [one for _, one in work]
-                found = score(sampler.policy.params, scored, plan_shared(scored))
+                found = self._score(sampler.policy.params, scored, plan_shared(scored))
                 for (place, _), logps in zip(work, found, strict=True):
                     value = math.exp(math.fsum(logps) / len(logps))
                     best[place] = max(value, best[place] or 0.0)
@@ -126,7 +169,7 @@ def shared_likelihood(sampler: PolicySampler) -> Likelihood:
 
         for group, places in enumerate(by_question.values()):
             question = pairs[places[0]][0]
-            golds = references(question)
+            golds = self._references(question)
             for place in places if golds else ():
                 prompt = sampler.maker.answer_prompt(question, pairs[place][1]).tokens
                 work += [(place, Continuation(group, prompt, gold)) for gold in golds]
@@ -134,5 +177,3 @@ def shared_likelihood(sampler: PolicySampler) -> Likelihood:
                 flush()
         flush()
         return best
-
-    return likelihood

@@ -33,7 +33,7 @@ from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
-from dynarag_jax.sampling.credit import CreditKind, with_credit
+from dynarag_jax.sampling.credit import CreditKind, SharedLikelihood, with_credit, with_parts
 from dynarag_jax.sampling.distinct import importance_weights
 from dynarag_jax.sampling.encoder_lists import Drawn, make_list_writer
 from dynarag_jax.sampling.list_sources import Reject
@@ -246,15 +246,19 @@ def roll_out_lists(
             yield Reject(question.id, str(one))
         else:
             kept.append((question, one, list(dict.fromkeys(one.lists))))
-    pairs = [(question, chosen) for question, _, own in kept for chosen in own]
+    judged = set(scorer.weights.answered()) - {"likelihood"}
+    pairs = with_parts(
+        [(question, chosen) for question, _, own in kept for chosen in own],
+        credit if generator is not None and judged else "",
+    )
     texts: Sequence[str | InputError | NoAnswer] = [""] * len(pairs)
     if generator is not None:
         texts = generator.try_answers(pairs)
-    given = iter(texts)
+    given = {(q.id, chosen): text for (q, chosen), text in zip(pairs, texts, strict=True)}
     answered: list[list[Answered]] = []
     whole: list[tuple[Question, Lists, list[Chosen]]] = []
     for question, one, own in kept:
-        mine = [next(given) for _ in own]
+        mine = [given[question.id, chosen] for chosen in own]
         if refused := [text for text in mine if isinstance(text, InputError)]:
             yield Reject(question.id, str(refused[0]))
             continue
@@ -271,6 +275,9 @@ def roll_out_lists(
                 for chosen, text in zip(own, mine, strict=True)
             ]
         )
+    if credit and isinstance(scorer.likelihood, SharedLikelihood):
+        had = [(a.question, a.list) for each in answered for a in each if not a.missing]
+        scorer.likelihood.prepare(had, credit)
     rewards = iter(scorer.score([one for each in answered for one in each]))
     asked, lists = [question for question, _, _ in whole], [own for _, _, own in whole]
     behavior = _behavior(sampler, whole)
@@ -306,8 +313,7 @@ def roll_out_lists(
             )
         )
     if credit:
-        judged = set(scorer.weights.answered()) - {"likelihood"}
-        rollouts = with_credit(generator if judged else None, asked, rollouts, scorer, credit)
+        rollouts = with_credit(given if judged else None, asked, rollouts, scorer, credit)
     yield from rollouts
 
 

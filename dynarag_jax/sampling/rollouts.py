@@ -20,7 +20,7 @@ from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_scoring import gold_likelihood, with_answers
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
-from dynarag_jax.sampling.credit import CreditKind, shared_likelihood, with_credit
+from dynarag_jax.sampling.credit import CreditKind, SharedLikelihood, with_credit, with_parts
 from dynarag_jax.sampling.list_sources import Draft, ListSource, Reject, policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import stamped, with_logps
@@ -60,8 +60,7 @@ def roll_out(
     if generator is not None:
         check_server_rewards(scorer.weights, answers)
     if scorer.weights.likelihood and scorer.likelihood is None:
-        found = shared_likelihood if credit else gold_likelihood
-        scorer.likelihood = found(sampler)
+        scorer.likelihood = SharedLikelihood(sampler) if credit else gold_likelihood(sampler)
     ready: list[Draft] = []
     while True:
         for result in source.step():
@@ -92,14 +91,19 @@ def _complete(
 ) -> Iterator[Rollout | Reject]:
     """Answers, rewards and log-probabilities; equally many programs run in all processes."""
     distinct = [_distinct(d) for d in drafts]
-    pairs = [
-        (d.question, d.lists[p[0]]) for d, own in zip(drafts, distinct, strict=True) for p in own
-    ]
-    given = iter((generator or sampler).try_answers(pairs))
+    # Where answers are judged, those from parts of lists are asked for with the lists': their
+    # prompts begin alike.
+    judged = set(scorer.weights.answered()) - {"likelihood"}
+    pairs = with_parts(
+        [(d.question, d.lists[p[0]]) for d, own in zip(drafts, distinct, strict=True) for p in own],
+        credit if judged else "",
+    )
+    replies = (generator or sampler).try_answers(pairs)
+    given = {(q.id, one): text for (q, one), text in zip(pairs, replies, strict=True)}
     kept: list[tuple[Draft, list[list[int]]]] = []
     answered: list[list[Answered]] = []
     for draft, own in zip(drafts, distinct, strict=True):
-        texts = [next(given) for _ in own]
+        texts = [given[draft.question.id, draft.lists[places[0]]] for places in own]
         if refused := [a for a in texts if isinstance(a, InputError)]:
             yield Reject(draft.question.id, str(refused[0]))
             continue
@@ -115,6 +119,9 @@ def _complete(
                 for places, text in zip(own, texts, strict=True)
             ]
         )
+    if credit and isinstance(scorer.likelihood, SharedLikelihood):
+        lists = [(a.question, a.list) for each in answered for a in each if not a.missing]
+        scorer.likelihood.prepare(lists, credit)
     # All at once: a model behind a term sees one large batch.
     rewards = iter(scorer.score([one for each in answered for one in each]))
     rollouts: list[Rollout] = []
@@ -142,9 +149,8 @@ def _complete(
         )
     questions = [d.question for d, _ in kept]
     if credit:
-        judged = set(scorer.weights.answered()) - {"likelihood"}
-        answerer = (generator or sampler) if judged else None
-        rollouts = with_credit(answerer, questions, rollouts, scorer, credit)
+        parts = given if judged else None
+        rollouts = with_credit(parts, questions, rollouts, scorer, credit)
     # The sampler's own log-probabilities are the training forward's, up to float32's rounding. In
     # a narrower type the two round differently, and what training subtracts must be its own.
     exact = sampler.policy.cfg.dtype == "float32" and all(d.token_logps for d, _ in kept)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from dynarag_jax.sampling.answer_server import NoAnswer
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.credit import (
     CreditKind,
+    SharedLikelihood,
     credit_of,
     parts_of,
-    shared_likelihood,
     with_credit,
+    with_parts,
 )
 from dynarag_jax.sampling.list_sources import policy_lists
 from dynarag_jax.sampling.policy_sampler import PolicySampler
@@ -54,7 +56,7 @@ def test_shared_prefills_are_exact_against_every_prompt_by_itself(sampler, quest
     questions += [question("none", 4, answers=())]
     parts = dict.fromkeys([*every_part(), *every_part("gains")])
     pairs = [(q, part) for q in questions for part in parts]
-    shared = shared_likelihood(sampler)(pairs)
+    shared = SharedLikelihood(sampler)(pairs)
     naive = gold_likelihood(sampler)(pairs)
     assert shared[-1] is naive[-1] is None
     known = [(a, b) for a, b in zip(shared, naive, strict=True) if b is not None]
@@ -78,7 +80,12 @@ def test_what_is_common_is_computed_once(sampler, question):
             own = prompts[plan.trunks[trunk]]
             assert prompt[:seen] == own[:seen] and seen < len(prompt)
             assert seen <= common_prefix(prompt, own)
+        # No causal model needs less: every distinct beginning of a prompt, once. Where a prompt is
+        # wholly another's beginning, its last token is run again for what it predicts.
+        least = len({tuple(prompt[:n]) for prompt in prompts for n in range(1, len(prompt) + 1)})
         one = len(maker.answer_prompt(long, whole).tokens)
+        # What has less than a tenth in common with every trunk is one by itself.
+        assert least <= plan.computed <= least + len(prompts) + 0.1 * one
         return plan.computed / one, sum(map(len, prompts)) / one
 
     shared, naive = computed("gains")
@@ -88,6 +95,70 @@ def test_what_is_common_is_computed_once(sampler, question):
     assert shared < 3.3 < 4.8 < naive
     # Prompts of different questions share nothing.
     assert plan_shared([Continuation(0, [1, 2], [1]), Continuation(1, [1, 2], [1])]).computed == 4
+
+
+def test_lists_and_their_parts_are_computed_together_and_once(sampler, question):
+    """What scoring asks later is there: the values of one by one, from fewer tokens."""
+    questions = [question("a", 4), question("b", 4, answers=("there", "nowhere at all"))]
+    pairs = [(q, one) for q in questions for one in LISTS]
+    every = with_parts(pairs, "leave_one_out")
+    assert [one for q, one in every if q.id == "a"][:4] == [(2, 1, 4), (1, 4), (2, 4), (2, 1)]
+    shared, computed = SharedLikelihood(sampler), []
+
+    def counted(params, scored, plan, score=shared._score):
+        computed.append(plan.computed)
+        return score(params, scored, plan)
+
+    shared._score = counted
+    shared.prepare(pairs, "leave_one_out")
+    together = sum(computed)
+    found: Any = shared(every)
+    assert sum(computed) == together
+    naive: Any = gold_likelihood(sampler)(every)
+    np.testing.assert_allclose(found, naive, rtol=2e-5)
+    other = SharedLikelihood(sampler)
+    other._score, computed = counted, []
+    other(pairs)
+    other([one for one in every if one not in pairs])
+    assert together < sum(computed)
+    # What was not prepared is computed, too, and what comes next is prepared afresh.
+    assert shared([(questions[0], (4, 3, 2))]) == pytest.approx(
+        gold_likelihood(sampler)([(questions[0], (4, 3, 2))]), rel=2e-5
+    )
+    shared.prepare([(question("none", 2, answers=()), (1,))], "gains")
+    assert shared([(question("none", 2, answers=()), (1,))]) == [None]
+
+
+def test_answers_from_parts_go_on_from_their_lists(sampler, question):
+    """In the sampling engine: few slots, more lists than it holds, long passages."""
+    policy, prompts = sampler.policy, sampler.prompts
+    wide = dataclasses.replace(prompts, ids=6, max_list=5, answer_prompt_tokens=1024)
+
+    def long(name):
+        asked = question(name, 6)
+        passages = tuple(dataclasses.replace(p, text=f"{p.text} " * 8) for p in asked.passages)
+        return dataclasses.replace(asked, passages=passages)
+
+    pairs = [(long(name), one) for name in "ab" for one in itertools.permutations(range(1, 6))]
+    pairs = pairs[::17]
+    both = with_parts(pairs, "leave_one_out")
+
+    def answered(*calls):
+        own = PolicySampler(policy, wide, 4, 0)
+        said = {
+            (q.id, one): text
+            for call in calls
+            for (q, one), text in zip(call, own.answers(call), strict=True)
+        }
+        work = own.answer_engine.work
+        whole = sum(len(own.maker.answer_prompt(q, one).tokens) for q, one in pairs)
+        return said, (work.prompt_tokens - work.shared_tokens) / whole
+
+    said, together = answered(both)
+    again, apart = answered(pairs, [one for one in both if one not in pairs])
+    assert said == again
+    assert together < 0.9 * apart
+    assert 1 < together < 3.4  # one by one they would be 5
 
 
 @pytest.mark.parametrize("kind", ["gains", "leave_one_out"])
@@ -167,12 +238,6 @@ def test_the_credit_of_rollouts_is_that_of_rewards_computed_one_by_one(
 def test_a_part_without_an_answer_leaves_its_lists_without_credit(sampler, question):
     asked = question("q", 3)
 
-    class Silent:
-        """Answers nothing from one passage alone."""
-
-        def try_answers(self, pairs):
-            return [NoAnswer("silent") if part == (2,) else "here" for _, part in pairs]
-
     source = policy_lists(sampler, [asked], Sampling(), 4)
     (rollout,) = roll_out(sampler, sampler, source, 4, RewardWeights())
     assert isinstance(rollout, Rollout)
@@ -182,7 +247,10 @@ def test_a_part_without_an_answer_leaves_its_lists_without_credit(sampler, quest
     ]
     rollout = dataclasses.replace(rollout, trajectories=tuple(trajectories))
     weights = Scorer(RewardWeights(em=1.0, passages=0.0))
-    (found,) = with_credit(Silent(), [asked], [rollout], weights, "gains")  # type: ignore[arg-type]
+    answers = {("q", part): "here" for part in ((), (2, 1), (3,))} | {
+        ("q", (2,)): NoAnswer("silent")
+    }
+    (found,) = with_credit(answers, [asked], [rollout], weights, "gains")
     first, second = found.trajectories
     assert first.missing == ("credit",) and not first.credit
     assert not second.missing and len(second.credit) == 1

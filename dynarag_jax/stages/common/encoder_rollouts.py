@@ -22,7 +22,7 @@ from dynarag_jax.rewards.scorer import Scorer
 from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.answer_server import ServerAnswers
-from dynarag_jax.sampling.credit import shared_likelihood
+from dynarag_jax.sampling.credit import SharedLikelihood
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
@@ -80,7 +80,7 @@ def sample_lists(
     team = sampler.team if reader is None else reader.team
     scorer = scorer_of(context, stage, team)
     if scorer.weights.likelihood and reader is not None:
-        found = shared_likelihood if stage.credit else gold_likelihood
+        found = SharedLikelihood if stage.credit else gold_likelihood
         scorer.likelihood = found(reader)
     directory = context.begin()
     with contextlib.ExitStack() as stack:

@@ -42,7 +42,8 @@ CODE = sorted(
 # A reader's own config, where a page means one, trains a language model, and its stages have their
 # usual names: the others come last.
 CONFIGS = sorted(
-    (ROOT / "configs").glob("[a-z]*.py"), key=lambda p: (p.stem in ("dro", "encoder"), p)
+    (ROOT / "configs").glob("[a-z]*.py"),
+    key=lambda p: (p.stem in ("black_box", "dro", "encoder"), p),
 )
 ELSEWHERE = {"CONFIG", "CONFIG.py", "PATH", "MODULE", "NAME", "STAGE"}
 """Words that stand for what the reader has."""

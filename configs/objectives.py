@@ -71,7 +71,9 @@ stages = {
     "likely": replace(before["rollout"], reward=likely),
     "contrast": Contrast(questions="{run}/clean/train.jsonl"),
     "contrasted": Reference(
-        rollouts="{run}/contrast/rollouts.jsonl", questions="{run}/clean/train.jsonl"
+        rollouts="{run}/contrast/rollouts.jsonl",
+        questions="{run}/clean/train.jsonl",
+        not_shown="leave_out",
     ),
     **{name: learns(*given) for name, given in learners.items()},
     "evaluate": replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dynarag_jax.config import INHERITED, SameResult
 from dynarag_jax.data.reading import read_questions
@@ -50,6 +50,9 @@ class Reference:
     rollouts: str = "{run}/rollout/rollouts.jsonl"
     questions: str = "{run}/label/train.jsonl"
     """the questions that were sampled from"""
+    not_shown: Literal["refuse", "leave_out"] = "refuse"
+    """lists with a passage that the prompt has no room for: refuse, or leave_out the questions that
+    have one, which is counted; for lists that no policy sampled (``contrast``)"""
     answers: bool = False
     """also score the distinct answers, all from the best list's passages"""
     reward: RewardWeights = RewardWeights()
@@ -98,28 +101,48 @@ def run(context: Context, stage: Reference) -> None:
     branches = max((len(r.trajectories) for r in rollouts), default=0)
     if not branches:
         raise InputError(f"{paths['rollouts']}: no lists to score")
-    scorer, team, batch = scorer_of(context, stage, paths, branches)
+    scorer, team, batch, shown = scorer_of(context, stage, paths, branches)
+    given = list(zip(questions, rollouts, strict=True))
+    if stage.not_shown == "leave_out":
+        kept = [(q, r) for q, r in given if not beyond(r, shown(q))]
+        if not kept:
+            raise InputError(f"{paths['rollouts']}: prompts show the passages of no question")
+        if len(kept) < len(given):
+            context.log(
+                f"{len(given) - len(kept)} of {len(given)} questions are left out: a list has a "
+                f"passage that the prompt has no room for"
+            )
+        given = kept
     output = context.begin() / "rollouts.jsonl"
     with (
         opened(context, output, team) as rows,
-        context.progress(len(rollouts), context.stage) as bar,
+        context.progress(len(given), context.stage) as bar,
     ):
-        bar.start_at(len(rows.done), len(rollouts))
-        todo = [(q, r) for q, r in zip(questions, rollouts, strict=True) if r.id not in rows.done]
+        bar.start_at(len(rows.done), len(given))
+        todo = [(q, r) for q, r in given if r.id not in rows.done]
         for group, mine in team.groups(todo, 4 * batch):
             for rollout in scorer([q for q, _ in mine], [r for _, r in mine]):
                 rows.append(rollout_to_json(rollout))
             bar.update(len(group))
-        rows.finish(r.id for r in rollouts)
+        rows.finish(r.id for _, r in given)
 
 
-Scored = Callable[[list[Question], list[Rollout]], list[Rollout]]
+def beyond(rollout: Rollout, shown: int) -> bool:
+    """Whether a list of the rollout holds a passage beyond the ``shown`` first."""
+    return any(i > shown for t in rollout.trajectories for i in t.list)
 
 
-def scorer_of(
-    context: Context, stage: Reference, paths: dict[str, Path], branches: int
-) -> tuple[Scored, ProcessTeam, int]:
-    """What gives rollouts their log-probabilities, with whom it shares the work, in which batches.
+class _Scorer(NamedTuple):
+    """What scores rollouts, with whom it shares the work, in which batches, and what it shows."""
+
+    score: Callable[[list[Question], list[Rollout]], list[Rollout]]
+    team: ProcessTeam
+    batch: int
+    shown: Callable[[Question], int]
+
+
+def scorer_of(context: Context, stage: Reference, paths: dict[str, Path], branches: int) -> _Scorer:
+    """What gives rollouts their log-probabilities.
 
     Args:
       branches: the most distinct lists of one rollout.
@@ -152,7 +175,8 @@ def scorer_of(
                 scored = with_list_logps(sampler, questions, scored, "behavior")
             return scored
 
-        return by_encoder, reference.team, reference.batch
+        shown = lambda question: reference.maker.pairs(question).count  # noqa: E731
+        return _Scorer(by_encoder, reference.team, reference.batch, shown)
 
     def written(path: Path) -> PolicySampler:
         policy = load_policy(path, context.mesh, stage.prompts, stage.dtype)
@@ -169,4 +193,5 @@ def scorer_of(
             scored = with_answers(reader, questions, scored, branches, stage.reward)
         return scored
 
-    return by_language_model, reader.team, reader.batch
+    shown = lambda question: reader.maker.rerank_prompt(question).shown  # noqa: E731
+    return _Scorer(by_language_model, reader.team, reader.batch, shown)

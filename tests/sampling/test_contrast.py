@@ -16,6 +16,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
+from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Passage, Question, write_questions
 from dynarag_jax.rollout_records import read_rollouts
@@ -85,22 +86,27 @@ def test_pairs_are_valid_lists_of_one_length(gold, ids, longest, negatives):
     assert same == (set(right[:-1]) if negatives == "replace" else set())
 
 
-def test_feedback_takes_them_once_the_reference_has_scored_them(tmp_path, tiny_model, tiny_policy):
-    policy, prompts = tiny_policy
-    questions = [ask(f"q{i}", (1 + i % 3,)) for i in range(3)]
-    written(tmp_path, questions, prompts=prompts)
-    pairs = tmp_path / "run" / "contrast" / "rollouts.jsonl"
+def referenced(directory: Path, model: Path, prompts: PromptConfig, **fields):
+    """The pairs of ``written`` with log-probabilities under a model."""
     stage = Reference(
-        model=str(tiny_model), rollouts=str(pairs), questions=str(tmp_path / "q.jsonl"),
-        prompts=prompts, dtype="float32", batch=4,
+        model=str(model), rollouts=str(directory / "run" / "contrast" / "rollouts.jsonl"),
+        questions=str(directory / "q.jsonl"), prompts=prompts, dtype="float32", batch=4, **fields,
     )  # fmt: skip
-    context = Context(Run(str(tmp_path / "run")), {"reference": stage}, "reference")
+    context = Context(Run(str(directory / "run")), {"reference": stage}, "reference")
     context.mesh = jax.make_mesh(  # type: ignore[misc] - one device, of the eight simulated
         (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )  # fmt: skip
     run_stage(context, reference.run)
-    scored = read_rollouts(tmp_path / "run" / "reference" / "rollouts.jsonl")
+    return read_rollouts(directory / "run" / "reference" / "rollouts.jsonl")
+
+
+def test_feedback_takes_them_once_the_reference_has_scored_them(tmp_path, tiny_model, tiny_policy):
+    policy, prompts = tiny_policy
+    questions = [ask(f"q{i}", (1 + i % 3,)) for i in range(3)]
+    written(tmp_path, questions, prompts=prompts)
+    pairs = tmp_path / "run" / "contrast" / "rollouts.jsonl"
+    scored = referenced(tmp_path, tiny_model, prompts)
     dpo = Objectives(nll=TokenNll(0.0), dpo=Dpo(1.0))
     expected = Expected(
         pairs, policy.fingerprint, "model", scored[0].tokenizer, prompts.max_list, "float32"
@@ -112,6 +118,28 @@ def test_feedback_takes_them_once_the_reference_has_scored_them(tmp_path, tiny_m
         best, worst = (ranked.rollout.trajectories[i] for i in ranked.order)
         assert best.list == question.gold_list() and set(best.list).isdisjoint(worst.list)
         assert best.reference_logps and worst.reference_logps
+
+
+def test_a_pair_that_the_prompt_cannot_show_is_refused_or_left_out_and_counted(
+    tmp_path, tiny_model, tiny_policy, capsys
+):
+    policy, prompts = tiny_policy
+    questions = [ask("q1", (1,)), ask("q2", (3,))]
+
+    def shown(room):
+        short = dataclasses.replace(prompts, rerank_tokens=room)
+        made = ExampleMaker(policy.tokenizer, policy.spelling, short)
+        return min(made.rerank_prompt(question).shown for question in questions)
+
+    # Room for two passages and not for a third; the first that is not needed is shown.
+    room = next(n for n in range(40, prompts.rerank_tokens) if shown(n) == 2)
+    small = dataclasses.replace(prompts, rerank_tokens=room)
+    written(tmp_path, questions, prompts=small)
+    with pytest.raises(InputError, match=r"question 'q2': the list \[3\] holds 3, outside 1..2"):
+        referenced(tmp_path, tiny_model, small)
+    scored = referenced(tmp_path, tiny_model, small, not_shown="leave_out")
+    assert [r.id for r in scored] == ["q1"]
+    assert "1 of 2 questions are left out" in capsys.readouterr().err
 
 
 def test_a_file_without_any_pair_is_refused(tmp_path):

@@ -12,6 +12,7 @@ MLP, L layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -117,6 +118,15 @@ def _layer(
     return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps)
 
 
+def _through(
+    cfg: EncoderConfig, texts: _Texts, x: jax.Array, stacks: Sequence[Params]
+) -> jax.Array:
+    """All layers of all stacks over x [B T, D]."""
+    for stack in stacks:
+        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+    return x
+
+
 def _embedded(
     cfg: EncoderConfig,
     params: Params,
@@ -171,8 +181,7 @@ def encode(
     if cfg.family == "modernbert":
         return modernbert.encode(cfg, params, tokens, lengths, there)
     x, texts = _embedded(cfg, params, tokens, lengths, types, there)
-    for stack in layer_stacks(params["layers"]):
-        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+    x = _through(cfg, texts, x, layer_stacks(params["layers"]))
     return x.reshape(*tokens.shape, cfg.width)
 
 
@@ -188,20 +197,24 @@ def encode_first(
 
     That layer computes keys and values of every position and nothing else of them, a sixth of its
     products. Arguments and errors are those of ``encode``. Where calls follow each other, give
-    ``last_apart(params)``: it spares a copy of the layers a call.
+    ``last_apart(cfg, params)``: it spares a copy of the layers a call.
     """
     _check_length(cfg, tokens)
     if cfg.family == "modernbert":
         return modernbert.encode(cfg, params, tokens, lengths, there)[:, 0]
     x, texts = _embedded(cfg, params, tokens, lengths, types, there)
-    *stacks, last = layer_stacks(last_apart(params)["layers"])
-    for stack in stacks:
-        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+    *stacks, last = layer_stacks(last_apart(cfg, params)["layers"])
+    x = _through(cfg, texts, x, stacks)
     return _layer(cfg, texts, x, jax.tree.map(lambda p: p[0], last), first_only=True)
 
 
-def last_apart(params: Params) -> Params:
-    """The parameters with the last layer in a stack of its own, as ``encode_first`` needs it."""
+def last_apart(cfg: EncoderConfig, params: Params) -> Params:
+    """The parameters with the last layer in a stack of its own, as ``encode_first`` needs it.
+
+    A ModernBERT's are left as they are: ``encode_first`` computes all of its last layer.
+    """
+    if cfg.family == "modernbert":
+        return params
     *stacks, last = layer_stacks(params["layers"])
     if len(jax.tree.leaves(last)[0]) > 1:
         ends = (slice(-1), slice(-1, None))

@@ -7,6 +7,7 @@ word pieces it read, so that none is ever another's.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,27 +135,20 @@ def frozen_vectors(
       heard: hears how many questions are done.
       store: what it holds is not computed, and what is computed it keeps.
     """
-    everywhere, rows = named(mesh, ()), named(mesh, ("batch",))
-    run = jax.jit(
-        lambda params, pairs: vectors_of(cfg, params, pairs),
-        in_shardings=(None, rows),
-        out_shardings=everywhere,
-    )
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if store is not None:
         for question in questions:
             if (kept := store.get(maker.pairs(question))) is not None:
                 found[question.id] = kept
         heard(len(found))
-    shards = batch_shards(mesh)
+    run = _program(cfg, mesh)
     todo = [question for question in questions if question.id not in found]
-    for group, n in _like(todo, cfg.pieces, shards):
+    for group, size, n in _like(todo, cfg.pieces, batch_shards(mesh)):
         made = [maker.pairs(q) for q in group]
-        size = max(shards, BATCH // (n * cfg.pieces) // shards * shards)
         padded = made + [made[-1]] * (size - len(made))
         pairs = collate_pairs(padded, n, cfg.pieces).pairs
         with jax.set_mesh(mesh):
-            vectors, scores = run(params, jax.device_put(pairs, rows))
+            vectors, scores = run(params, jax.device_put(pairs, named(mesh, ("batch",))))
         vectors, scores = np.asarray(vectors), np.asarray(scores)
         for i, question in enumerate(group):
             count = len(question.passages)
@@ -167,17 +161,27 @@ def frozen_vectors(
     return found
 
 
+@functools.lru_cache(maxsize=4)
+def _program(cfg: EncoderPolicyConfig, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """``vectors_of`` on a mesh, compiled once for whoever asks again and again."""
+    return jax.jit(
+        lambda params, pairs: vectors_of(cfg, params, pairs),
+        in_shardings=(None, named(mesh, ("batch",))),
+        out_shardings=named(mesh, ()),
+    )
+
+
 def _like(
     questions: Sequence[Question], pieces: int, shards: int
-) -> Iterator[tuple[list[Question], int]]:
-    """Questions of like numbers of candidates together, with what they are padded to."""
+) -> Iterator[tuple[list[Question], int, int]]:
+    """Questions of like numbers of candidates together; rows and candidates they are padded to."""
     by_count: dict[int, list[Question]] = {}
     for question in questions:
         by_count.setdefault(padded_count(len(question.passages)), []).append(question)
     for n, group in sorted(by_count.items()):
         size = max(shards, BATCH // (n * pieces) // shards * shards)
         for at in range(0, len(group), size):
-            yield group[at : at + size], n
+            yield group[at : at + size], size, n
 
 
 def collate_vectors(

@@ -134,7 +134,7 @@ def _cross_encoder(
         types = [[min(t, cfg.types - 1) for t in pair.type_ids] for pair in found]
         return [[pair.ids for pair in found], types]
 
-    params = last_apart(model.params) if cfg.family == "bert" else model.params
+    params = last_apart(cfg, model.params)
     size = cfg.layers * cfg.width * (4 * cfg.width + 2 * cfg.mlp)
     return PairScorer(
         "cross-encoder", columns, functools.partial(_compare, cfg), params, longest, size

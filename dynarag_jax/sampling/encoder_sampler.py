@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from dynarag_jax.sampling.encoder_lists import Drawn, make_list_writer
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, Lists, PolicySampler
 from dynarag_jax.sampling.requests import request_key
+from dynarag_jax.sampling.rescoring import Role, in_role
 from dynarag_jax.sharding import batch_shards, named
 
 POSITIONS = 1 << 16
@@ -333,7 +334,7 @@ def with_list_logps(
     sampler: EncoderSampler,
     questions: Sequence[Question],
     rollouts: Sequence[Rollout],
-    role: Literal["behavior", "reference"],
+    role: Role,
 ) -> list[Rollout]:
     """Rollouts with log-probabilities by step of their lists; as ``rescoring.with_logps``.
 
@@ -341,18 +342,12 @@ def with_list_logps(
       InputError: a list is none of the policy's.
     """
     found = sampler.logps(questions, [[t.list for t in r.trajectories] for r in rollouts])
-    scored = []
-    for question, rollout, logps in zip(questions, rollouts, found, strict=True):
-        both = list(zip(rollout.trajectories, logps, strict=True))
-        if role == "reference":
-            own = [replace(t, reference_logp=math.fsum(x), reference_logps=x) for t, x in both]
-            stamp = {"reference": sampler.policy.fingerprint}
-        else:
-            own = [replace(t, logp=math.fsum(x), logps=x) for t, x in both]
-            stamp = {"policy": sampler.policy.fingerprint}
-        stamps = _stamps(sampler, question)
-        scored.append(replace(rollout, trajectories=tuple(own), **stamps, **stamp))
-    return scored
+    return [
+        in_role(
+            replace(rollout, **_stamps(sampler, question)), logps, role, sampler.policy.fingerprint
+        )
+        for question, rollout, logps in zip(questions, rollouts, found, strict=True)
+    ]
 
 
 def _stamps(sampler: EncoderSampler, question: Question) -> dict[str, Any]:

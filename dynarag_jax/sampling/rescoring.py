@@ -15,6 +15,9 @@ from dynarag_jax.records import Question, valid_list
 from dynarag_jax.rollout_records import Rollout, Thought, Trajectory
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 
+Role = Literal["behavior", "reference"]
+"""What weights are to a rollout: those that sampled it, or those it is compared with."""
+
 
 def _list_logps(
     sampler: PolicySampler,
@@ -86,7 +89,7 @@ def with_logps(
     questions: Sequence[Question],
     rollouts: Sequence[Rollout],
     branches: int,
-    role: Literal["behavior", "reference"],
+    role: Role,
 ) -> list[Rollout]:
     """Rollouts with log-probabilities by token of their lists, by the training forward.
 
@@ -100,20 +103,25 @@ def with_logps(
       InputError: a list cannot be written over this model's prompt.
     """
     logps = _list_logps(sampler, questions, rollouts, branches)
-    name, total, tokens = {
-        "behavior": ("policy", "logp", "logps"),
-        "reference": ("reference", "reference_logp", "reference_logps"),
-    }[role]
     return [
-        replace(
-            stamped(sampler, question, rollout),
-            **{name: sampler.policy.fingerprint},
-            trajectories=tuple(
-                _with(t, total, tokens, x) for t, x in zip(rollout.trajectories, each, strict=True)
-            ),
-        )
+        in_role(stamped(sampler, question, rollout), each, role, sampler.policy.fingerprint)
         for question, rollout, each in zip(questions, rollouts, logps, strict=True)
     ]
+
+
+_FIELDS = {
+    "behavior": ("policy", "logp", "logps"),
+    "reference": ("reference", "reference_logp", "reference_logps"),
+}
+
+
+def in_role(
+    rollout: Rollout, logps: Sequence[tuple[float, ...]], role: Role, weights: str
+) -> Rollout:
+    """The rollout with log-probabilities of its lists by token, under the weights of a role."""
+    name, total, tokens = _FIELDS[role]
+    own = (_with(t, total, tokens, x) for t, x in zip(rollout.trajectories, logps, strict=True))
+    return replace(rollout, **{name: weights}, trajectories=tuple(own))
 
 
 def _with(t: Trajectory, total: str, tokens: str, logps: tuple[float, ...]) -> Trajectory:

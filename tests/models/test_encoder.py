@@ -127,7 +127,7 @@ def test_first_positions_alone_are_those_of_all(pair, grouped):
     _, cfg, params = pair
     tokens, lengths = batch()
     there = jnp.ones((1, len(tokens)), bool) if grouped else None
-    apart = encoder.last_apart(params)
+    apart = encoder.last_apart(cfg, params)
     assert [len(jax.tree.leaves(stack)[0]) for stack in apart["layers"]] == [cfg.layers - 1, 1]
 
     def of(function, params):

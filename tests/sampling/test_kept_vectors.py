@@ -109,6 +109,14 @@ def test_a_sampler_with_kept_vectors_draws_and_scores_the_same_lists(policy, tmp
             np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+def test_whoever_asks_again_and_again_compiles_once(policy):
+    kept_vectors._program.cache_clear()
+    maker = policy.pair_maker()
+    for question in questions_of(9)[::3]:  # of equal numbers of candidates
+        frozen_vectors(policy.cfg, policy.params, [question], maker, policy.mesh)
+    assert kept_vectors._program(policy.cfg, policy.mesh)._cache_size() == 1
+
+
 def test_every_encoder_has_a_place_of_its_own(policy, tmp_path):
     assert VectorStore.of_run(tmp_path, policy.cfg, policy.params, create=False) is None
     one = VectorStore.of_run(tmp_path, policy.cfg, policy.params, create=True)

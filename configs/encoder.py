@@ -16,6 +16,7 @@ times and results.
 
 from dynarag_jax.config import Run
 from dynarag_jax.evaluation.tuning import RULES, RulesConfig
+from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.objectives.terms import ListNet, Objectives, Rloo, TokenNll
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.rewards.combine import RewardWeights
@@ -40,6 +41,8 @@ CROSS_ENCODER = "runs/reranker"
 run = Run(directory="runs/encoder", prompts=PromptConfig(ids=20, max_list=5))
 
 encoder = EncoderTraining(pieces=128)
+# Products of bfloat16 are half as long on a CPU that has them, too; the weights stay float32.
+numerics = DecoderConfig(dtype="bfloat16")
 # Of the head; the encoder's is a twentieth.
 optimizer = OptimizerConfig(learning_rate=1e-3, warmup=0.1, schedule="plateau", weight_decay=0.01)
 
@@ -57,6 +60,7 @@ stages = {
             "musique": f"{DATA}/musique.migres200.jsonl.gz",
             "nq": f"{DATA}/litm-nq-20docs.jsonl.gz",
         },
+        limits={"hotpotqa": 600, "nq": 400},
         answers_as_gold=("nq",),
     ),
     "label": Label(
@@ -67,6 +71,7 @@ stages = {
         init=CROSS_ENCODER,
         questions="{run}/label/train.jsonl",
         encoder=encoder,
+        model=numerics,
         reranker=Stream(
             batch=4, objectives=Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
         ),
@@ -85,6 +90,7 @@ stages = {
         init="{run}/sft/model",
         questions="{run}/label/train.jsonl",
         encoder=encoder,
+        model=numerics,
         reranker=Stream(
             batch=4, objectives=Objectives(nll=TokenNll(weight=0.0), rloo=Rloo(weight=1.0))
         ),

@@ -4,7 +4,7 @@
     python -m benchmarks.objectives configs/real_objectives.py --seeds 0 1 2
 
 Questions, splits and the cross-encoder (which must stand in runs/reranker) are those of
-configs/encoder.py, fewer of them. Its encoder stays frozen, so that its vectors are computed once;
+configs/encoder.py, fewer of them held out. Its encoder stays frozen, so that its vectors are computed once;
 the head learns from gold, then by each objective from the same sampled lists, rewarded by their set
 F1: no model answers here. DRO, which weighs lists by the likelihood of an answer, has nothing to go
 by and is left out. As on the quickstart's world nothing is tuned for any objective.
@@ -13,6 +13,7 @@ by and is left out. As on the quickstart's world nothing is tuned for any object
 from dataclasses import replace
 
 from dynarag_jax.launch.config_file import base_config
+from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.stages import Contrast, CurveConfig, Feedback, Reference
 
@@ -23,7 +24,8 @@ run = replace(encoder_run.run, directory="runs/real_objectives")
 
 before = encoder_run.stages
 frozen = {
-    "encoder": replace(before["sft"].encoder, trained=TrainedEncoder(part="frozen"), rate=1.0)
+    "encoder": replace(before["sft"].encoder, trained=TrainedEncoder(part="frozen"), rate=1.0),
+    "model": DecoderConfig(),
 }
 feedback = replace(before["feedback"], **frozen)
 learners = {
@@ -38,7 +40,7 @@ learners = {
 
 
 stages = {
-    "mix": replace(before["mix"], limits={"hotpotqa": 600, "nq": 400}, held_out_limit=100),
+    "mix": replace(before["mix"], held_out_limit=100),
     "label": before["label"],
     "sft": replace(before["sft"], **frozen),
     "rollout": before["rollout"],

@@ -30,6 +30,7 @@ from dynarag_jax.models.encoder_parts import (
     layer_norm,
     layer_stacks,
 )
+from dynarag_jax.models.products import add_bias, matmul
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -78,6 +79,11 @@ class _Texts(NamedTuple):
     there: jax.Array | None
 
 
+def _dense(w: Params, name: str, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+    """A matrix and its bias, or some of their columns, as they are stored: [T, I] -> [T, O]."""
+    return add_bias(matmul(x, w[name][:, columns]), w[f"{name}_bias"][columns])
+
+
 def _attention(
     cfg: EncoderConfig, w: Params, x: jax.Array, texts: _Texts, first_only: bool
 ) -> jax.Array:
@@ -92,10 +98,10 @@ def _attention(
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
     if first_only:
         asking = x.reshape(b, t, d)[:, 0]
-        (q,) = by_heads(asking @ w["qkv"][:, :d] + w["qkv_bias"][:d], 1)
-        k, v = by_heads(x @ w["qkv"][:, d:] + w["qkv_bias"][d:], 2)
+        (q,) = by_heads(_dense(w, "qkv", asking, slice(d)), 1)
+        k, v = by_heads(_dense(w, "qkv", x, slice(d, None)), 2)
     else:
-        q, k, v = by_heads(x @ w["qkv"] + w["qkv_bias"], 3)
+        q, k, v = by_heads(_dense(w, "qkv", x), 3)
     visible = texts.visible[:, None, None]
     if texts.there is None:
         values = attend(q, k, v, visible)
@@ -108,13 +114,11 @@ def _layer(
     cfg: EncoderConfig, texts: _Texts, x: jax.Array, w: Params, first_only: bool = False
 ) -> jax.Array:
     """One layer over x [B T, D]; with ``first_only`` what it gives each text's first position."""
-    w = {name: p.astype(cfg.dtype) for name, p in w.items()}
-    attended = _attention(cfg, w, x, texts, first_only) @ w["output"] + w["output_bias"]
+    attended = _dense(w, "output", _attention(cfg, w, x, texts, first_only))
     if first_only:
         x = x.reshape(*texts.visible.shape, cfg.width)[:, 0]
     x = layer_norm(x + attended, w["attention_norm_scale"], w["attention_norm_bias"], cfg.norm_eps)
-    hidden = gelu(x @ w["up"] + w["up_bias"])
-    x = x + hidden @ w["down"] + w["down_bias"]
+    x = x + _dense(w, "down", gelu(_dense(w, "up", x)))
     return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps)
 
 

@@ -20,6 +20,7 @@ from dynarag_jax.models.encoder_parts import (
     layer_norm,
     layer_stacks,
 )
+from dynarag_jax.models.products import matmul
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -79,9 +80,8 @@ def encode(
 
     def layer(x: jax.Array, at: Any) -> tuple[jax.Array, None]:
         w, windowed, first = at
-        w = {name: p.astype(cfg.dtype) for name, p in w.items()}
         normed = jnp.where(first, x, _norm(cfg, x, w["attention_norm_scale"]))
-        qkv = (normed @ w["qkv"]).reshape(b, t, 3, cfg.heads, -1)
+        qkv = matmul(normed, w["qkv"]).reshape(b, t, 3, cfg.heads, -1)
         q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         rotation = rotations[windowed.astype(jnp.int32)]
         # A position of padding sees itself at least, so that none gives NaN.
@@ -93,9 +93,9 @@ def encode(
             # No order, and no distance: the others' first positions are met without rotation,
             # and those of position 0 have none.
             values = attend_across(turned, keys, v, visible[:, None], across, q)
-        x = x + values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width) @ w["output"]
-        hidden, gate = jnp.split(_norm(cfg, x, w["mlp_norm_scale"]) @ w["up"], 2, axis=-1)
-        return x + (gelu(hidden) * gate) @ w["down"], None
+        x = x + matmul(values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width), w["output"])
+        hidden, gate = jnp.split(matmul(_norm(cfg, x, w["mlp_norm_scale"]), w["up"]), 2, axis=-1)
+        return x + matmul(gelu(hidden) * gate, w["down"]), None
 
     windowed = np.array(cfg.windowed or (False,) * cfg.layers)
     begin = 0

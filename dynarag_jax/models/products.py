@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from dynarag_jax.sharding import RULES, constrain, spec
+from dynarag_jax.models.kernels import Platform
+from dynarag_jax.sharding import RULES, constrain, context_mesh, spec
 
 
 def matmul(x: jax.Array, w: jax.Array, out: Any = None) -> jax.Array:
@@ -28,14 +30,46 @@ def matmul(x: jax.Array, w: jax.Array, out: Any = None) -> jax.Array:
       [T, O].
     """
     out = jnp.dtype(out or x.dtype)
-    if x.dtype == w.dtype:
+    if x.dtype == w.dtype and (x.dtype != jnp.bfloat16 or not _one_cpu()):
         return jnp.matmul(x, w, preferred_element_type=out)
     return _mixed(x, w, out)
 
 
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """``y + bias`` in the type of ``y``; the bias's gradient is summed in float32.
+
+    Args:
+      y: [T, O]; bias: [O] as it is stored.
+    """
+    return _biased(y, bias)
+
+
+def _one_cpu() -> bool:
+    """Whether a program is traced for one CPU.
+
+    There a bfloat16 product is twice as fast if it writes float32 and if both its matrices lie row
+    after row, which the copy of a transposed one is worth. On a mesh that copy would have to be
+    gathered first.
+    """
+    mesh = context_mesh()
+    return (mesh is None or mesh.size == 1) and Platform.here().name == "cpu"
+
+
+def _rows_first(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
+
+
+def _product(x: jax.Array, w: jax.Array, out: Any) -> jax.Array:
+    """``x @ w`` of two matrices of one type."""
+    if x.dtype != jnp.bfloat16 or not _one_cpu():
+        return jnp.matmul(x, w, preferred_element_type=out)
+    y = jnp.matmul(_rows_first(x), _rows_first(w), preferred_element_type=jnp.float32)
+    return _rows_first(y).astype(out)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mixed(x: jax.Array, w: jax.Array, out: Any) -> jax.Array:
-    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=out)
+    return _product(x, w.astype(x.dtype), out)
 
 
 def _forward(x: jax.Array, w: jax.Array, out: Any) -> tuple[jax.Array, Any]:
@@ -46,12 +80,34 @@ def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     del out
     x, w = kept
     g = g.astype(x.dtype)
-    dx = jnp.matmul(g, w.astype(x.dtype).T)
-    dw = jnp.matmul(x.T, g, preferred_element_type=jnp.float32)
+    dx = _product(g, w.astype(x.dtype).T, x.dtype)
+    dw = _product(x.T, g, jnp.float32)
     return dx, dw.astype(w.dtype)
 
 
 _mixed.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y + bias.astype(y.dtype)
+
+
+def _bias_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
+    return _biased(y, bias), bias
+
+
+def _bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if _one_cpu():
+        # XLA on CPU sums rows several times more slowly than a product with ones does.
+        ones = jnp.ones((1, len(g)), g.dtype)
+        summed = jnp.matmul(ones, g, preferred_element_type=jnp.float32)[0]
+    else:
+        summed = g.sum(0, dtype=jnp.float32)
+    return g, summed.astype(bias.dtype)
+
+
+_biased.defvjp(_bias_forward, _bias_backward)
 
 
 @jax.custom_vjp

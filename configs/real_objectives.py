@@ -7,7 +7,8 @@ Questions, splits and the cross-encoder (which must stand in runs/reranker) are 
 configs/encoder.py, fewer of them held out. Its encoder stays frozen, so that its vectors are
 computed once; the head learns from gold, then by each objective from the same sampled lists,
 rewarded by their set F1: no model answers here. DRO, which weighs lists by the likelihood of an
-answer, has nothing to go by and is left out. As on the quickstart's world nothing is tuned for any objective.
+answer, has nothing to go by and is left out. As on the quickstart's world nothing is tuned for
+any objective.
 """
 
 from dataclasses import replace

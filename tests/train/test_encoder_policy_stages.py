@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -23,12 +24,16 @@ from dynarag_jax.launch.table import program_of
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.models.list_head import ListHeadConfig
 from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, TokenNll
-from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.policy.model import load_policy
+from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.serving.reranker import Reranker
+from dynarag_jax.sharding import make_mesh
 from dynarag_jax.stages import (
     Calibrate,
     CalibrationTarget,
@@ -50,6 +55,7 @@ from dynarag_jax.stages import (
 from dynarag_jax.stages.common import training as watched_training
 from dynarag_jax.stages.common.curves import CurveConfig
 from dynarag_jax.training.optimizer import OptimizerConfig
+from tests.small_model import save_small_model
 
 WORDS = ["needed", *(f"w{i}" for i in range(30))]
 HEAD = ListHeadConfig(width=8, layers=1, steps=1, heads=2, mlp=16)
@@ -389,6 +395,37 @@ def test_a_calibrated_policy_reaches_its_target_and_is_used_wherever_lists_are_m
     assert {"fixed-k", "largest-gap"} < set(curves)
     scores = read_json(ran["evaluate"] / "scores.json")
     assert scores["calibrated"]["k"]["mean"] != scores["as it is"]["k"]["mean"]
+
+
+def test_a_reader_answers_from_each_list_once(ran, monkeypatch):
+    words = [*WORDS, *COMPACT_WORDS, "[UNK]", "one", "two", "held", *map(str, range(160))]
+    model = ran.place / "reader" / "model"
+    if not model.exists():
+        save_small_model(ran.place / "reader", words, 5)
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    answers = PolicySampler.try_answers
+
+    def heard(self, pairs):
+        asked.extend((question.id, tuple(chosen)) for question, chosen in pairs)
+        return answers(self, pairs)
+
+    monkeypatch.setattr(PolicySampler, "try_answers", heard)
+    prompts = replace(ran.run.prompts, style="compact", answer_prompt_tokens=96, answer_tokens=3)
+    ran("evaluate", reader=str(model), prompts=prompts, batch=8)
+    lines = [line for _, line in read_jsonl(ran["evaluate"] / "predictions.jsonl")]
+    wanted = {(line["id"], tuple(line["list"])) for line in lines}
+    assert len(asked) == len(wanted) < len(lines)
+    assert set(asked) == wanted
+    assert all("em" in line or line["answer"] is not None for line in lines)
+    by_list = {(line["id"], tuple(line["list"])): line["answer"] for line in lines}
+    assert all(by_list[line["id"], tuple(line["list"])] == line["answer"] for line in lines)
+    # Alone, the same model answers the same.
+    questions = {q.id: q for q in read_questions(ran["mix"] / "evaluation.jsonl")}
+    policy = load_policy(model, make_mesh(devices=jax.devices()[:1]), prompts, "float32")
+    sampler = PolicySampler(policy, prompts, 8, 0, EngineConfig())
+    some = list(by_list)[::7]
+    found = answers(sampler, [(questions[name], chosen) for name, chosen in some])
+    assert list(found) == [by_list[one] for one in some]
 
 
 def test_a_calibration_without_a_target_or_beyond_reach_is_refused(ran):

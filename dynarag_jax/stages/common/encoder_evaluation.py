@@ -238,6 +238,8 @@ def predict(
                 policy, stage.prompts, stage.batch, context.run.seed, stage.engine
             )
             generator = stack.enter_context(generator_of(context, stage.generator, sampler))
+        # Systems often choose alike, and a list is read once.
+        known: dict[tuple[str, Chosen], Prediction] = {}
         for system, questions in asked.items():
             made: dict[str, Prediction] = {}
             for question in questions:
@@ -246,8 +248,11 @@ def predict(
                 kept = () if isinstance(own, InputError) else own
                 made[question.id] = Prediction(question.id, list=kept, failed=failed)
             if sampler is not None:
-                good = [q for q in questions if not made[q.id].failed]
-                given = [made[q.id].list or () for q in good]
-                made |= {q.id: one for q, one in answer(sampler, good, given, generator)}
+                good = {q.id: made[q.id].list or () for q in questions if not made[q.id].failed}
+                new = [q for q in questions if q.id in good and (q.id, good[q.id]) not in known]
+                given = [good[question.id] for question in new]
+                for question, one in answer(sampler, new, given, generator):
+                    known[question.id, good[question.id]] = one
+                made |= {name: known[name, own] for name, own in good.items()}
             for question in questions:
                 rows.append(prediction_to_json(made[question.id], question, system))

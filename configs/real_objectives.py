@@ -4,11 +4,11 @@
     python -m benchmarks.objectives configs/real_objectives.py --seeds 0 1 2
 
 Questions, splits and the cross-encoder (which must stand in runs/reranker) are those of
-configs/encoder.py, fewer of them held out. Its encoder stays frozen, so that its vectors are
-computed once; the head learns from gold, then by each objective from the same sampled lists,
-rewarded by their set F1: no model answers here. DRO, which weighs lists by the likelihood of an
-answer, has nothing to go by and is left out. As on the quickstart's world nothing is tuned for
-any objective.
+configs/encoder.py, fewer of them held out, the same for every seed. Its encoder stays frozen, so
+that its vectors are computed once; the head learns from gold, then by each objective from the same
+sampled lists, rewarded by their set F1: no model answers here. DRO, which weighs lists by the
+likelihood of an answer, has nothing to go by and is left out. As on the quickstart's world nothing
+is tuned for any objective.
 """
 
 from dataclasses import replace
@@ -41,7 +41,7 @@ learners = {
 
 
 stages = {
-    "mix": replace(before["mix"], held_out_limit=100),
+    "mix": replace(before["mix"], held_out_limit=100, seed=0),
     "label": before["label"],
     "sft": replace(before["sft"], **frozen),
     "rollout": before["rollout"],

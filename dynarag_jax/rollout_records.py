@@ -298,12 +298,18 @@ def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
     return value
 
 
+LEXICAL = ("em", "f1", "containment", "rouge_l")
+"""Terms of the reward that compare an answer's words with the reference answers'."""
+
+
 def signal_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """What shows whether rewards still teach, and what they are paid for.
 
     Returns:
-      ``without_signal``, the share of questions whose lists were all rewarded alike, and
-      ``answer_words``, the mean words of an answer over all samples.
+      ``without_signal``, the share of questions whose lists were all rewarded alike;
+      ``answer_words``, the mean words of an answer over all samples; where a judge grades,
+      ``judge_gap/em`` and so on, how far its grades are from what compares with the reference
+      answers, the mean absolute difference: a gap that grows is a judge that is being flattered.
     """
     alike = [
         len({round(t.reward, 9) for t in r.trajectories if not t.missing}) < 2 for r in rollouts
@@ -311,10 +317,21 @@ def signal_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
     words = [
         len(t.answer.split()) for r in rollouts for t in r.trajectories for _ in range(t.count)
     ]
-    return {
+    figures = {
         "without_signal": sum(alike) / max(len(alike), 1),
         "answer_words": sum(words) / max(len(words), 1),
     }
+    for name in LEXICAL:
+        gaps = [
+            abs(t.terms["judge"] - t.terms[name])
+            for r in rollouts
+            for t in r.trajectories
+            if "judge" in t.terms and name in t.terms
+            for _ in range(t.count)
+        ]
+        if gaps:
+            figures[f"judge_gap/{name}"] = sum(gaps) / len(gaps)
+    return figures
 
 
 def read_rollouts(path: PathLike) -> list[Rollout]:

@@ -27,7 +27,13 @@ from dynarag_jax.records import (
     write_questions,
 )
 from dynarag_jax.retrieval.corpora import CorpusConfig, read_corpus
-from dynarag_jax.rollout_records import Rollout, Trajectory, read_rollouts, rollout_to_json
+from dynarag_jax.rollout_records import (
+    Rollout,
+    Trajectory,
+    read_rollouts,
+    rollout_to_json,
+    signal_figures,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 WORD = TEXT.filter(str.strip)
@@ -282,6 +288,27 @@ def test_rewards_that_say_nothing_are_missing_not_zero(tmp_path):
     assert term.terms == {"em": 0.5} and term.reward == 0.5
     write_jsonl(path, [rollout_to_json(rollout)])
     assert read_rollouts(path) == [rollout]
+
+
+def test_figures_of_signal_count_every_sample():
+    def sample(reward, count=1, answer="", missing=(), **terms):
+        return Trajectory((1,), count, answer, terms, reward, missing=missing)
+
+    teaches = Rollout(
+        "a", 2,
+        (sample(1.0, 3, "two words", judge=0.9, em=1.0), sample(0.0, judge=0.5, em=0.0, f1=0.25)),
+        "p", "p",
+    )  # fmt: skip
+    alike = Rollout(
+        "b", 2, (sample(0.5, 2, "one"), sample(0.0, missing=("judge",), em=1.0)), "p", "p"
+    )
+    assert signal_figures([teaches, alike]) == {
+        "without_signal": 0.5,
+        "answer_words": (3 * 2 + 0 + 2 * 1 + 0) / 7,
+        "judge_gap/em": pytest.approx((3 * 0.1 + 0.5) / 4),
+        "judge_gap/f1": 0.25,
+    }
+    assert signal_figures([]) == {"without_signal": 0.0, "answer_words": 0.0}
 
 
 def test_tasks_and_lists():

@@ -42,6 +42,9 @@ class Mix:
     """candidates in an order drawn by the seed and the question: files may put the needed first"""
     answers_as_gold: tuple[str, ...] = ()
     """sets that do not say which passages are needed: those that contain an answer count"""
+    seed: int | None = None
+    """of what is drawn here; that of the run if none is given. With one of its own, runs of several
+    seeds train and are evaluated on the same questions"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.development < 1:
@@ -60,7 +63,8 @@ def run(context: Context, stage: Mix) -> None:
     files = {f"train {n}": context.path(p) for n, p in stage.train.items()}
     files |= {f"held out {n}": context.path(p) for n, p in stage.held_out.items()}
     context.manifest(inputs=files)
-    parts = once(lambda: mixed(context, stage, files))
+    seed = context.run.seed if stage.seed is None else stage.seed
+    parts = once(lambda: mixed(context, stage, files, seed))
     directory = context.begin()
 
     def write() -> None:
@@ -76,17 +80,19 @@ def run(context: Context, stage: Mix) -> None:
     once(write)
 
 
-def mixed(context: Context, stage: Mix, files: Mapping[str, Path]) -> dict[str, list[Question]]:
+def mixed(
+    context: Context, stage: Mix, files: Mapping[str, Path], seed: int
+) -> dict[str, list[Question]]:
     """The questions of each part; none that is held out is in another."""
     taken: dict[str, str] = {}
     held: list[Question] = []
     for name in stage.held_out:
-        own = read(context, stage, name, files[f"held out {name}"])
-        own = drawn(own, stage.held_out_limit, f"{context.run.seed}/held out/{name}")
+        own = read(context, stage, name, files[f"held out {name}"], seed)
+        own = drawn(own, stage.held_out_limit, f"{seed}/held out/{name}")
         held += [q for q in own if taken.setdefault(normalize(q.text), name) == name]
     train: list[Question] = []
     for name in stage.train:
-        own = read(context, stage, name, files[f"train {name}"])
+        own = read(context, stage, name, files[f"train {name}"], seed)
         kept: list[Question] = []
         for question in own:
             text = normalize(question.text)
@@ -95,8 +101,8 @@ def mixed(context: Context, stage: Mix, files: Mapping[str, Path]) -> dict[str, 
                 kept.append(question)
         if len(kept) < len(own):
             context.log(f"{name}: {len(own) - len(kept)} questions are held out or come twice")
-        train += drawn(kept, stage.limits.get(name, 0), f"{context.run.seed}/train/{name}")
-    random.Random(f"{context.run.seed}/mix").shuffle(train)
+        train += drawn(kept, stage.limits.get(name, 0), f"{seed}/train/{name}")
+    random.Random(f"{seed}/mix").shuffle(train)
     cut = round(stage.development * len(train))
     return {"development": train[:cut], "train": train[cut:], "evaluation": held}
 
@@ -113,7 +119,7 @@ def drawn(questions: Sequence[Question], limit: int, key: str) -> list[Question]
     return [questions[i] for i in kept]
 
 
-def read(context: Context, stage: Mix, name: str, path: object) -> list[Question]:
+def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> list[Question]:
     """A set's questions that have candidates and say what they need, under ids of the set's own.
 
     Raises:
@@ -126,7 +132,7 @@ def read(context: Context, stage: Mix, name: str, path: object) -> list[Question
             continue
         question = with_content_ids(question)
         if question.gold is None and name in stage.answers_as_gold:
-            (labeled,) = label_questions([question], "answer", context.run.seed)
+            (labeled,) = label_questions([question], "answer", seed)
             places = labeled.expert or ()
             # Where no passage contains an answer, nobody knows whether one helps.
             if not places:
@@ -135,7 +141,7 @@ def read(context: Context, stage: Mix, name: str, path: object) -> list[Question
         if question.gold is None:
             continue
         if stage.shuffled:
-            rng = random.Random(f"{context.run.seed}/candidates/{question.id}")
+            rng = random.Random(f"{seed}/candidates/{question.id}")
             question, _ = question.shuffled(len(question.passages), rng)
         extra = question.extra | {"dataset": name}
         found.append(replace(question, id=f"{name}/{question.id}", extra=extra))

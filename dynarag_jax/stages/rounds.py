@@ -80,6 +80,8 @@ class Measured:
     round: int
     figure: float
     model: str
+    figures: dict[str, float]
+    """all of the evaluation's: whether lists or answers grow while the one that counts does not"""
 
 
 def run(context: Context, stage: Rounds) -> None:
@@ -99,6 +101,7 @@ def run(context: Context, stage: Rounds) -> None:
         }
     )
     directory = context.begin()
+    context.truncate_metrics(0)  # every round is looked at again
     parts: dict[str, Any] = {}
     measured = [measure(context, stage, parts, 0, stage.begin)]
     while len(measured) <= stage.rounds and not settled(measured, stage):
@@ -115,7 +118,7 @@ def run(context: Context, stage: Rounds) -> None:
                 directory / "rounds.json",
                 {"figure": stage.figure, "best": best.round, "rounds": rows},
             )
-        context.metrics(number, **{stage.figure: measured[-1].figure, "best": best.figure})
+        context.metrics(number, **measured[-1].figures, best=best.figure)
     best = best_of(measured, stage.gain)
     ran = ", ".join(f"{one.round}: {one.figure:.4f}" for one in measured)
     context.log(f"{stage.figure} by round: {ran}; the best is round {best.round}")
@@ -226,4 +229,4 @@ def measure(
             f"rounds: figure = '{stage.figure}' is none of {', '.join(figures)}"
             f"{nearest(stage.figure, figures)}"
         )
-    return Measured(number, float(figures[stage.figure]), model)
+    return Measured(number, float(figures[stage.figure]), model, figures)

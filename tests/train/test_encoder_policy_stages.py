@@ -193,6 +193,17 @@ def test_mixed_files_hold_nothing_twice_and_nothing_held_out(ran):
         assert set(question.gold or ()) == wanted
 
 
+def test_questions_drawn_by_a_seed_of_their_own_are_those_of_every_run(ran, tmp_path):
+    def drawn(directory, **fields):
+        stage = replace(ran.stages["mix"], **fields)
+        run = replace(ran.run, directory=str(tmp_path / directory), seed=5)
+        assert run_stage(Context(run, {"mix": stage}, "mix"), program_of("mix", stage).run)
+        return (tmp_path / directory / "mix" / "train.jsonl").read_bytes()
+
+    there = (ran["mix"] / "train.jsonl").read_bytes()
+    assert drawn("same", seed=ran.run.seed) == there != drawn("other")
+
+
 def test_behavior_cloning_learns_which_and_how_many(ran):
     scores = read_json(ran["evaluate"] / "scores.json")
     assert scores["sft"]["set_f1"]["mean"] > 0.9
@@ -481,6 +492,9 @@ def test_rounds_go_on_from_each_other_and_the_best_is_kept(ran, monkeypatch, cap
     figures = [row["figure"] for row in record["rounds"]]
     assert len(figures) == 4
     assert figures[record["best"]] == max(figures)
+    steps = [line for _, line in read_jsonl(ran["rounds"] / "metrics.jsonl")]
+    assert [line["set_f1"] for line in steps] == figures[1:]
+    assert all(line["k"] > 0 and line["best"] >= line["set_f1"] for line in steps)
     best = "sft" if not record["best"] else f"feedback_{record['best']}".replace("_1", "")
     assert policy_fingerprint(ran["rounds"] / "model") == policy_fingerprint(ran[best] / "model")
     # Another patience is another stage; its parts stand, and only as many are looked at.

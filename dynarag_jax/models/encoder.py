@@ -29,6 +29,7 @@ from dynarag_jax.models.encoder_parts import (
     gelu,
     layer_norm,
     layer_stacks,
+    over_layers,
 )
 from dynarag_jax.models.products import add_bias, matmul
 
@@ -127,7 +128,7 @@ def _through(
 ) -> jax.Array:
     """All layers of all stacks over x [B T, D]."""
     for stack in stacks:
-        x, _ = jax.lax.scan(lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
+        x = over_layers(cfg, lambda x, w: (_layer(cfg, texts, x, w), None), x, stack)
     return x
 
 

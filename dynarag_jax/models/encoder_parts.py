@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -46,6 +46,8 @@ class EncoderConfig:
     """ModernBERT: which layers are windowed"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of activations; norms and softmax are float32 always"""
+    remat: Literal["none", "full"] = field(default="none", repr=False)
+    """what gradients recompute: nothing, or whole layers"""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -68,6 +70,13 @@ def gelu(x: jax.Array) -> jax.Array:
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
+
+
+def over_layers(cfg: EncoderConfig, body: Any, x: jax.Array, xs: Any) -> jax.Array:
+    """Scan ``body`` over stacked layers, rematerialized as the configuration says."""
+    if cfg.remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)  # a scan keeps the passes apart by itself
+    return jax.lax.scan(body, x, xs)[0]
 
 
 def layer_stacks(layers: Any) -> list[Params]:

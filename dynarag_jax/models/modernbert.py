@@ -19,6 +19,7 @@ from dynarag_jax.models.encoder_parts import (
     gelu,
     layer_norm,
     layer_stacks,
+    over_layers,
 )
 from dynarag_jax.models.products import matmul
 
@@ -102,7 +103,7 @@ def encode(
     for stack in layer_stacks(params["layers"]):
         end = begin + stack["qkv"].shape[0]
         which = (windowed[begin:end], np.arange(begin, end) == 0)
-        x, _ = jax.lax.scan(layer, x, (stack, *which))
+        x = over_layers(cfg, layer, x, (stack, *which))
         begin = end
     return _norm(cfg, x, params["final_norm_scale"]).reshape(b, t, cfg.width)
 

@@ -191,6 +191,10 @@ class Train:
                 f"reranker: objective '{idle[0]}' learns a prompt's tokens, and an encoder policy "
                 f"writes none; set its weight to 0"
             )
+        if self.model.remat not in ("none", "full"):
+            raise InputError(
+                f"model.remat = '{self.model.remat}': of an encoder it is none or full"
+            )
         if not self.reranker.batch:
             raise InputError("an encoder policy learns lists alone: reranker.batch must not be 0")
 

@@ -141,3 +141,23 @@ def test_first_positions_alone_are_those_of_all(pair, grouped):
     found = jax.grad(lambda p: (of(encoder.encode_first, p) ** 2).sum())(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_rematerialized_layers_have_the_same_gradients_and_keep_less(family):
+    cfg = dataclasses.replace(SMALL, family=family, layers=8)
+    params = init_params(cfg, jax.random.key(0))
+    tokens, lengths = batch()
+
+    def gradient(remat):
+        def total(params):
+            one = dataclasses.replace(cfg, remat=remat)
+            return (encode(one, params, tokens, lengths) ** 2).mean()
+
+        compiled = jax.jit(jax.grad(total)).lower(params).compile()
+        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+
+    (kept, more), (again, less) = gradient("none"), gradient("full")
+    for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+    assert less < more / 2

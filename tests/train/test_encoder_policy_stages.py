@@ -21,6 +21,7 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
 from dynarag_jax.launch.status import run_status
 from dynarag_jax.launch.table import program_of
+from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.models.list_head import ListHeadConfig
 from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, TokenNll
@@ -367,6 +368,8 @@ def test_configurations_that_say_two_things_are_refused():
         Sft(**sft, reranker=Stream(objectives=Objectives(prompt_nll=PromptNll(weight=1.0))))
     with pytest.raises(InputError, match=r"reranker\.batch must not be 0"):
         Sft(**sft, reranker=Stream(batch=0))
+    with pytest.raises(InputError, match="of an encoder it is none or full"):
+        Sft(**sft, model=DecoderConfig(remat="dots"))
     with pytest.raises(InputError, match="computes vectors once"):
         EncoderTraining(reencode=8, trained=TrainedEncoder(part="frozen"))
     with pytest.raises(InputError, match="rate = 0"):

@@ -25,6 +25,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+
 from dynarag_jax.compilers.topologies import TooLarge, by_kind, read_topology
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
@@ -174,6 +176,10 @@ def compiled(row: Row, card: str) -> dict[str, Any]:
         one = compile_step(topology, card, stage, cfg, streams, sizes, planned(row))
     except TooLarge as error:
         return kept | {"too_large": str(error), "seconds": time.monotonic() - began}
+    except jax.errors.JaxRuntimeError as error:
+        # Not of the step's making: what comes after can still be compiled.
+        said = " ".join(str(error).split())[:400]
+        return kept | {"failed": said, "seconds": time.monotonic() - began}
     found = one.found
     return kept | {
         "seconds": time.monotonic() - began,
@@ -203,8 +209,9 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
     """A row of the table."""
     estimate = planned(row).total
     first = [row.family, row.trained, row.remat, row.mesh, row.task, f"{estimate / GIB:.2f}"]
-    if "too_large" in kept:
-        return [*first, "does not fit", *[""] * 7, f"{kept['seconds']:.0f}"]
+    if "too_large" in kept or "failed" in kept:
+        why = "does not fit" if "too_large" in kept else "compiler fails"
+        return [*first, why, *[""] * 7, f"{kept['seconds']:.0f}"]
     held = kept["arguments"] + kept["outputs"] + kept["temporary"]
     memory = read_topology(row.mesh.partition("/")[0]).accelerator.memory
     return [

@@ -195,8 +195,13 @@ def attention_operations(
         for rows in streams.values()
     ]  # fmt: skip
     each = sum(layer) / len(layer) / of
-    forward = sum(n for name, n in kernels.items() if "fwd" in name or name.endswith("Forward"))
+    # Splash attention's names say fwd, dkv and dq (which comes with dkv); cuDNN's, Backward or not.
     backward = sum(n for name, n in kernels.items() if "dkv" in name or "Backward" in name)
+    forward = sum(
+        n
+        for name, n in kernels.items()
+        if "fwd" in name or (name.startswith("__cudnn$fmha") and "Backward" not in name)
+    )
     return each * (FORWARD * forward + BACKWARD * backward)
 
 

@@ -57,10 +57,16 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
         "model": 2e13, "traffic": 1e11, "sent": {"all-gather": 2e9, "all-reduce": 1e9},
         "bound": "compute", "bound_seconds": 0.2, "mfu": 0.5,
     }  # fmt: skip
+    dots = matrix.Row("gemma3-1b", "lora", "dots", mesh, "pair")
     rows = {row.name: found, other.name: kept | {"too_large": "used 20.0G of 15.75G hbm"}}
+    rows[dots.name] = kept | {"failed": "INTERNAL: no tile sizes"}
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(rows))
-    only = ["--families", "gemma3-1b", "--remat", "full", "--tasks", "pair", "--meshes", mesh]
+    only = ["--families", "gemma3-1b", "--tasks", "pair", "--meshes", mesh, "--trained", "lora"]
+    text = run(monkeypatch, capsys, "--results", str(file), *only)
+    assert "| gemma3-1b | lora | dots | v5e:2x4/1x8x1 | pair |" in text
+    assert "| compiler fails |" in text
+    only = [*only[:-2], "--remat", "full"]
     text = run(monkeypatch, capsys, "--results", str(file), *only)
     assert "..." not in text
     first, second, *_ = [line for line in text.splitlines() if line.startswith("| gemma3-1b")]
@@ -70,4 +76,4 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     assert text.endswith("2 of 2 rows; libtpu 0; 2026-01-02\n")
     # Of the whole matrix, what is not there is counted.
     text = run(monkeypatch, capsys, "--results", str(file), "--table")
-    assert "\n2 of " in text and "2 of 2" not in text
+    assert "\n3 of " in text and "3 of 3" not in text

@@ -79,6 +79,9 @@ def test_kernels_count_by_their_shapes():
     runs = {"splash_mha_fwd_residuals": 2 * 3, "splash_mha_dkv": 3, "splash_mha_dq": 3}
     found = plan_compiled.attention_operations(CFG, {"reranker": rows}, runs, 4)
     assert found == forward / 4 * (2 * 3 + 2.5 * 3)
+    # As cuDNN's calls are named: tests/models/test_kernels.py lowers to them.
+    cudnn = {"__cudnn$fmhaSoftmax": 2 * 3, "__cudnn$fmhaSoftmaxBackward": 3, "__cublas$gemm": 7}
+    assert plan_compiled.attention_operations(CFG, {"reranker": rows}, cudnn, 4) == found
     assert plan_compiled.attention_operations(CFG, {"reranker": rows}, {}, 4) == 0
 
 

@@ -1,0 +1,62 @@
+"""The table beside MaxText: ratios of what is kept, and nothing that is not there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+
+import pytest
+
+from benchmarks import maxtext
+from dynarag_jax.compilers.topologies import read_topology
+
+NAME = "v5p:4x4x4"
+
+
+def run(monkeypatch, capsys, folder, *arguments: str) -> str:
+    files = ["--results", str(folder / "theirs.json"), "--ours", str(folder / "ours.json")]
+    monkeypatch.setattr(sys, "argv", ["maxtext", *files, *arguments])
+    maxtext.main()
+    return capsys.readouterr().out
+
+
+def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys):
+    gib = 2**30
+    ours = {
+        "arguments": gib, "outputs": 0, "temporary": 3 * gib, "operations": 2e12,
+        "sent": {"all-gather": 2e9, "all-reduce": 1e9}, "compiler": "libtpu 2",
+        "date": "2026-01-01",
+    }  # fmt: skip
+    theirs = {
+        "arguments": 2 * gib, "outputs": 0, "temporary": 6 * gib, "operations": 8e12,
+        "sent": 12e9, "versions": {"maxtext": "0", "jax": "1", "libtpu": "2"},
+        "date": "2026-01-02",
+    }  # fmt: skip
+    pair = maxtext.row_of(NAME, "pair")
+    assert pair.name == "llama3-8b full full v5p:4x4x4/1x64x1 pair"
+    (tmp_path / "ours.json").write_text(json.dumps({pair.name: ours}))
+    (tmp_path / "theirs.json").write_text(json.dumps({f"{NAME} pair": theirs}))
+    text = run(monkeypatch, capsys, tmp_path, "--tasks", "pair", "sft", "--table")
+    row = "| v5p:4x4x4 | pair | 4.0 | 8.0 | 0.50 | 2.0 | 8.0 | 0.25 | 3.0 | 12.0 | 0.25 |"
+    assert row in text
+    # A task of which one side was not compiled is no row.
+    assert "sft: not in" in text
+    assert "| sft |" not in text
+    assert text.endswith("MaxText 0, JAX 1, libtpu 2, 2026-01-02; ours by libtpu 2, 2026-01-01\n")
+
+
+def test_nothing_is_compiled_without_maxtexts_python(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="--python"):
+        run(monkeypatch, capsys, tmp_path)
+
+
+def test_what_maxtexts_python_runs_is_a_program():
+    ast.parse(maxtext.KEEP)
+
+
+def test_slices_have_as_many_chips_as_maxtext_means():
+    # v5p counts two cores a chip.
+    for name, theirs in maxtext.SLICES.items():
+        kind, _, count = theirs.partition("-")
+        assert read_topology(name).devices * (2 if kind == "v5p" else 1) == int(count)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.gguf_in import unpack, unpacked_place
+from dynarag_jax.exchange.int8 import PLAIN, WEIGHTS, unpack_int8
 from dynarag_jax.files import PathLike
 
 # Weights as safetensors only: pickles are not even fetched.
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-_PACKED = ("model.safetensors", "*.gguf")
+_PACKED = (PLAIN, WEIGHTS, "*.gguf")
 
 
 def package_file(package: str, *names: str) -> Path:
@@ -76,7 +77,8 @@ def model_directory(source: PathLike, revision: str | None = None) -> Path:
     Args:
       source: the directory itself; a hub id (``org/name``), whose snapshot it is; a GGUF file, a
         directory with nothing but one, or ``package:NAME``, an installed package with a
-        model.safetensors or a GGUF file in it. GGUF is unpacked into the user's cache.
+        model.safetensors or a GGUF file in it. GGUF, and weights in eight bits, are unpacked into
+        the user's cache.
 
     The hub is asked only when ``source`` is no directory and looks like an id; with
     ``HF_HUB_OFFLINE=1`` only the local cache is searched.
@@ -88,9 +90,10 @@ def model_directory(source: PathLike, revision: str | None = None) -> Path:
     if (file := gguf_file(source)) is not None:
         return unpack(file)
     if name.startswith("package:"):
-        return package_file(name.removeprefix("package:"), *_PACKED).parent
+        path = package_file(name.removeprefix("package:"), *_PACKED).parent
     if path.is_dir():
-        return path
+        eight = path / WEIGHTS
+        return unpack_int8(eight) if eight.is_file() and not (path / PLAIN).is_file() else path
     if path.is_file():
         raise InputError(f"{name}: expected a model directory, found a file")
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:

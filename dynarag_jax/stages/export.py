@@ -25,7 +25,9 @@ from dynarag_jax.exchange.encoder_policies import (
     read_encoder_policy,
     save_encoder_policy,
 )
+from dynarag_jax.exchange.int8 import WEIGHTS
 from dynarag_jax.exchange.onnx_policy import write_onnx
+from dynarag_jax.exchange.python_package import PackageConfig, write_package
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.manifests import differences as changes
@@ -57,6 +59,8 @@ class Export:
     onnx: tuple[Literal["float32", "int8"], ...] = ()
     """of an encoder policy: also write policy.onnx, policy.int8.onnx; its directory's weights are
     float32 always"""
+    package: PackageConfig = PackageConfig()
+    """of an encoder policy: also a Python package, to be built with ``pip wheel``"""
 
 
 def run(context: Context, stage: Export) -> None:
@@ -84,8 +88,10 @@ def export_policy(context: Context, stage: Export, source: Path) -> None:
     Raises:
       InputError: weights of another type are asked for, or ONNX cannot hold the policy.
     """
-    context.manifest(inputs={"model": source})
-    target = context.begin() / "model"
+    beside = {"card": context.path(stage.package.card)} if stage.package.name else {}
+    context.manifest(inputs={"model": source} | beside)
+    directory = context.begin()
+    target = directory / "model"
     stored = read_encoder_policy(source)
     page = source / PAGE
     manifest = {"seed": context.run.seed, "stages": context.made_by()}
@@ -97,6 +103,14 @@ def export_policy(context: Context, stage: Export, source: Path) -> None:
         name = "policy.onnx" if kind == "float32" else "policy.int8.onnx"
         once(partial(write_onnx, source, target / name, int8=kind == "int8"))
         context.log(f"{target / name}: {(target / name).stat().st_size / 1e6:.1f} MB")
+    if stage.package.name:
+        place = directory / "package"
+        once(partial(write_package, target, place, stage.package, beside["card"]))
+        inside = place / stage.package.name / "model" / WEIGHTS
+        context.log(
+            f"{place}: weights of {inside.stat().st_size / 1e6:.1f} MB in int8; build it with: "
+            f"pip wheel --no-deps {place}"
+        )
     same = policy_fingerprint(source) == policy_fingerprint(target)
     context.log(f"{target}: float32; " + ("the same" if same else "other bytes") + " as trained")
 
@@ -104,10 +118,11 @@ def export_policy(context: Context, stage: Export, source: Path) -> None:
 def _model(context: Context, stage: Export) -> Differences | None:
     source = context.model(stage.model)
     context.manifest(inputs={"model": source})
-    if stage.onnx:
-        raise InputError(
-            f"onnx = {list(stage.onnx)} is of encoder policies, and {source} is a language model"
-        )
+    for name, asked in (("onnx", list(stage.onnx)), ("package.name", stage.package.name)):
+        if asked:
+            raise InputError(
+                f"{name} = {asked} is of encoder policies, and {source} is a language model"
+            )
     if (calibration := read_calibration(source)) is not None:
         context.log(f"{source}: {calibration}; kept, and dynarag_jax alone applies it")
     return convert(

@@ -16,6 +16,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tuning import RulesConfig
 from dynarag_jax.exchange.calibration import read_calibration
 from dynarag_jax.exchange.encoder_policies import policy_fingerprint, read_encoder_policy
+from dynarag_jax.exchange.hub import model_directory
+from dynarag_jax.exchange.python_package import PackageConfig
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
@@ -409,6 +411,49 @@ def test_a_calibrated_policy_reaches_its_target_and_is_used_wherever_lists_are_m
     assert {"fixed-k", "largest-gap"} < set(curves)
     scores = read_json(ran["evaluate"] / "scores.json")
     assert scores["calibrated"]["k"]["mean"] != scores["as it is"]["k"]["mean"]
+
+
+def test_a_policy_travels_as_a_package_in_eight_bits(ran, monkeypatch, tmp_path):
+    card = tmp_path / "card.md"
+    card.write_text("## Data\n\nGenerated; no license is needed.\n")
+    package = PackageConfig("small_lists", "1.2.0", "Apache-2.0", str(card))
+    assert ran("export", package=package, model="{run}/calibrate/model")
+    place = ran["export"] / "package"
+    inside = place / "small_lists" / "model"
+    assert not (inside / "model.safetensors").exists()
+    whole = (ran["export"] / "model" / "model.safetensors").stat().st_size
+    assert (inside / "model.int8.safetensors").stat().st_size < 0.6 * whole
+    page = (place / "README.md").read_text()
+    assert 'Reranker("package:small_lists")' in page and page.endswith("no license is needed.\n")
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    packed, trained = Reranker("package:small_lists"), Reranker(ran["export"] / "model")
+    assert packed.calibration == trained.calibration is not None
+    alike = 0
+    for question in read_questions(ran["mix"] / "evaluation.jsonl"):
+        texts = [p.text for p in question.passages]
+        alike += packed.rank(question.text, texts) == trained.rank(question.text, texts) or [
+            row["corpus_id"] for row in packed.rank(question.text, texts)
+        ] == [row["corpus_id"] for row in trained.rank(question.text, texts)]
+    assert alike >= 38
+    # The package's own directory is a model, too.
+    assert policy_fingerprint(model_directory(inside)) == policy_fingerprint(
+        model_directory("package:small_lists")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "Big-Name"}, "no name of a Python package"),
+        ({"name": "mine", "version": "one"}, "no version of a Python package"),
+        ({"name": "mine"}, r"package\.license: what is given away needs a license"),
+        ({"name": "mine", "license": "MIT"}, r"package\.card: what is given away needs a page"),
+    ],
+)
+def test_packages_that_cannot_be_given_away_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        PackageConfig(**fields)
 
 
 def test_a_reader_answers_from_each_list_once(ran, monkeypatch):

@@ -2,6 +2,7 @@
 
     python -m benchmarks.compile                       # what of the matrix is not in the file yet
     python -m benchmarks.compile --families llama3-8b --trained lora --meshes v5e:2x4/1x8x1
+    python -m benchmarks.compile --meshes h100:1/1x1x1 h100:8/1x8x1 --card CARD.txtpb
     python -m benchmarks.compile --table               # the file's rows, nothing compiled
 
 Nothing runs, and no such machine is needed: steps are compiled from shapes for machines that are
@@ -160,7 +161,7 @@ def planned(row: Row) -> MemoryPlan:
     tpu = read_topology(row.mesh.partition("/")[0]).is_tpu
     kernel = choose(cfg, Platform("tpu") if tpu else Platform("cuda", True)).kernel
     lora = stage.lora if stage.lora.rank else None
-    return plan(cfg, list(streams.values()), sizes, stage.optimizer, 1, lora, kernel != "plain")
+    return plan(cfg, list(streams.values()), sizes, stage.optimizer, 1, lora, kernel)
 
 
 def compiled(row: Row, card: str) -> dict[str, Any]:
@@ -233,6 +234,13 @@ def main() -> None:
     args = options()
     results: dict[str, Any] = read_json(args.results) if args.results.is_file() else {}
     every = list(rows_of(args))
+    if args.table and not args.meshes:
+        asked = {(row.family, row.trained, row.remat, row.task) for row in every}
+        others = (Row(*name.split(" ")) for name in results)
+        every += [
+            row for row in others
+            if row not in every and (row.family, row.trained, row.remat, row.task) in asked
+        ]  # fmt: skip
     began = time.monotonic()
     for row in every if not args.table else ():
         if row.name in results:

@@ -21,6 +21,7 @@ import numpy as np
 
 from dynarag_jax.hardware import accelerator
 from dynarag_jax.models import decoder
+from dynarag_jax.models.config import Kernel
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Objectives
 from dynarag_jax.policy.batches import BatchShape, Example, collate
@@ -100,11 +101,14 @@ def main() -> None:
     print("| devices | data x fsdp x tensor | task | holds GiB | of usable | PFLOP a step | "
           "s at 40 % MFU | questions/s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
-    for name, title in (("v5p", "v5p-128 (64 chips)"), ("h100", "64 x H100")):
+    kernels: list[tuple[str, str, Kernel]] = [
+        ("v5p", "v5p-128 (64 chips)", "splash"), ("h100", "64 x H100", "cudnn"),
+    ]  # fmt: skip
+    for name, title, kernel in kernels:
         device = accelerator(name)
         for sizes in ((1, 64, 1), (8, 8, 1)):
             for task, rows in (("list", LISTS), ("pair", PAIRS), ("group of 8", GROUPS)):
-                p = plan(LLAMA_8B, [rows], sizes, OPTIMIZER, accumulate=2, flash=True)
+                p = plan(LLAMA_8B, [rows], sizes, OPTIMIZER, accumulate=2, kernel=kernel)
                 seconds = p.seconds(device.peak, 0.4)
                 print(
                     f"| {title} | {' x '.join(map(str, sizes))} | {task} | {p.total / 2**30:.1f} | "

@@ -179,7 +179,7 @@ def plan_stage(
         stage.optimizer,
         stage.accumulate,
         stage.lora,
-        choice.kernel != "plain",
+        choice.kernel,
     )
     return StagePlan(result, cfg, sizes, streams, [*notes, choice.reason])
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.attention import BLOCK
-from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.config import DecoderConfig, Kernel
 from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
@@ -72,12 +72,13 @@ def plan(
     optimizer: OptimizerConfig,
     accumulate: int = 1,
     lora: LoraConfig | None = None,
-    flash: bool = False,
+    kernel: Kernel = "plain",
 ) -> MemoryPlan:
     """MemoryPlan a step of these streams on a mesh (data, fsdp, tensor).
 
     Args:
-      flash: the trunk's attention is a flash kernel's (``models.kernels``), which holds no scores.
+      kernel: of the trunk's attention (``models.kernels``): a flash kernel holds no scores, and it
+        says whose compiler makes the program.
 
     Raises:
       InputError: the mesh does not divide an array of the model.
@@ -93,7 +94,7 @@ def plan(
     # Microbatches add to a float32 sum, beside the gradient of the one at work.
     width = moments_of.itemsize if accumulate == 1 else moments_of.itemsize + 4
     gradients = adapted // moments_of.itemsize * width
-    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, flash)
+    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, kernel)
     if optimizer.offload:
         # They pass through the device one array at a time at best, all at once at worst.
         offloaded, working = offloaded + moments, max(working, moments)
@@ -145,19 +146,31 @@ def _activations(
     mesh: Any,
     accumulate: int,
     lora: Any,
-    flash: bool,
+    kernel: Kernel,
 ) -> tuple[int, int, int]:
     """Bytes kept on the device, kept on the host, and at work."""
     a, d = jnp.dtype(cfg.dtype).itemsize, cfg.width
     tensor = mesh.shape["tensor"]
-    q, kv = cfg.heads * cfg.head_size // tensor, cfg.kv_heads * cfg.head_size // tensor
+    heads = cfg.heads // tensor
+    q, kv = heads * cfg.head_size, cfg.kv_heads * cfg.head_size // tensor
     f, vocab = cfg.mlp // tensor, -(-cfg.vocab // tensor)
-    products = a * (q + 2 * kv + d + 2 * f + d)
+    # What the last product of a layer makes is only added to what entered, which no gradient reads,
+    # unless a norm comes between.
+    products = a * (q + 2 * kv + d + 2 * f + (d if cfg.post_norms else 0))
     # Two residual sums and two norms with their float32 copies, queries, keys and values before and
     # after rotation, the attended, and four arrays of the MLP.
     everything = a * (4 * d + 3 * q + 3 * kv + 4 * f) + 8 * d
+    flash = kernel != "plain"
     if not flash:  # sums of values in float32 (``attention.KEPT``)
         everything += 4 * q
+    # At the height of a layer's backward pass: its values and gradients as if none made way, which
+    # is about what the compiler of TPUs takes as a block (what lives in it is less).
+    height = 2 * everything
+    if kernel == "cudnn":
+        # XLA for GPUs takes what lives, and writes in place what it can: in the MLP's backward pass
+        # its three arrays and their gradients; what entered the layer, both sums, both norms'
+        # results and the gradient that came; queries, keys, values and the attended.
+        height = a * (6 * f + 6 * d + 2 * q + 2 * kv)
     kept = offloaded = 0
     layer = scores = 0
     for rows in streams:
@@ -165,21 +178,23 @@ def _activations(
         tokens = local * (rows.prompt + rows.branches * (rows.branch - 1))
         # Scores of the branches over trunk and own keys: float32, and rounded for the product.
         branches = local * rows.branches * (rows.branch - 1) * (rows.prompt + rows.branch)
-        branches *= cfg.heads // tensor * (4 + 4 + a)
+        branches *= heads * (4 + 4 + a)
         entering = tokens * d * a
+        # Of attention in blocks of queries: sums of values, maxima and sums of weights, in float32.
+        attended = 0 if flash else local * _in_blocks(rows.prompt) * 4 * (q + 2 * heads)
         device, host = {
             "none": (tokens * everything + branches, 0),
             "full": (entering, 0),
-            "dots": (entering + tokens * products, 0),
+            "dots": (entering + attended + tokens * products, 0),
             "offload": (0, entering),
-            "dots_offload": (entering, tokens * products),
+            "dots_offload": (entering + attended, tokens * products),
         }[cfg.remat]
         # The hidden states before and after the last norm.
         kept += cfg.layers * device + 2 * entering
         offloaded += cfg.layers * host
         # A block of queries over all keys: scores, weights and their gradients in float32.
-        block = 0 if flash else local * cfg.heads // tensor * min(rows.prompt, BLOCK) * rows.prompt
-        layer = max(layer, 2 * tokens * everything + branches + 4 * 4 * block)
+        block = 0 if flash else local * heads * min(rows.prompt, BLOCK) * rows.prompt
+        layer = max(layer, tokens * height + branches + 4 * 4 * block)
         positions = rows.branches * rows.branch + (rows.prompt if rows.prompt_loss else 0)
         chunk = local * chunk_positions(local, positions, vocab)
         scores = max(scores, 3 * 4 * chunk * vocab)
@@ -191,9 +206,17 @@ def _activations(
         )
     )
     apart = mesh.shape["fsdp"] > 1 or cfg.dtype != cfg.param_dtype
-    gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor if apart else 0
+    if apart:
+        gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor
+    else:  # copied out of their stack, where a kernel or a library's product reads them
+        gathered = a * matrices // tensor if kernel == "cudnn" else 0
     head = (a + (4 if lora is None else 0)) * vocab * d if apart else 0
     return kept, offloaded, max(layer + gathered, scores + head)
+
+
+def _in_blocks(positions: int) -> int:
+    """Prompt positions, padded to blocks of queries where there are several."""
+    return positions if positions <= BLOCK else -(-positions // BLOCK) * BLOCK
 
 
 def _cache(cfg: DecoderConfig, streams: Sequence[PaddedShape], mesh: Any, accumulate: int) -> int:

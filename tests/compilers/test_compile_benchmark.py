@@ -77,3 +77,10 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     # Of the whole matrix, what is not there is counted.
     text = run(monkeypatch, capsys, "--results", str(file), "--table")
     assert "\n3 of " in text and "3 of 3" not in text
+    # Rows of other meshes than the matrix has are shown, too, where their models are asked for.
+    more = matrix.Row("gemma3-1b", "lora", "full", "h100:8/1x8x1", "pair")
+    file.write_text(json.dumps(rows | {more.name: found}))
+    text = run(monkeypatch, capsys, "--results", str(file), "--table")
+    assert "| h100:8/1x8x1 |" in text and "\n4 of " in text
+    text = run(monkeypatch, capsys, "--results", str(file), "--table", "--families", "qwen3-4b")
+    assert "h100" not in text

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from dynarag_jax.launch.program import main
-from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.decoder import DecoderConfig, init_params, trunk_and_branches
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.flops import PaddedShape
@@ -61,6 +61,31 @@ def test_what_is_offloaded_leaves_the_device():
     )
     assert full.activations - offload.activations == offload.host
     assert here.activations > full.activations
+
+
+@pytest.mark.parametrize("prompt", [40, 160])
+@pytest.mark.parametrize("post_norms", [False, True])
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_layers_keep_is_what_jax_keeps(remat, post_norms, prompt):
+    cfg = dataclasses.replace(
+        CFG, layers=3, width=48, positions=256, remat=remat, post_norms=post_norms
+    )
+    rows = PaddedShape(batch=2, prompt=prompt, branches=2, branch=8)
+    params = jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
+    tokens = [
+        jax.ShapeDtypeStruct(shape, "int32") for shape in ((2, prompt), (2,), (2, 2, rows.branch))
+    ]
+
+    def kept(params, *tokens):
+        return jax.vjp(lambda params: trunk_and_branches(cfg, params, *tokens), params)[1]
+
+    own = {x.shape for x in jax.tree.leaves(params)}
+    left = jax.tree.leaves(jax.eval_shape(kept, params, *tokens))
+    # One of each layer, and no parameter.
+    stacked = [x for x in left if x.shape[:1] == (cfg.layers,) and x.shape not in own]
+    outside = 2 * 4 * cfg.width * 2 * (prompt + 2 * (rows.branch - 1))
+    planned = plan(cfg, [rows], (1, 1, 1), OptimizerConfig()).activations - outside
+    assert planned == sum(x.size * x.dtype.itemsize for x in stacked)
 
 
 def test_time_is_the_work_over_the_rate():

@@ -1,7 +1,7 @@
 """How good lists are against how much they read, as one number moves: a bias, a rule's threshold.
 
 A policy's curve comes from its paths (``sampling.stopping``), so that every bias is looked at; a
-rule's from its grid. Areas are compared over what all curves reach.
+rule's from its grid. A rule's area is compared with the policies' over what both reach.
 """
 
 from __future__ import annotations
@@ -177,12 +177,11 @@ def area(curve: QualityCurve, x: str, y: str, low: float, high: float) -> float:
     return float(np.trapezoid(np.interp(places, at, height), places) / (high - low))
 
 
-def common_range(curves: Sequence[QualityCurve], x: str) -> tuple[float, float]:
-    """What all curves reach of x."""
-    return (
-        max(float(curve.means[x].min()) for curve in curves),
-        min(float(curve.means[x].max()) for curve in curves),
-    )
+def common_range(curves: Sequence[QualityCurve], x: str) -> tuple[float, float] | None:
+    """What all curves reach of x; None where they have no width in common."""
+    low = max(float(curve.means[x].min()) for curve in curves)
+    high = min(float(curve.means[x].max()) for curve in curves)
+    return (low, high) if low < high else None
 
 
 # ---------------------------------------------------------------------------- a value chosen
@@ -232,37 +231,63 @@ def highest(curve: QualityCurve, name: str) -> int:
 # ---------------------------------------------------------------------------- a page
 
 
-def curve_page(curves: Sequence[QualityCurve], x: str, y: str, points: int, note: str = "") -> str:
-    """Areas side by side, and each curve at ``points`` places of x, as Markdown."""
-    low, high = common_range(curves, x)
-    rows = [
-        [c.name, f"{100 * area(c, x, y, low, high):.2f}", f"{100 * c.means[y].max():.1f}"]
-        for c in curves
-    ]
+def curve_page(
+    curves: Sequence[QualityCurve], models: int, x: str, y: str, points: int, note: str = ""
+) -> str:
+    """Areas side by side, and each curve at ``points`` places of x, as Markdown.
+
+    Args:
+      models: how many of the curves, the first ones, are policies'; each other one is compared with
+        them over what it has in common with all of them.
+    """
+    policies = curves[:models]
+    rows = []
+    for curve in curves:
+        between = common_range([*policies, curve], x)
+        reached = f"{between[0]:.2f} to {between[1]:.2f}" if between else "nothing in common"
+        areas = [
+            f"{100 * area(one, x, y, *between):.2f}" if between else ""
+            for one in (curve, *policies)
+        ]
+        rows.append([curve.name, reached, *areas, f"{100 * curve.means[y].max():.1f}"])
+    head = ["system", x, "area by width", *(f"of {one.name}" for one in policies), f"best {y}"]
     parts = [
         f"{y} (percent) against {x}, as a bias or a rule's number moves. {note}".rstrip(),
         "",
-        markdown(["system", f"area by width, {x} {low:.2f} to {high:.2f}", f"best {y}"], rows),
+        markdown(head, rows),
         "",
     ]
-    if high > low and points > 1:
-        places = np.linspace(low, high, points)
+    if (whole := common_range(policies, x)) and points > 1:
+        places = np.linspace(*whole, points)
         rows = []
         for curve in curves:
-            at = [area(curve, x, y, place, place) for place in places]
-            rows.append([curve.name, *(f"{100 * one:.1f}" for one in at)])
+            low, high = float(curve.means[x].min()), float(curve.means[x].max())
+            at = [
+                f"{100 * area(curve, x, y, place, place):.1f}"
+                if low - _ROUNDING <= place <= high + _ROUNDING
+                else ""
+                for place in places
+            ]
+            rows.append([curve.name, *at])
         parts += [markdown([x, *(f"{place:.2f}" for place in places)], rows), ""]
     return "\n".join(parts)
 
 
 def curve_to_json(
-    curve: QualityCurve, x: str, y: str, low: float, high: float
+    curve: QualityCurve, x: str, y: str, policies: Sequence[QualityCurve] = ()
 ) -> dict[str, object]:
-    """A curve and its area, for a file."""
-    return {
+    """A curve for a file: its area, beside that of policies over what they have in common."""
+    between = common_range([*policies, curve], x)
+    found: dict[str, object] = {
         "system": curve.name,
-        "area": area(curve, x, y, low, high),
-        "between": [low, high],
+        "area": area(curve, x, y, *between) if between else None,
+        "between": list(between) if between else None,
+    }
+    if policies:
+        found["policies"] = {
+            one.name: area(one, x, y, *between) if between else None for one in policies
+        }
+    return found | {
         "values": curve.values.tolist(),
         **{name: means.tolist() for name, means in curve.means.items()},
     }

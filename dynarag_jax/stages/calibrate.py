@@ -151,8 +151,7 @@ def run(context: Context, stage: Calibrate) -> None:
     before = {name: mean(f, [p.at(NONE) for p in paths]) for name, f in figures.items()}
     y = stage.target.quality or ("set_f1" if "set_f1" in figures else "mean_k")
     x = "tokens" if stage.target.tokens is not None else "mean_k"
-    low, high = float(curve.means[x].min()), float(curve.means[x].max())
-    once(lambda: write_json(directory / "curve.json", curve_to_json(curve, x, y, low, high)))
+    once(lambda: write_json(directory / "curve.json", curve_to_json(curve, x, y)))
     name = stage.target.quality or stage.target.name
     target = {name: getattr(stage.target, name, None)}
     calibration = Calibration(bias, target, reached, len(questions), path.name)

@@ -16,6 +16,7 @@ from dynarag_jax.evaluation.curves import (
     bias_of,
     common_range,
     curve_page,
+    curve_to_json,
     highest,
     list_f1,
     nearest,
@@ -97,9 +98,21 @@ def test_areas_by_hand():
         "q", np.arange(2.0), {"x": np.array([1.0, 2.0]), "y": np.array([0.1, 0.1])}
     )
     assert common_range([curve, other], "x") == (1.0, 2.0)
-    page = curve_page([curve, other], "x", "y", 3)
-    assert "| p | 50.00 | 60.0 |" in page
-    assert "| q | 10.0 | 10.0 | 10.0 |" in page
+    # One that stays at a place, and one that begins where the policy ends, have no width with it.
+    still = QualityCurve("s", np.zeros(1), {"x": np.array([2.0]), "y": np.array([0.9])})
+    far = QualityCurve("f", np.arange(2.0), {"x": np.array([3.0, 9.0]), "y": np.array([0.9, 0.9])})
+    assert common_range([curve, still], "x") is None is common_range([curve, far], "x")
+    page = curve_page([curve, other, still, far], 1, "x", "y", 4)
+    assert "| p | 0.00 to 3.00 | 41.67 | 41.67 | 60.0 |" in page
+    assert "| q | 1.00 to 2.00 | 10.00 | 50.00 | 10.0 |" in page
+    assert "| s | nothing in common |  |  | 90.0 |" in page
+    assert "| p | 0.0 | 50.0 | 50.0 | 50.0 |" in page
+    assert "| q |  | 10.0 | 10.0 |  |" in page
+    assert "| f |  |  |  | 90.0 |" in page
+    said = curve_to_json(other, "x", "y", [curve])
+    assert said["area"] == pytest.approx(0.1) and said["between"] == [1.0, 2.0]
+    assert said["policies"] == {"p": pytest.approx(0.5)}
+    assert curve_to_json(far, "x", "y", [curve])["area"] is None
 
 
 def test_rules_on_the_same_scores():

@@ -13,7 +13,6 @@ from dynarag_jax.evaluation.answering import answer
 from dynarag_jax.evaluation.curves import (
     Figure,
     QualityCurve,
-    common_range,
     curve_page,
     curve_to_json,
     list_f1,
@@ -268,8 +267,8 @@ def draw_curves(
         curves.append(policy_curve(name, paths, "both", figures))
         if own is not None:
             curves += rule_curves(asked, own, figures)
-    low, high = common_range(curves, how.against)
-    rows = [curve_to_json(curve, how.against, how.quality, low, high) for curve in curves]
+    policies = curves[: len(models)]
+    rows = [curve_to_json(curve, how.against, how.quality, policies) for curve in curves]
     once(lambda: write_json(context.stage_directory / "curves.json", rows))
     note = "" if scores else "Candidates have no scores, so that there are no rules beside."
-    context.log(curve_page(curves, how.against, how.quality, how.points, note))
+    context.log(curve_page(curves, len(models), how.against, how.quality, how.points, note))

@@ -5,9 +5,10 @@
 
 Runs ``dynarag run CONFIG`` once a seed (what is done is not done again), then prints a Markdown
 table. A figure is the mean over the seeds' held-out questions; the interval is bootstrapped over
-the questions of each seed and says nothing of the seeds themselves, whose lowest and highest mean
-stand behind it. The last columns compare with behavior cloning on the same questions of the same
-seeds. Seconds are those of the feedback stage alone, rollouts not counted.
+the questions (one that several seeds ask counts by its mean) and says nothing of the seeds
+themselves, whose lowest and highest mean stand behind it. The last columns compare with behavior
+cloning on the same questions of the same seeds. Seconds are those of the feedback stage alone,
+rollouts not counted.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from dynarag_jax.data.reading import read_questions
+from dynarag_jax.evaluation.scoring import by_benchmark
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.metrics.intervals import bootstrap, paired_bootstrap
+from dynarag_jax.metrics.ranking import set_f1
 
 BEFORE = "behavior cloning"
 COLUMNS = ("objective", "answer", "set F1", "passages", "tokens", "seconds",
            "answer against cloning", "set F1 against cloning")  # fmt: skip
 
 Rows = dict[str, dict[str, Any]]
-"""Lines of predictions.jsonl by question."""
+"""Lines of predictions.jsonl by question: its id and text."""
 
 
 def run_seed(config: str, seed: int, directory: Path) -> None:
@@ -44,10 +48,21 @@ def run_seed(config: str, seed: int, directory: Path) -> None:
 
 
 def predictions(directory: Path) -> dict[str, Rows]:
-    """A run's evaluated lists, by system and question."""
+    """A run's evaluated lists, by system and question, with their figures."""
     found: dict[str, Rows] = {}
-    for _, line in read_jsonl(directory / "evaluate" / "predictions.jsonl"):
-        found.setdefault(line["system"], {})[line["id"]] = line
+    place = directory / "evaluate"
+    asked = read_json(place / "run.json")["config"]["questions"]
+    questions = {q.id: q for q in read_questions(asked.replace("{run}", str(directory)))}
+    answered = by_benchmark()
+    for _, line in read_jsonl(place / "predictions.jsonl"):
+        question = questions[line["id"]]
+        # Lines of encoder policies leave them to the tables.
+        if "set_f1" not in line and question.gold is not None:
+            line["set_f1"] = set_f1(line["chosen"], question.gold)
+        if "score" not in line and line["answer"] is not None:
+            line["score"] = next(iter(answered(question, line["answer"]).values()))
+        # Seeds ask other questions under the same ids, or the same questions.
+        found.setdefault(line["system"], {})[f"{question.id} {question.text}"] = line
     return found
 
 
@@ -57,13 +72,21 @@ def seconds(directory: Path, system: str) -> float | None:
     return read_json(done)["seconds"] if done.exists() else None
 
 
-def values_of(runs: Sequence[Mapping[str, Rows]], system: str, name: str) -> list[np.ndarray]:
-    """A figure of every question, a seed after the other; empty where a question lacks it."""
-    found = [[row.get(name) for row in run[system].values()] for run in runs]
-    known = [[value for value in values if value is not None] for values in found]
-    if [len(values) for values in known] != [len(values) for values in found]:
+def values_of(runs: Sequence[Mapping[str, Rows]], system: str, name: str) -> list[dict[str, float]]:
+    """A figure of every question, a run after the other; empty where a question lacks it."""
+    found = [{key: row.get(name) for key, row in run[system].items()} for run in runs]
+    if any(value is None for run in found for value in run.values()):
         return []
-    return [np.array(values, float) for values in known]
+    return [{key: float(value or 0) for key, value in run.items()} for run in found]
+
+
+def pooled(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each question's mean over the runs that asked it."""
+    found: dict[str, list[float]] = {}
+    for run in values:
+        for key, value in run.items():
+            found.setdefault(key, []).append(value)
+    return {key: statistics.fmean(each) for key, each in found.items()}
 
 
 def figure(runs: Sequence[Mapping[str, Rows]], system: str, name: str, scale: float) -> str:
@@ -71,8 +94,8 @@ def figure(runs: Sequence[Mapping[str, Rows]], system: str, name: str, scale: fl
     values = values_of(runs, system, name)
     if not values:
         return "-"
-    own = bootstrap(scale * np.concatenate(values))
-    means = [scale * float(np.mean(each)) for each in values]
+    own = bootstrap(scale * np.array([*pooled(values).values()]))
+    means = [scale * statistics.fmean(each.values()) for each in values]
     digits = 1 if scale == 100 else 2
     low, high = min(means), max(means)
     spread = f" ({low:.{digits}f} to {high:.{digits}f})" if len(runs) > 1 else ""
@@ -83,12 +106,12 @@ def against(runs: Sequence[Mapping[str, Rows]], system: str, name: str) -> str:
     """The mean difference from behavior cloning, in points, with its interval."""
     if system == BEFORE:
         return ""
-    # The same questions in the order of behavior cloning's.
-    asked = [{**run, system: {key: run[system][key] for key in run[BEFORE]}} for run in runs]
-    after, before = values_of(asked, system, name), values_of(asked, BEFORE, name)
+    after, before = (pooled(values_of(runs, one, name)) for one in (system, BEFORE))
     if not after or not before:
         return "-"
-    own = paired_bootstrap(100 * np.concatenate(after), 100 * np.concatenate(before))
+    own = paired_bootstrap(
+        *(100 * np.array([one[key] for key in before]) for one in (after, before))
+    )
     return f"{own.mean:+.1f} [{own.low:+.1f}, {own.high:+.1f}]"
 
 

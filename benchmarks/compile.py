@@ -26,9 +26,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-
-from dynarag_jax.compilers.topologies import TooLarge, by_kind, read_topology
+from dynarag_jax.compilers.topologies import CompilerFails, TooLarge, by_kind, read_topology
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tables import markdown
@@ -177,10 +175,8 @@ def compiled(row: Row, card: str) -> dict[str, Any]:
         one = compile_step(topology, card, stage, cfg, streams, sizes, planned(row))
     except TooLarge as error:
         return kept | {"too_large": str(error), "seconds": time.monotonic() - began}
-    except jax.errors.JaxRuntimeError as error:
-        # Not of the step's making: what comes after can still be compiled.
-        said = " ".join(str(error).split())[:400]
-        return kept | {"failed": said, "seconds": time.monotonic() - began}
+    except CompilerFails as error:
+        return kept | {"failed": str(error), "seconds": time.monotonic() - began}
     found = one.found
     return kept | {
         "seconds": time.monotonic() - began,

@@ -173,6 +173,10 @@ class TooLarge(InputError):
     """The program does not fit into a device's memory, as its compiler says."""
 
 
+class CompilerFails(InputError):
+    """The target's compiler fails on a program, and not for its size."""
+
+
 def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) -> Compiled:
     """Compile, and read what came out.
 
@@ -181,14 +185,19 @@ def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) ->
 
     Raises:
       TooLarge: a device has too little memory; the line has the compiler's own words.
+      CompilerFails: with its own words, too.
     """
     try:
         program = lowered.compile()
     except Exception as error:
         text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text:
+        if "RESOURCE_EXHAUSTED" in text:
+            raise TooLarge(_short(error, 400)) from None
+        if not isinstance(error, jax.errors.JaxRuntimeError):
             raise
-        raise TooLarge(_short(error, 400)) from None
+        raise CompilerFails(
+            f"the target's compiler fails on this program ({_short(error, 400)})"
+        ) from None
     memory: Any = program.memory_analysis()
     arguments, aliased = memory.argument_size_in_bytes, memory.alias_size_in_bytes
     outputs = memory.output_size_in_bytes - aliased

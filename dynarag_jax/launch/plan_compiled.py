@@ -31,6 +31,7 @@ from dynarag_jax.compilers.topologies import (
     describe,
     roofline,
 )
+from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.sharding import make_mesh
@@ -99,9 +100,19 @@ def compile_step(
 
     Raises:
       TooLarge: it does not fit, as the compiler says.
-      InputError, MissingExtra: there is no such topology, or no compiler of it.
+      CompilerFails: it fails otherwise.
+      InputError, MissingExtra: there is no such topology, or no compiler of it; or JAX makes this
+        model's programs only where such a GPU is.
     """
-    lowered = lower_step(stage, cfg, streams, mesh_for(topology, card, sizes))
+    mesh = mesh_for(topology, card, sizes)
+    try:
+        lowered = lower_step(stage, cfg, streams, mesh)
+    except NotImplementedError as error:
+        # JAX asks the GPU that is here what cuDNN can do: heads of more than 128 need Hopper.
+        raise InputError(
+            f"plan.compile = '{topology.name}': JAX writes no program of this model for a GPU that "
+            f"is not here ({error}); --model.attention plain compiles attention by XLA instead"
+        ) from None
     count = topology.devices
     return compile_report(
         lowered,

@@ -19,6 +19,10 @@ HELD = {
     "llama3-8b lora full h100:8/1x8x1 pair": 8_235_272_621,
     "llama3-8b full full h100:8/1x8x1 pair": 21_820_163_661,
     "llama3-8b lora full h100:8/1x8x1 sft": 8_085_886_420,
+    "llama3-8b full full h100:8/1x8x1 sft": 21_410_889_076,
+    "llama3-8b full full h100:8/1x8x1 group": 23_773_929_024,
+    "llama3-8b full dots h100:8/1x8x1 pair": 41_918_869_581,
+    "llama3-8b lora full h100:8/2x4x1 pair": 10_878_469_037,
 }
 """Bytes of arguments and temporary, of TPUs by libtpu 0.0.42.1, of H100 by that of jaxlib 0.10.2;
 as docs/benchmarks.md has them."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+from typing import Any, cast
 
 import jax
 import pytest
 
 from dynarag_jax.compilers.program_costs import Collective, ProgramCosts
-from dynarag_jax.compilers.topologies import Compiled, compile_program
+from dynarag_jax.compilers.topologies import (
+    Compiled,
+    CompilerFails,
+    TooLarge,
+    compile_program,
+    read_topology,
+)
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch import plan_compiled
@@ -89,6 +96,40 @@ def test_what_a_compiler_said_is_read_back_as_it_was():
     one = Collective("all-gather", 2.0, 3.0, 4)
     found = Compiled(1, 2, 3, ProgramCosts(5.0, 6.0, (one,), {"splash": 2.0}, ((7, "f32[7]"),)))
     assert plan_compiled._from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+class Fails:
+    """A lowered program whose compiler says why not."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def compile(self) -> None:
+        raise jax.errors.JaxRuntimeError(self.words)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("RESOURCE_EXHAUSTED: Used 20.0G of 15.75G hbm", TooLarge),
+        ("INTERNAL: Couldn't find output tile sizes", CompilerFails),
+    ],
+)
+def test_what_a_compiler_refuses_is_said_in_its_words(words, kind):
+    with pytest.raises(kind, match=words[:20]):
+        compile_program(Fails(words))
+
+
+def test_a_model_that_jax_lowers_on_its_gpu_alone_is_refused_by_name(monkeypatch):
+    def lower(*_):
+        raise NotImplementedError("The head dim must be <= 128")
+
+    monkeypatch.setattr(plan_compiled, "mesh_for", lambda *_: None)
+    monkeypatch.setattr(plan_compiled, "lower_step", lower)
+    with pytest.raises(InputError, match=r"'h100:8'.*<= 128.*--model.attention plain"):
+        plan_compiled.compile_step(
+            read_topology("h100:8"), "", Sft(), CFG, STREAMS, (1, 8, 1), cast(Any, None)
+        )
 
 
 def plan(*arguments: str) -> None:

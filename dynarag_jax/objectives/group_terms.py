@@ -161,19 +161,22 @@ class Grpo(_Group):
             kl = kl * jnp.exp(log_ratio) if self.weighted_kl else kl
             loss = loss + self.kl * kl
 
-        def per_branch(x: jax.Array) -> jax.Array:
+        def per_branch(x: jax.Array, mean: bool) -> jax.Array:
             total = jnp.where(where, x, 0.0).sum(-1)
-            return total / jnp.maximum(tokens, 1) if self.normalize == "sequence" else total
+            return total / jnp.maximum(tokens, 1) if mean else total
 
-        mean = {"clipped": per_branch(out.clipped.astype(jnp.float32)), "kl": per_branch(kl)}
-        mean["kl_to_sampler"] = per_branch(behavior - logps)
+        loss = per_branch(loss, self.normalize == "sequence")
+        of_tokens = {
+            "clipped": out.clipped.astype(jnp.float32), "kl": kl, "kl_to_sampler": behavior - logps,
+        }  # fmt: skip
         if self.normalize == "tokens":
-            figures = {name: (x * counts).sum() for name, x in mean.items()}
+            figures = {n: (per_branch(x, False) * counts).sum() for n, x in of_tokens.items()}
             figures["reward"] = (scores.rewards * counts * tokens).sum()
-            return Value((per_branch(loss) * counts).sum(), (tokens * counts).sum(), figures)
-        figures = {name: _mean(x, counts) for name, x in mean.items()}
+            return Value((loss * counts).sum(), (tokens * counts).sum(), figures)
+        # Whatever the loss is divided by, figures are means over tokens.
+        figures = {n: _mean(per_branch(x, True), counts) for n, x in of_tokens.items()}
         figures["reward"] = _mean(scores.rewards, counts)
-        return over(rows, _mean(per_branch(loss), counts), figures)
+        return over(rows, _mean(loss, counts), figures)
 
 
 @dataclass(frozen=True)

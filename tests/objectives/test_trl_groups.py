@@ -258,3 +258,26 @@ def test_dro_equals_its_formula_in_value_and_gradient(temperature: float) -> Non
     assert value == pytest.approx(loss.item(), abs=1e-6, rel=0)
     expected = logps.grad.numpy() * given["where"]
     np.testing.assert_allclose(gradient, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("normalize", ["sequence", "tokens", "none"])
+def test_figures_are_of_tokens_however_the_loss_is_divided(normalize: Any) -> None:
+    given = arrays()
+    low, high = 0.05, 0.1  # so tight that tokens are clipped
+    term = Grpo(weight=1.0, normalize=normalize, clip_low=low, clip_high=high, kl=0.1)
+    value = term(inputs_of(given, jnp.asarray(given["logps"])))
+    rewards, where = given["rewards"], given["where"]
+    spread = rewards.std(1, keepdims=True)
+    advantages = (rewards - rewards.mean(1, keepdims=True)) / np.where(spread > 1e-9, spread, 1)
+    ratio = np.exp(given["logps"] - given["behavior"])
+    stopped = (ratio > 1 + high) & (advantages[..., None] > 1e-9)
+    stopped |= (ratio < 1 - low) & (advantages[..., None] < -1e-9)
+    apart = np.where(where, given["behavior"] - given["logps"], 0)
+    expected = {"clipped": np.where(where, stopped, False), "kl_to_sampler": apart}
+    for name, of_tokens in expected.items():
+        if normalize == "tokens":
+            mean = of_tokens.sum() / where.sum()
+        else:
+            mean = (of_tokens.sum(-1) / where.sum(-1)).mean()
+        assert float(value.figures[name] / value.count) == pytest.approx(mean, abs=1e-6)
+    assert expected["clipped"].any()

@@ -4,11 +4,12 @@
     python -m benchmarks.objectives configs/real_objectives.py --seeds 0 1 2
 
 Questions, splits and the cross-encoder (which must stand in runs/reranker) are those of
-configs/encoder.py, fewer of them held out, the same for every seed. Its encoder stays frozen, so
-that its vectors are computed once; the head learns from gold, then by each objective from the same
-sampled lists, rewarded by their set F1: no model answers here. DRO, which weighs lists by the
-likelihood of an answer, has nothing to go by and is left out. As on the quickstart's world nothing
-is tuned for any objective.
+configs/encoder.py, fewer of them held out, the same for every seed; the reader that answers from
+the lists of the evaluation is the one that configs/real.py trains, in runs/real. The encoder stays
+frozen, so that its vectors are computed once; the head learns from gold, then by each objective
+from the same sampled lists, rewarded by their set F1: no model answers there. DRO, which weighs
+lists by the likelihood of an answer, has nothing to go by and is left out. As on the quickstart's
+world nothing is tuned for any objective.
 """
 
 from dataclasses import replace
@@ -21,7 +22,14 @@ from dynarag_jax.stages import Contrast, CurveConfig, Feedback, Reference
 encoder_run = base_config(__file__, "encoder.py")
 world = base_config(__file__, "objectives.py")
 
-run = replace(encoder_run.run, directory="runs/real_objectives")
+READER = "runs/real/reader/model"
+limits = base_config(__file__, "real.py").run.prompts
+prompts = replace(
+    encoder_run.run.prompts,
+    answer_prompt_tokens=limits.answer_prompt_tokens,
+    answer_tokens=limits.answer_tokens,
+)
+run = replace(encoder_run.run, directory="runs/real_objectives", prompts=prompts)
 
 before = encoder_run.stages
 frozen = {
@@ -54,5 +62,6 @@ stages = {
         models={"behavior cloning": "{run}/sft/model"}
         | {name.replace("_", " "): f"{{run}}/{name}/model" for name in learners},
         curve=CurveConfig(),
+        reader=READER,
     ),
 }

@@ -29,7 +29,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from benchmarks.compile import PROMPT, TASKS, Row, prepare
 from dynarag_jax.compilers.program_costs import read_program
-from dynarag_jax.compilers.topologies import read_topology
+from dynarag_jax.compilers.topologies import by_kind, read_topology
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.plan_compiled import GB, GIB, attention_operations
@@ -137,7 +137,7 @@ def compiled(python: Path, name: str, task: str, more: list[str]) -> dict[str, A
         "kernels": dict(costs.kernels),
         "operations": costs.operations + inside,
         "traffic": costs.traffic,
-        "sent": costs.sent,
+        "sent": {kind: of for kind, (_, of) in by_kind(costs.collectives).items()},
     }
 
 
@@ -156,7 +156,7 @@ def cells(name: str, task: str, mine: dict[str, Any], theirs: dict[str, Any]) ->
     pairs = (
         (held(mine), held(theirs)),
         (mine["operations"] / 1e12, theirs["operations"] / 1e12),
-        (sum(mine["sent"].values()) / GB, theirs["sent"] / GB),
+        (sum(mine["sent"].values()) / GB, sum(theirs["sent"].values()) / GB),
     )
     found = [name, task]
     for ours, peers in pairs:

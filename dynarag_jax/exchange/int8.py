@@ -7,15 +7,14 @@ else reads float32, so such a file is unpacked once, into the user's cache, as G
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from dynarag_jax.atomic import atomic_directory
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import PathLike, fingerprint
+from dynarag_jax.exchange.unpacked import cached_place, unpacked_once
+from dynarag_jax.files import PathLike
 
 WEIGHTS = "model.int8.safetensors"
 PLAIN = "model.safetensors"
@@ -97,26 +96,13 @@ def unpack_int8(path: PathLike) -> Path:
     from safetensors.numpy import save_file
 
     path = Path(path).resolve()
-    target = unpacked_int8(path)
-    if not target.is_dir():
-        tensors = read_int8(path)
-        try:
-            with atomic_directory(target) as place:
-                save_file(tensors, place / PLAIN, {"format": "pt"})
-                for file in path.parent.iterdir():
-                    if file.is_file() and file != path and file.suffix != ".py":
-                        shutil.copyfile(file, place / file.name)
-        except InputError:
-            if not target.is_dir():  # another process was faster
-                raise
-    return target
 
+    def write(place: Path) -> None:
+        save_file(read_int8(path), place / PLAIN, {"format": "pt"})
+        for file in path.parent.iterdir():
+            if file.is_file() and file != path and file.suffix != ".py":
+                shutil.copyfile(file, place / file.name)
 
-def unpacked_int8(path: PathLike) -> Path:
-    """Where ``unpack_int8`` puts this file; it is not there yet where nobody has asked for it."""
-    path = Path(path).resolve()
-    states = [
-        (str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.parent.iterdir())
-    ]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "dynarag_jax" / "int8" / f"{path.parent.name}-{fingerprint([states, _FORMAT])}"
+    files = sorted(path.parent.iterdir())
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return unpacked_once(cached_place("int8", path.parent.name, [states, _FORMAT]), write)

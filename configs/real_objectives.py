@@ -7,9 +7,10 @@ Questions, splits and the cross-encoder (which must stand in runs/reranker) are 
 configs/encoder.py, fewer of them held out, the same for every seed; the reader that answers from
 the lists of the evaluation is the one that configs/real.py trains, in runs/real. The encoder stays
 frozen, so that its vectors are computed once; the head learns from gold, then by each objective
-from the same sampled lists, rewarded by their set F1: no model answers there. DRO, which weighs
-lists by the likelihood of an answer, has nothing to go by and is left out. As on the quickstart's
-world nothing is tuned for any objective.
+from the same sampled lists, rewarded by their set F1: no model answers there. DRO weighs lists by
+how likely the reader finds the reference answer; since that reads every list, it learns from 256
+questions, six times, which is as many steps. As on the quickstart's world nothing is tuned for any
+objective.
 """
 
 from dataclasses import replace
@@ -37,14 +38,22 @@ frozen = {
     "model": DecoderConfig(),
 }
 feedback = replace(before["feedback"], **frozen)
+likely = replace(
+    before["rollout"],
+    reward=world.stages["likely"].reward,
+    reader=READER,
+    reader_dtype="bfloat16",
+    limit=256,
+)
 learners = {
     name: replace(
         feedback,
         rollouts=other.rollouts,
         reranker=replace(feedback.reranker, objectives=other.reranker.objectives),
+        epochs=6.0 if name == "dro" else 1.0,
     )
     for name, other in world.stages.items()
-    if isinstance(other, Feedback) and name != "dro"
+    if isinstance(other, Feedback)
 }
 
 
@@ -54,6 +63,7 @@ stages = {
     "sft": replace(before["sft"], **frozen),
     "rollout": before["rollout"],
     "by_step": replace(before["rollout"], credit="gains"),
+    "likely": likely,
     "contrast": Contrast(questions="{run}/label/train.jsonl"),
     "contrasted": Reference(rollouts="{run}/contrast/rollouts.jsonl"),
     **learners,

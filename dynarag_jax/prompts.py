@@ -87,12 +87,17 @@ class PromptConfig:
             )
 
 
-def buckets(limit: int, shortest: int = 64) -> tuple[int, ...]:
-    """Padded prompt lengths for batches: ``limit`` and its halves down to ``shortest``."""
+def buckets(limit: int, shortest: int = 64, between: bool = False) -> tuple[int, ...]:
+    """Padded prompt lengths for batches: ``limit`` and its halves down to ``shortest``.
+
+    ``between`` adds three quarters of each.
+    """
     sizes = [limit]
     while sizes[-1] // 2 >= shortest:
         sizes.append(sizes[-1] // 2)
-    return tuple(reversed(sizes))
+    if between:
+        sizes += [3 * size // 4 for size in sizes[:-1]]
+    return tuple(sorted(sizes))
 
 
 # ---------------------------------------------------------------------------- the wording

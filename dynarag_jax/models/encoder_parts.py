@@ -48,6 +48,9 @@ class EncoderConfig:
     """type of activations; norms and softmax are float32 always"""
     remat: Literal["none", "full"] = field(default="none", repr=False)
     """what gradients recompute: nothing, or whole layers"""
+    unroll: int = field(default=1, repr=False)
+    """layers per iteration of the layer scan; ``layers`` or more writes them all out: slower to
+    compile, and on a CPU faster to train, where a scan moves all that it keeps once more"""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -73,10 +76,16 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def over_layers(cfg: EncoderConfig, body: Any, x: jax.Array, xs: Any) -> jax.Array:
-    """Scan ``body`` over stacked layers, rematerialized as the configuration says."""
+    """Scan ``body`` over stacked layers, or write them out, rematerialized as ``cfg`` says."""
+    count = len(jax.tree.leaves(xs)[0])
+    scanned = cfg.unroll < count
     if cfg.remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)  # a scan keeps the passes apart by itself
-    return jax.lax.scan(body, x, xs)[0]
+        body = jax.checkpoint(body, prevent_cse=not scanned)  # a scan keeps the passes apart
+    if scanned:
+        return jax.lax.scan(body, x, xs, unroll=cfg.unroll)[0]
+    for i in range(count):
+        x, _ = body(x, jax.tree.map(lambda p, i=i: p[i], xs))
+    return x
 
 
 def layer_stacks(layers: Any) -> list[Params]:

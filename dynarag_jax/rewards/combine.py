@@ -65,6 +65,10 @@ class RewardWeights:
         """The terms of nonzero weight that judge an answer: they need a generator."""
         return [name for name, weight in self.terms().items() if weight and name != "set_f1"]
 
+    def judged(self) -> list[str]:
+        """The terms of nonzero weight that judge what an answer says."""
+        return [name for name in self.answered() if name != "likelihood"]
+
     @property
     def highest(self) -> float:
         """The sum of the weights: no reward exceeds it."""

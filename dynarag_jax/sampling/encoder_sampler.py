@@ -236,7 +236,7 @@ def roll_out_lists(
     Args:
       reference: the policy behind the reference log-probabilities; may be ``sampler`` itself.
       generator: the language model or server that answers; None leaves answers empty, and only
-        terms that judge the list can be weighed.
+        terms that judge the list can be weighed. Where none judges an answer it is not asked.
       scorer: the reward.
       credit: how credit by step is found; empty finds none.
     """
@@ -247,13 +247,13 @@ def roll_out_lists(
             yield Reject(question.id, str(one))
         else:
             kept.append((question, one, list(dict.fromkeys(one.lists))))
-    judged = set(scorer.weights.answered()) - {"likelihood"}
+    judged = generator is not None and scorer.weights.judged()
     pairs = with_parts(
         [(question, chosen) for question, _, own in kept for chosen in own],
-        credit if generator is not None and judged else "",
+        credit if judged else "",
     )
     texts: Sequence[str | InputError | NoAnswer] = [""] * len(pairs)
-    if generator is not None:
+    if generator is not None and judged:
         texts = generator.try_answers(pairs)
     given = {(q.id, chosen): text for (q, chosen), text in zip(pairs, texts, strict=True)}
     answered: list[list[Answered]] = []

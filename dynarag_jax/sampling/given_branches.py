@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,20 @@ from dynarag_jax.sharding import batch_shards, local_size
 
 SCORES = 1 << 28
 """Scores of attention that a device holds at once while given branches are scored: 1 GiB."""
+
+
+LEAST = 8
+"""Prompts that a program is compiled for at least: few shapes."""
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _above(sizes: Sequence[int], least: int) -> int:
+    """The smallest of ascending sizes that is not below."""
+    return sizes[bisect.bisect_left(sizes, least)]
 
 
 class GivenBranches:
@@ -49,28 +64,34 @@ class GivenBranches:
         """Log-probabilities by token of every example's branches.
 
         Args:
-          lengths: padded prompt lengths to choose from.
+          lengths: padded prompt lengths to choose from, ascending.
           branches: the most of one example.
           longest: the most tokens of a branch.
         """
         results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         padding = Example("", [0], ([self._policy.spelling.end],), supervised=())
-        for length in lengths:
-            share = self._at_once(length, branches, longest)
-            indices = [
-                i for i, e in enumerate(examples)
-                if len(e.prompt) <= length and not any(len(e.prompt) <= s < length for s in lengths)
-            ]  # fmt: skip
-            shape = BatchShape(length, branches, longest, self._ids)
-            (rounds,) = self._team.max([-(-len(indices) // share)])
-            for start in range(0, rounds * share, share):
+        # By what is compiled: a prompt's padded length, and its number of branches.
+        sizes = sorted({min(1 << i, branches) for i in range(branches.bit_length() + 1)})
+        alike: dict[tuple[int, int], list[int]] = {(p, n): [] for p in lengths for n in sizes}
+        for i, e in enumerate(examples):
+            alike[_above(lengths, len(e.prompt)), _above(sizes, len(e.branches))].append(i)
+        # All processes run the same programs: those that the fullest of them needs.
+        written = max((len(b) for e in examples for b in e.branches), default=1)
+        written, *counts = self._team.max([written, *map(len, alike.values())])
+        longest = min(longest, _power(written))
+        here = len(process_rows(self._policy.mesh, batch_shards(self._policy.mesh)))
+        for ((length, n), indices), count in zip(alike.items(), counts, strict=True):
+            share = self._at_once(length, n, longest)
+            shape = BatchShape(length, n, longest, self._ids)
+            for start in range(0, count, share):
                 group = indices[start : start + share]
-                padded = [examples[i] for i in group] + [padding] * (share - len(group))
+                rows = min(share, here * _power(-(-max(count - start, LEAST) // here)))
+                padded = [examples[i] for i in group] + [padding] * (rows - len(group))
                 batch = place(self._policy.mesh, collate(padded, shape))
                 values = local_part(self._scorer(self._policy.params, batch))
                 for row, i in enumerate(group):
                     results[i] = [
-                        tuple(values[row, n, : len(branch)].tolist())
-                        for n, branch in enumerate(examples[i].branches)
+                        tuple(values[row, at, : len(branch)].tolist())
+                        for at, branch in enumerate(examples[i].branches)
                     ]
         return results

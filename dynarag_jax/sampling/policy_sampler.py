@@ -354,7 +354,8 @@ class PolicySampler:
                 Example(question.id, prompt.tokens, spelled, shown=prompt.shown, supervised=())
             )
         longest = self.policy.spelling.longest(self.prompts.max_list)
-        return self._given.logps(examples, buckets(self.prompts.rerank_tokens), branches, longest)
+        lengths = buckets(self.prompts.rerank_tokens, between=True)
+        return self._given.logps(examples, lengths, branches, longest)
 
     def answer_logps(
         self,
@@ -373,7 +374,5 @@ class PolicySampler:
             )
             for question, context, given in zip(questions, contexts, answers, strict=True)
         ]
-        p = self.prompts
-        return self._given.logps(
-            examples, buckets(p.answer_prompt_tokens), branches, p.answer_tokens
-        )
+        lengths = buckets(self.prompts.answer_prompt_tokens, between=True)
+        return self._given.logps(examples, lengths, branches, self.prompts.answer_tokens)

@@ -38,7 +38,8 @@ def roll_out(
 ) -> Iterator[Rollout | Reject]:
     """Answer from each distinct list of a source, and reward the answers.
 
-    Answers are asked for a batch of questions at a time, while the lists of others go on. In a run
+    Answers are asked for a batch of questions at a time, while the lists of others go on; where the
+    reward judges none, and none are gathered, they are left empty. In a run
     of several processes all of them call this, each with a source of its share.
 
     Args:
@@ -93,12 +94,14 @@ def _complete(
     distinct = [_distinct(d) for d in drafts]
     # Where answers are judged, those from parts of lists are asked for with the lists': their
     # prompts begin alike.
-    judged = set(scorer.weights.answered()) - {"likelihood"}
+    judged = scorer.weights.judged()
     pairs = with_parts(
         [(d.question, d.lists[p[0]]) for d, own in zip(drafts, distinct, strict=True) for p in own],
         credit if judged else "",
     )
-    replies = (generator or sampler).try_answers(pairs)
+    replies: Sequence[str | InputError | NoAnswer] = [""] * len(pairs)
+    if judged or answers:
+        replies = (generator or sampler).try_answers(pairs)
     given = {(q.id, one): text for (q, one), text in zip(pairs, replies, strict=True)}
     kept: list[tuple[Draft, list[list[int]]]] = []
     answered: list[list[Answered]] = []

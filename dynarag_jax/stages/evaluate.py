@@ -84,6 +84,8 @@ class Evaluate:
     reader: str = ""
     """of encoder policies: the language model that answers from every system's lists; empty scores
     lists alone"""
+    reader_dtype: Literal["", "float32", "bfloat16"] = ""
+    """what the reader computes in; empty takes ``dtype``"""
     shuffled: bool = False
     """also show every model the candidates in random order: what it knows without the retriever's
     order"""

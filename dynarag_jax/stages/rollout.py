@@ -47,7 +47,7 @@ from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.stages.common.calibrated import say_left_out
 from dynarag_jax.stages.common.candidates import to_learn, too_many
-from dynarag_jax.stages.common.encoder_rollouts import sample_lists
+from dynarag_jax.stages.common.encoder_rollouts import sample_lists, say_unjudged
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import (
     added_up,
@@ -92,6 +92,8 @@ class SampleRollouts:
     reader: str = ""
     """of an encoder policy: the language model that answers from its lists; empty answers nothing,
     and only terms that judge the list can be weighed"""
+    reader_dtype: Literal["", "float32", "bfloat16"] = ""
+    """what the reader computes in; empty takes ``dtype``"""
     generator: GeneratorConfig = GeneratorConfig()
     """a server that answers in place of the policy: the black box whose answers are rewarded"""
 
@@ -137,6 +139,8 @@ def run(context: Context, stage: SampleRollouts) -> None:
     ids, rule = stage.prompts.ids, stage.more_passages
     to_learn(questions, ids, rule, paths["questions"].name, context.log)
     seed, team = context.run.seed, ProcessTeam(context.mesh)
+    if not stage.answers:
+        say_unjudged(context, stage.reward)
     scorer = scorer_of(context, stage, team)
     policy = load_policy(paths["model"], context.mesh, stage.prompts, stage.dtype)
     sampler = reference = PolicySampler(policy, stage.prompts, stage.batch, seed, stage.engine)

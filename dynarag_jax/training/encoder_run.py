@@ -96,7 +96,7 @@ def begin_encoder_policy(
         )  # fmt: skip
         head = init_list_head(shape, jax.random.key(seed))
     remat: Any = stage.model.remat
-    cfg = replace(cfg, encoder=replace(cfg.encoder, remat=remat))
+    cfg = replace(cfg, encoder=replace(cfg.encoder, remat=remat, unroll=stage.model.unroll))
     params = {"encoder": stored.encoder_params, "head": head}
     params = jax.device_put(params, policy_shardings(cfg, mesh))
     return EncoderStart(cfg, params, stored)

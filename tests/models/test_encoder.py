@@ -161,3 +161,21 @@ def test_rematerialized_layers_have_the_same_gradients_and_keep_less(family):
     for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(other, one, atol=1e-6)
     assert less < more / 2
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_layers_written_out_have_the_gradients_of_a_scan(family, remat):
+    cfg = dataclasses.replace(SMALL, family=family, remat=remat)
+    params = init_params(cfg, jax.random.key(0))
+    tokens, lengths = batch()
+
+    def gradient(unroll):
+        one = dataclasses.replace(cfg, unroll=unroll)
+        found = jax.grad(lambda p: (encode(one, p, tokens, lengths) ** 2).mean())
+        return jax.jit(found)(params), str(jax.make_jaxpr(found)(params)).count(" scan[")
+
+    (scanned, loops), (written, none) = gradient(1), gradient(cfg.layers)
+    assert loops and not none
+    for one, other in zip(jax.tree.leaves(written), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)

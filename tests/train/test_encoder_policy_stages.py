@@ -32,6 +32,7 @@ from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import read_rollouts
+from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
@@ -456,11 +457,17 @@ def test_packages_that_cannot_be_given_away_are_refused(fields, message):
         PackageConfig(**fields)
 
 
-def test_a_reader_answers_from_each_list_once(ran, monkeypatch):
+def reader_model(ran):
+    """A small language model that answers."""
     words = [*WORDS, *COMPACT_WORDS, "[UNK]", "one", "two", "held", *map(str, range(160))]
     model = ran.place / "reader" / "model"
     if not model.exists():
         save_small_model(ran.place / "reader", words, 5)
+    return model
+
+
+def test_a_reader_answers_from_each_list_once(ran, monkeypatch):
+    model = reader_model(ran)
     asked: list[tuple[str, tuple[int, ...]]] = []
     answers = PolicySampler.try_answers
 
@@ -485,6 +492,33 @@ def test_a_reader_answers_from_each_list_once(ran, monkeypatch):
     some = list(by_list)[::7]
     found = answers(sampler, [(questions[name], chosen) for name, chosen in some])
     assert list(found) == [by_list[one] for one in some]
+
+
+def test_a_reader_writes_no_answers_where_the_reward_judges_none(ran, monkeypatch, capsys):
+    """DRO's rollouts: how likely the reader finds the references, in the reader's own type."""
+    model = reader_model(ran)
+    monkeypatch.setattr(PolicySampler, "try_answers", lambda *given: pytest.fail("asked"))
+    prompts = replace(ran.run.prompts, style="compact", answer_prompt_tokens=96, answer_tokens=3)
+    likely = RewardWeights(em=0.0, passages=0.0, likelihood=1.0)
+    ran("rollout", reader=str(model), prompts=prompts, reward=likely, limit=12, batch=8,
+        reader_dtype="bfloat16", model="{run}/sft/model")  # fmt: skip
+    assert "no term of the reward judges an answer" in capsys.readouterr().err
+    questions = {q.id: q for q in read_questions(ran["label"] / "train.jsonl")}
+    mesh = make_mesh(devices=jax.devices()[:1])
+    exact, rounded = (
+        gold_likelihood(PolicySampler(load_policy(model, mesh, prompts, dtype), prompts, 8, 0))
+        for dtype in ("float32", "bfloat16")
+    )
+    apart = 0.0
+    rollouts = read_rollouts(ran["rollout"] / "rollouts.jsonl")
+    assert len(rollouts) == 12
+    for rollout in rollouts:
+        pairs = [(questions[rollout.id], t.list) for t in rollout.trajectories]
+        for t, own, other in zip(rollout.trajectories, rounded(pairs), exact(pairs), strict=True):
+            assert not t.answer
+            assert t.reward == t.terms["likelihood"] == pytest.approx(own, rel=0.2)
+            apart = max(apart, abs(t.reward - other) / other)
+    assert apart > 1e-4  # two batches of float32 are within 1e-5
 
 
 def test_a_calibration_without_a_target_or_beyond_reach_is_refused(ran):

@@ -23,15 +23,13 @@ from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
 from dynarag_jax.parts import SharedRows, by_system
 from dynarag_jax.policy.encoder_model import load_encoder_policy
-from dynarag_jax.policy.model import load_policy
 from dynarag_jax.processes import ProcessTeam, once
 from dynarag_jax.records import Question
 from dynarag_jax.retrieval.relevance import PairScorer, load_scorer
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
-from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.curves import draw_curves
-from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler, reader_of
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.scores import score_once
@@ -231,12 +229,7 @@ def predict(
     with contextlib.ExitStack() as stack:
         sampler = generator = None
         if stage.reader:
-            policy = load_policy(
-                context.model(stage.reader), context.mesh, stage.prompts, stage.dtype
-            )
-            sampler = PolicySampler(
-                policy, stage.prompts, stage.batch, context.run.seed, stage.engine
-            )
+            sampler = reader_of(context, stage, context.model(stage.reader))
             generator = stack.enter_context(generator_of(context, stage.generator, sampler))
         # Systems often choose alike, and a list is read once.
         known: dict[tuple[str, Chosen], Prediction] = {}

@@ -15,9 +15,9 @@ from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import load_encoder_policy
-from dynarag_jax.policy.model import load_policy
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question
+from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.scorer import Scorer
 from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
@@ -26,7 +26,7 @@ from dynarag_jax.sampling.credit import SharedLikelihood
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
-from dynarag_jax.stages.common.encoder_samplers import encoder_sampler
+from dynarag_jax.stages.common.encoder_samplers import encoder_sampler, reader_of
 from dynarag_jax.stages.common.encoder_training import within
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import generator_of, say_asked
@@ -62,7 +62,6 @@ def sample_lists(
         what = "server.url" if stage.server.url else "answers"
         raise InputError(f"{what} is set, and an encoder policy's rollouts have no use for it")
     usable, rejects = usable_questions(context, stage, paths["questions"])
-    mesh, seed = context.mesh, context.run.seed
     most = min(stage.prompts.max_list, stage.prompts.ids)
 
     def load(path: Path) -> EncoderSampler:
@@ -72,13 +71,12 @@ def sample_lists(
     sampler = reference = load(paths["model"])
     if "reference" in paths:
         reference = load(paths["reference"])
-    reader = None
-    if stage.reader:
-        loaded = load_policy(paths["reader"], mesh, stage.prompts, stage.dtype)
-        reader = PolicySampler(loaded, stage.prompts, stage.batch, seed, stage.engine)
+    reader = reader_of(context, stage, paths["reader"]) if stage.reader else None
     # Who reads in common answers in common; an encoder policy is every process's own.
     team = sampler.team if reader is None else reader.team
     scorer = scorer_of(context, stage, team)
+    if reader is not None:
+        say_unjudged(context, stage.reward)
     if scorer.weights.likelihood and reader is not None:
         found = SharedLikelihood if stage.credit else gold_likelihood
         scorer.likelihood = found(reader)
@@ -102,7 +100,9 @@ def sample_lists(
         bar.start_at(every - len(todo), every)
         context.truncate_metrics(len(rows.done))
         count = len(rows.done)
-        for group, mine in team.groups(todo, 4 * stage.batch):
+        # Each question is several lists to a reader: fewer at a time are on record sooner.
+        size = 4 * stage.batch if reader is None else -(-stage.batch // 2)
+        for group, mine in team.groups(todo, size):
             began = time.monotonic()
             made: list[Rollout] = []
             for one in roll_out_lists(
@@ -123,6 +123,12 @@ def sample_lists(
     rows.finish(q.id for q in usable)
     if left.finish([*(r.id for r in rejects), *(q.id for q in usable)], always=False):
         context.log(f"some questions are set aside: see {left.path}")
+
+
+def say_unjudged(context: Context, reward: RewardWeights) -> None:
+    """Say that a rollout's answers stay empty, where the reward judges none."""
+    if not reward.judged():
+        context.log("no term of the reward judges an answer: none is asked for")
 
 
 @contextlib.contextmanager

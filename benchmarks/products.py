@@ -5,8 +5,9 @@
 
 The three products of a dense layer (forward, gradient of the input, gradient of the weights) in
 float32, in bfloat16 as XLA takes them, and by ``models.products``; then an encoder of MiniLM-L12's
-shape, forward and with gradients, in both types. Prints Markdown: the best and the worst of the
-repeats, in GFLOP a second for products, in seconds for the encoder.
+shape, forward and with gradients, in both types, its layers in a scan, rematerialized there, or
+written out. Prints Markdown: the best and the worst of the repeats, in GFLOP a second for products,
+in seconds for the encoder.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def rates(shape: tuple[int, int, int], repeats: int) -> list[list[str]]:
     return rows
 
 
-def encoder_row(texts: int, repeats: int, dtype: str) -> list[str]:
-    """Seconds of the encoder in one type, forward and with gradients."""
-    cfg = replace(EncoderConfig(layers=12), dtype=dtype)
+def encoder_row(texts: int, repeats: int, dtype: str, remat: str, unroll: int) -> list[str]:
+    """Seconds of the encoder, forward and with gradients."""
+    cfg = replace(EncoderConfig(layers=12), dtype=dtype, remat=remat, unroll=unroll)
     sizes, tree = jax.tree.flatten(parameter_shapes(cfg), is_leaf=lambda x: isinstance(x, tuple))
     key = jax.random.key(0)
     params = jax.tree.unflatten(
@@ -94,7 +95,8 @@ def encoder_row(texts: int, repeats: int, dtype: str) -> list[str]:
 
     forward = times(first, repeats, params)
     both = times(jax.grad(lambda params: (first(params) ** 2).mean()), repeats, params)
-    return [dtype, *(f"{best:.2f} ({worst:.2f})" for best, worst in (forward, both))]
+    how = "written out" if unroll > 1 else "a scan, rematerialized" if remat == "full" else "a scan"
+    return [dtype, how, *(f"{best:.2f} ({worst:.2f})" for best, worst in (forward, both))]
 
 
 def main() -> None:
@@ -102,12 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--texts", type=int, default=40, help="of 128 word pieces")
     parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--encoder", action="store_true", help="the encoder alone")
     args = parser.parse_args()
     head = ("tokens x in x out", "product", "float32", "bfloat16 by XLA", "bfloat16, ours")
-    print(markdown(head, [row for shape in SHAPES for row in rates(shape, args.repeats)]))
-    head = ("encoder in", "forward, s", "with gradients, s")
-    types = ("float32", "bfloat16")
-    print(markdown(head, [encoder_row(args.texts, args.repeats, dtype) for dtype in types]))
+    if not args.encoder:
+        print(markdown(head, [row for shape in SHAPES for row in rates(shape, args.repeats)]))
+    head = ("encoder in", "layers", "forward, s", "with gradients, s")
+    layers = (("none", 1), ("full", 1), ("none", 12))
+    ways = [(dtype, *how) for dtype in ("float32", "bfloat16") for how in layers]
+    print(markdown(head, [encoder_row(args.texts, args.repeats, *way) for way in ways]))
 
 
 if __name__ == "__main__":

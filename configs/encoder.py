@@ -77,6 +77,8 @@ stages = {
             batch=4, objectives=Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
         ),
         optimizer=optimizer,
+        # One question at a time: all that gradients keep of twenty candidates is a gigabyte or two.
+        accumulate=4,
         checkpoint_every=100,
     ),
     "rollout": SampleRollouts(
@@ -96,6 +98,7 @@ stages = {
             batch=4, objectives=Objectives(nll=TokenNll(weight=0.0), rloo=Rloo(weight=1.0))
         ),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup=0.1),
+        accumulate=4,
         checkpoint_every=100,
     ),
     "evaluate": Evaluate(

@@ -36,6 +36,7 @@ before = encoder_run.stages
 frozen = {
     "encoder": replace(before["sft"].encoder, trained=TrainedEncoder(part="frozen"), rate=1.0),
     "model": DecoderConfig(),
+    "accumulate": 1,
 }
 feedback = replace(before["feedback"], **frozen)
 likely = replace(

@@ -250,6 +250,8 @@ def predict(
                 continue
             asking = [question for question, _ in new.values()]
             given = [kept for _, kept in new.values()]
-            for question, one in answer(sampler, asking, given, generator):
-                known[question.id, new[question.id][1]] = one
-                rows.append(prediction_to_json(one, question, system))
+            with context.progress(len(asking), f"answers from {system}") as bar:
+                for question, one in answer(sampler, asking, given, generator):
+                    known[question.id, new[question.id][1]] = one
+                    rows.append(prediction_to_json(one, question, system))
+                    bar.update(1)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from dynarag_jax.config import Run
 from dynarag_jax.launch.config_file import base_config
+from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.stages import Contexts, Sft, Stream
 from dynarag_jax.training.optimizer import OptimizerConfig
@@ -24,7 +25,9 @@ prompts = PromptConfig(
 run = Run(directory="runs/real", prompts=prompts)
 
 encoder_run = base_config(__file__, "encoder.py")
-sets, numerics = encoder_run.stages["mix"], encoder_run.stages["sft"].model
+sets = encoder_run.stages["mix"]
+# Its thirty layers are recomputed in the backward pass: what they would keep is gigabytes.
+numerics = DecoderConfig(dtype="bfloat16", remat="full")
 
 stages = {
     "mix": replace(

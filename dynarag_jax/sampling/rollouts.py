@@ -39,8 +39,8 @@ def roll_out(
     """Answer from each distinct list of a source, and reward the answers.
 
     Answers are asked for a batch of questions at a time, while the lists of others go on; where the
-    reward judges none, and none are gathered, they are left empty. In a run
-    of several processes all of them call this, each with a source of its share.
+    reward judges none, and none are gathered, they are left empty. In a run of several processes
+    all of them call this, each with a source of its share.
 
     Args:
       sampler: writes the answers, unless ``generator`` does.

@@ -32,6 +32,7 @@ class LossInputs(NamedTuple):
       id_scores: [B, I] scores of the ids as a list's first, or None.
       relevance: [B, I] the expert's ranking: k for its first id down to 1, 0 for the others.
       shown: [B, I] bool, the ids that exist.
+      set_logps: [B, N] log-probability of each branch's ids in any order, or None.
     """
 
     unconstrained_logps: jax.Array
@@ -52,6 +53,7 @@ class LossInputs(NamedTuple):
     step_ends: jax.Array | None = None
     decisions: jax.Array | None = None
     decided: jax.Array | None = None
+    set_logps: jax.Array | None = None
 
 
 class Value(NamedTuple):
@@ -75,6 +77,8 @@ class Term:
     """of the forward pass: log-probabilities of the prompt"""
     reads_ids: ClassVar[bool] = False
     """of the forward pass: scores of the first id"""
+    reads_sets: ClassVar[bool] = False
+    """of the forward pass: log-probabilities of lists in any order of theirs"""
     reads_pairs: ClassVar[bool] = False
     """of the data: a branch that is preferred to another"""
     reads_groups: ClassVar[bool] = False

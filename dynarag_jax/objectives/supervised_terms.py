@@ -28,6 +28,25 @@ class TokenNll(Term):
 
 
 @dataclass(frozen=True)
+class SetNll(Term):
+    """Mean negative log-likelihood, per step, of supervised lists in any order of theirs.
+
+    For experts that say which passages are needed and not in which order: the model chooses the
+    order, and no passage is held down at a step because the file named another first. Exact, a sum
+    over all orders; encoder policies alone compute it.
+    """
+
+    reads_sets: ClassVar[bool] = True
+
+    def __call__(self, scores: LossInputs) -> Value:
+        assert scores.set_logps is not None
+        steps = scores.token_mask.sum(-1)
+        there = (scores.supervised > 0) & (steps > 0)
+        nll = -jnp.where(there, scores.set_logps, 0.0)
+        return Value((nll * scores.supervised).sum(), (steps * scores.supervised).sum(), {})
+
+
+@dataclass(frozen=True)
 class PromptNll(Term):
     """Mean negative log-likelihood per prompt token; makes copying emerge in small models."""
 
@@ -72,7 +91,12 @@ class ListMle(_Ranking):
 class ListNet(_Ranking):
     """Listwise supervision: softmax cross-entropy over the ids at the first id's place."""
 
+    graded: bool = True
+    """the target falls from an expert's first id to its last; False takes all listed ids alike"""
+
     def loss(self, scores: jax.Array, relevance: jax.Array, where: jax.Array) -> jax.Array:
+        if not self.graded:
+            relevance = (relevance > 0).astype(relevance.dtype)
         return listwise.list_net(scores, relevance, where=where)
 
 

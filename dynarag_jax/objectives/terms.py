@@ -27,6 +27,7 @@ from dynarag_jax.objectives.supervised_terms import (
     ListNet,
     PromptNll,
     RankNet,
+    SetNll,
     TokenNll,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "RankNet",
     "Rloo",
     "RobustDpo",
+    "SetNll",
     "SimPo",
     "Term",
     "TokenNll",
@@ -59,6 +61,7 @@ class Objectives:
     """The weighted sum of terms that a stream of examples is trained on."""
 
     nll: TokenNll = field(default_factory=lambda: TokenNll(weight=1.0))
+    set_nll: SetNll = SetNll()
     prompt_nll: PromptNll = PromptNll()
     list_mle: ListMle = ListMle()
     list_net: ListNet = ListNet()
@@ -83,7 +86,15 @@ class Objectives:
     def reads(
         self,
         what: Literal[
-            "prompt", "ids", "pairs", "groups", "behavior", "reference", "likelihoods", "steps"
+            "prompt",
+            "ids",
+            "sets",
+            "pairs",
+            "groups",
+            "behavior",
+            "reference",
+            "likelihoods",
+            "steps",
         ],
     ) -> list[str]:
         """Names of the active terms that need these arrays."""

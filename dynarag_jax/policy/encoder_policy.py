@@ -37,6 +37,7 @@ from dynarag_jax.models.list_head import (
     step_scores,
 )
 from dynarag_jax.models.pairs import PairBatch, PairPooling, pair_vectors, pairs_with_chosen
+from dynarag_jax.policy.list_sets import set_logps, sets_of
 
 STOP = 0
 """The token that ends a list."""
@@ -215,11 +216,13 @@ class ListLogps(NamedTuple):
       first: [B, N], scores of the candidates at an empty list, for losses on scores.
       decisions: [B, L, R], of stopping where a list stops, and of not stopping where it goes on; 0
         beyond a list's end. No gradient goes through them.
+      sets: [B, L], of the lists' passages in any order; None where not asked for.
     """
 
     steps: jax.Array
     first: jax.Array
     decisions: jax.Array
+    sets: jax.Array | None = None
 
 
 def list_logps(
@@ -228,12 +231,18 @@ def list_logps(
     candidates: CandidateBatch,
     lists: jax.Array,
     lengths: jax.Array,
+    sets: bool = False,
 ) -> ListLogps:
     """Log-probabilities of lists, all steps at once.
 
     Args:
       lists: int32 [B, L, R], 1-based candidates and 0 (stop) at the end; right-padded.
       lengths: [B, L], steps of each list, stop included; 0 of a list that is none.
+      sets: also add up all orders of each list.
+
+    Raises:
+      InputError: ``sets``, and lists are longer than ``list_sets.MOST``, or the policy reads again
+        what was chosen, for which a set is no state.
     """
     b, count, r = lists.shape
     n = candidates.where.shape[-1]
@@ -257,16 +266,40 @@ def list_logps(
         first = step.scores[:, 0, 1:]
     scores = step.scores.reshape(b, count, r, n + 1)
     mask = step.mask.reshape(b, count, r, n + 1)
-    total = jax.nn.logsumexp(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    following = jax.nn.log_softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
     known = jnp.clip(tokens, 0, n)[..., None]
-    picked = jnp.take_along_axis(scores, known, axis=-1)[..., 0]
+    picked = jnp.take_along_axis(following, known, axis=-1)[..., 0]
     legal = jnp.take_along_axis(mask, known, axis=-1)[..., 0] & (tokens >= 0) & (tokens <= n)
     # A choice that is nearly certain is rounded to either side of 0.
-    logps = jnp.where(legal, jnp.minimum(picked - total, 0.0), -jnp.inf)
-    stops = jnp.minimum(jax.lax.stop_gradient(scores[..., STOP] - total), 0.0)
+    logps = jnp.where(legal, jnp.minimum(picked, 0.0), -jnp.inf)
+    stops = jnp.minimum(jax.lax.stop_gradient(following[..., STOP]), 0.0)
     goes_on = jnp.log(-jnp.expm1(jnp.minimum(stops, -1e-7)))
     decisions = jnp.where(inside, jnp.where(tokens == STOP, stops, goes_on), 0.0)
-    return ListLogps(jnp.where(inside, logps, 0.0), first, decisions)
+    whole = _set_logps(cfg, params, candidates, memory, tokens, lengths) if sets else None
+    return ListLogps(jnp.where(inside, logps, 0.0), first, decisions, whole)
+
+
+def _set_logps(
+    cfg: EncoderPolicyConfig,
+    params: Params,
+    candidates: CandidateBatch,
+    memory: ListMemory | None,
+    tokens: jax.Array,
+    lengths: jax.Array,
+) -> jax.Array:
+    """[B, L], log-probabilities of lists in any order of theirs."""
+    if memory is None:
+        raise InputError(
+            "objective 'set_nll' adds up the orders of a list, and a policy that reads again what "
+            "was chosen (reencode) tells them apart; take 'nll'"
+        )
+    b, n = candidates.where.shape
+    chosen = sets_of(tokens, n)
+    flat = chosen.reshape(b, -1, n + 1)
+    scores = _leant(cfg, step_scores(cfg.head, params["head"], memory, flat), flat)
+    mask = allowed(candidates.where, flat, cfg.max_list)
+    logps = jax.nn.log_softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return set_logps(logps.reshape(chosen.shape), tokens, lengths)
 
 
 def count_policy_parameters(cfg: EncoderPolicyConfig) -> Mapping[str, int]:

@@ -155,6 +155,8 @@ class Train:
             raise InputError("final 'best' needs a figure to be best by: set 'best', say to 'loss'")
         if self.policy == "encoder":
             self._require_encoder()
+        else:
+            self._require_one_order()
         first, last = self.profile
         if (first, last) != (0, 0) and not 1 <= first <= last:
             raise InputError(f"profile = {first} {last}: steps count from 1, the first one first")
@@ -169,6 +171,15 @@ class Train:
                         f"{name}.length = {length} is more than prompts.{limit} = {most}, which "
                         f"the other stages show; raise that, or leave the length at 0"
                     )
+
+    def _require_one_order(self) -> None:
+        """Refuse what a language model does not compute: a list's likelihood in any order."""
+        for name, stream in vars(self).items():
+            if isinstance(stream, Stream) and stream.batch and stream.objectives.reads("sets"):
+                raise InputError(
+                    f"{name}: objective 'set_nll' adds up all orders of a list, which an encoder "
+                    f"policy computes and a language model does not; set its weight to 0"
+                )
 
     def _require_encoder(self) -> None:
         """Refuse what an encoder policy has no use for."""

@@ -21,7 +21,7 @@ from dynarag_jax.models.encoder_layout import (
     whole_encoder,
 )
 from dynarag_jax.models.list_head import list_head_table
-from dynarag_jax.objectives.terms import LossInputs
+from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.encoder_model import policy_shardings
 from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, list_logps
 from dynarag_jax.policy.list_batches import ListBatch
@@ -36,17 +36,21 @@ from dynarag_jax.training.update import (
 )
 
 
-def encoder_inputs(cfg: EncoderPolicyConfig, params: Params, batch: ListBatch) -> LossInputs:
-    """Run the policy over a batch and gather what objectives read.
+def encoder_inputs(
+    cfg: EncoderPolicyConfig, params: Params, batch: ListBatch, objectives: Objectives
+) -> LossInputs:
+    """Run the policy over a batch and gather what the active objectives read.
 
     A list's probability is the same whoever writes it: constrained and unconstrained are one.
     """
-    logps = list_logps(cfg, params, batch.candidates, batch.branches, batch.branch_lengths)
+    sets = bool(objectives.reads("sets"))
+    logps = list_logps(cfg, params, batch.candidates, batch.branches, batch.branch_lengths, sets)
     return list_masks(batch)._replace(
         unconstrained_logps=logps.steps,
         constrained_logps=logps.steps,
         id_scores=logps.first,
         decisions=None if batch.step_ends is None else logps.decisions,
+        set_logps=logps.sets,
     )
 
 
@@ -72,6 +76,7 @@ def list_masks(batch: ListBatch) -> LossInputs:
         step_ends=batch.step_ends,
         decisions=None if batch.step_ends is None else zeros,
         decided=batch.step_ends,
+        set_logps=jnp.zeros(batch.branch_lengths.shape, jnp.float32),
     )
 
 
@@ -194,7 +199,10 @@ def make_encoder_step(
     def loss_of(part: Params, key: Any, micro: Any, whole: Any, rest: Any) -> Any:
         del key  # nothing is drawn
         params = whole_policy(cfg, trained, part, rest)
-        inputs = {name: encoder_inputs(cfg, params, micro[name]) for name in parts}
+        inputs = {
+            name: encoder_inputs(cfg, params, micro[name], part.objectives)
+            for name, part in parts.items()
+        }
         return weighted_terms(parts, inputs, {name: list_masks(whole[name]) for name in parts})
 
     update = make_update(

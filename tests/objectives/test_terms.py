@@ -27,6 +27,7 @@ from dynarag_jax.objectives.terms import (
     RankNet,
     Rloo,
     RobustDpo,
+    SetNll,
     SimPo,
     Term,
     TokenNll,
@@ -57,6 +58,7 @@ def make_scores(seed=0):
         shown=jnp.arange(I) < jnp.array([5, 0, 4, 0])[:, None],
         step_rewards=jnp.asarray(rng.uniform(-1, 1, (B, N, R))),
         step_ends=jnp.asarray(rng.random((B, N, R)) < 0.7),
+        set_logps=jnp.asarray(-rng.uniform(0.1, 3, (B, N))),
     )
 
 
@@ -66,6 +68,23 @@ def test_token_nll_weighs_branches_and_divides_by_their_tokens():
     free = np.asarray(scores.unconstrained_logps)
     assert value.total == pytest.approx(-free[0, 0].sum() - 0.5 * free[1, 0, 0], rel=1e-5)
     assert value.count == pytest.approx(3 + 0.5)
+
+
+def test_set_nll_weighs_lists_and_divides_by_their_steps():
+    scores = make_scores()
+    value = jax.jit(SetNll())(scores)
+    whole = np.asarray(scores.set_logps)
+    # Of row 1 the second list, of row 3 both have no step: they are no lists.
+    assert value.total == pytest.approx(-whole[0, 0] - 0.5 * whole[1, 0], rel=1e-5)
+    assert value.count == pytest.approx(3 + 0.5)
+
+
+def test_an_ungraded_list_net_takes_all_listed_ids_alike():
+    scores = make_scores()
+    logps = np.asarray(jax.nn.log_softmax(scores.id_scores[0]))
+    graded, alike = (jax.jit(ListNet(graded=g))(scores) for g in (True, False))
+    assert graded.total == pytest.approx(-(2 * logps[3] + logps[1]) / 3, rel=1e-5)
+    assert alike.total == pytest.approx(-(logps[3] + logps[1]) / 2, rel=1e-5)
 
 
 def test_prompt_nll_counts_the_prompts_of_supervised_rows():
@@ -193,7 +212,7 @@ def test_dro_imitates_lists_by_their_share_in_the_answer():
 
 
 TERMS = [
-    TokenNll(), PromptNll(), ListMle(), ListNet(), RankNet(), LambdaLoss(),
+    TokenNll(), SetNll(), PromptNll(), ListMle(), ListNet(), RankNet(), LambdaLoss(),
     Dpo(chosen_nll=1.0), Dpo(label_smoothing=0.1, length_normalized=True), RobustDpo(), Hinge(),
     Ipo(), SimPo(), PlackettLuce(), LipoLambda(), Rloo(kl=0.1), Grpo(kl=0.1),
     Grpo(normalize="tokens"), Grpo(ratio="sequence", normalize="none", scale=False),
@@ -255,6 +274,7 @@ def test_padding_masked_rows_and_their_order_change_nothing(term, seed, order):
         rewards=jnp.where(scores.counts > 0, scores.rewards, 99.0),
         step_rewards=changed_where(padding | ~scores.step_ends, scores.step_rewards, rng),
         step_ends=scores.step_ends ^ padding,
+        set_logps=changed_where(~scores.token_mask.any(-1), scores.set_logps, rng),
     )
     other = jax.tree.map(lambda x: x[np.array(order)], other)
     again = JITTED[id(term)](other)

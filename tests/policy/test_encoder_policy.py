@@ -317,6 +317,61 @@ def test_gradients_of_objectives_are_those_of_lists_worked_out_one_by_one():
         assert max(float(jnp.abs(x[i]).max()) for x in jax.tree.leaves(one)) > 1e-4, name
 
 
+IN_ANY_ORDER = pytest.mark.parametrize(
+    "cfg", [VECTORS, PLAIN, INSIDE], ids=["by itself", "plain", "interaction"]
+)
+in_sets = jax.jit(list_logps, static_argnums=(0, 5))
+
+
+@IN_ANY_ORDER
+@pytest.mark.parametrize("longest", [3, 4])
+def test_a_set_is_as_likely_as_all_its_orders_together(cfg, longest):
+    cfg = dataclasses.replace(cfg, max_list=longest)
+    params, candidates = params_of(cfg), candidates_of(cfg, 4, b=1)
+    lists = every_list(4, longest)
+    tokens, lengths = packed(lists, longest + 1)
+    found = in_sets(cfg, params, candidates, tokens, lengths, True)
+    each = np.exp(np.asarray(found.steps, np.float64).sum(-1)[0])
+    for one, whole in zip(lists, np.exp(np.asarray(found.sets[0])), strict=True):
+        orders = [p for p, other in zip(each, lists, strict=True) if set(other) == set(one)]
+        assert len(orders) == math.factorial(len(one))
+        assert whole == pytest.approx(sum(orders), rel=2e-4)
+
+
+def test_the_gradient_of_a_set_is_that_of_its_orders():
+    cfg = dataclasses.replace(VECTORS, head=dataclasses.replace(HEAD, layers=1, steps=1))
+    params, candidates = {"head": params_of(cfg, 5)["head"]}, candidates_of(VECTORS, 4)
+    # The second list is shorter than there is room for, the third is none.
+    lists = [(4, 1, 2), (3,), ()]
+    tokens, lengths = packed(lists, 4)
+    lengths = lengths.at[0, 2].set(0)
+
+    def ours(params):
+        sets = list_logps(cfg, params, candidates, tokens, lengths, True).sets[0]
+        return sets[0] + 2 * sets[1] + 4 * sets[2]
+
+    def enumerated(params):
+        orders = [*itertools.permutations(lists[0]), lists[1]]
+        every, their = packed(orders, 4)
+        steps = list_logps(cfg, params, candidates, every, their).steps[0].sum(-1)
+        return jax.nn.logsumexp(steps[:6]) + 2 * steps[6]
+
+    one, other = (jax.jit(jax.value_and_grad(f))(params) for f in (ours, enumerated))
+    assert float(jnp.abs(other[0])) > 0.1
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+def test_what_has_no_sets_is_refused():
+    tokens, lengths = packed([(1, 2)], 3)
+    with pytest.raises(InputError, match="reencode"):
+        list_logps(AGAIN, params_of(AGAIN), candidates_of(AGAIN, 4), tokens, lengths, True)
+    tokens, lengths = packed([tuple(range(1, 10))], 10)
+    cfg = dataclasses.replace(VECTORS, max_list=9)
+    with pytest.raises(InputError, match="up to 9 passages where 8 are the most"):
+        list_logps(cfg, params_of(cfg), candidates_of(cfg, 9), tokens, lengths, True)
+
+
 @pytest.mark.slow
 def test_the_expected_reward_over_all_lists_has_the_policy_gradient():
     """RLOO over a group is unbiased; enumerated, the gradient of the expectation itself."""

@@ -26,7 +26,7 @@ from dynarag_jax.launch.table import program_of
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.models.list_head import ListHeadConfig
-from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, TokenNll
+from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, SetNll, TokenNll
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
@@ -369,6 +369,10 @@ def test_configurations_that_say_two_things_are_refused():
         Sft(policy="encoder")
     with pytest.raises(InputError, match="an encoder policy writes none"):
         Sft(**sft, reranker=Stream(objectives=Objectives(prompt_nll=PromptNll(weight=1.0))))
+    sets = Stream(objectives=Objectives(set_nll=SetNll(weight=1.0)))
+    with pytest.raises(InputError, match="which an encoder policy computes and a language model"):
+        Sft(init="x", reranker=sets)
+    assert Sft(**sft, reranker=sets).reranker.objectives.reads("sets") == ["set_nll"]
     with pytest.raises(InputError, match=r"reranker\.batch must not be 0"):
         Sft(**sft, reranker=Stream(batch=0))
     with pytest.raises(InputError, match="of an encoder it is none or full"):

@@ -33,8 +33,10 @@ from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question, passage_text
 from dynarag_jax.sharding import make_mesh, named
 
-# Pairs tokenized at a time: bounds the memory that their tokens take.
-CHUNK = 4096
+# Pairs tokenized at a time, and full batches if those are more: enough to sort by length, few
+# enough that their tokens take little memory and that no more is lost when the run is killed.
+CHUNK = 512
+FULL_BATCHES = 8
 
 Pair = tuple[str, str]
 
@@ -188,7 +190,8 @@ def score_questions(
       InputError: ``batch_tokens``, the tokens of a full batch per device, is below 1.
     """
     batches = scorer_batches(scorer, batch_tokens, devices)
-    for group in _groups(questions):
+    together = max(CHUNK, FULL_BATCHES * batches.tokens * batches.mesh.size // scorer.longest)
+    for group in _groups(questions, together):
         yield from zip(group, score_together(scorer, batches, group)[0], strict=True)
 
 
@@ -241,14 +244,14 @@ def score_once(
     return {row["id"]: row["scores"] for _, row in read_jsonl(output)}
 
 
-def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Questions of about ``CHUNK`` pairs together."""
+def _groups(questions: Sequence[Question], together: int) -> Iterator[list[Question]]:
+    """Questions of about ``together`` pairs each."""
     group: list[Question] = []
     pairs = 0
     for question in questions:
         group.append(question)
         pairs += len(question.passages)
-        if pairs >= CHUNK:
+        if pairs >= together:
             yield group
             group, pairs = [], 0
     if group:

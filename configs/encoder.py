@@ -17,8 +17,9 @@ times and results.
 from dynarag_jax.config import Run
 from dynarag_jax.evaluation.tuning import RULES, RulesConfig
 from dynarag_jax.models.config import DecoderConfig
-from dynarag_jax.objectives.terms import ListNet, Objectives, Rloo, TokenNll
+from dynarag_jax.objectives.terms import ListNet, Objectives, Rloo, SetNll, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.retrieval.corpora import CorpusConfig
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import (
@@ -27,8 +28,10 @@ from dynarag_jax.stages import (
     Evaluate,
     Export,
     Feedback,
+    Gather,
     Label,
     Mix,
+    Retrieve,
     SampleRollouts,
     Sft,
     Stream,
@@ -41,19 +44,28 @@ CROSS_ENCODER = "runs/reranker"
 run = Run(directory="runs/encoder", prompts=PromptConfig(ids=20, max_list=5))
 
 encoder = EncoderTraining(pieces=128)
-# On a CPU, too: products of bfloat16 are half as long; the weights stay float32. All layers written
-# out: nothing that is kept for gradients is moved twice.
+# The weights stay float32. Some CPUs need half as long for products of bfloat16, others longer:
+# `python -m benchmarks.products --encoder` tells. All layers written out: nothing that is kept for
+# gradients is moved twice.
 numerics = DecoderConfig(dtype="bfloat16", unroll=12)
 # Of the head; the encoder's is a twentieth.
 optimizer = OptimizerConfig(learning_rate=1e-3, warmup=0.1, schedule="plateau", weight_decay=0.01)
 
 stages = {
+    # Of NQ's questions QED says which paragraph answers; BM25 finds others beside it.
+    "gather": Gather(source=f"{DATA}/qed-nq-train-early.jsonl.gz", evaluation=0.0),
+    "retrieve": Retrieve(
+        corpus=CorpusConfig(files=("{run}/gather/corpus.jsonl",)),
+        questions=("{run}/gather/train.jsonl",),
+        source="bm25",
+        passages=12,
+    ),
     "mix": Mix(
         train={
             "hotpotqa": f"{DATA}/hotpot-distractor-new.jsonl.gz",
             "2wikimultihopqa": f"{DATA}/2wiki-dev.500.jsonl.gz",
             "musique": f"{DATA}/musique-new.jsonl.gz",
-            "nq": f"{DATA}/nq-train-retrieved-top5.1000.jsonl.gz",
+            "nq": "{run}/retrieve/train.jsonl",
         },
         held_out={
             "hotpotqa": f"{DATA}/hotpot-distractor-of-shared-dev500.jsonl.gz",
@@ -61,8 +73,7 @@ stages = {
             "musique": f"{DATA}/musique.migres200.jsonl.gz",
             "nq": f"{DATA}/litm-nq-20docs.jsonl.gz",
         },
-        limits={"hotpotqa": 600, "nq": 400},
-        answers_as_gold=("nq",),
+        limits={"hotpotqa": 1000, "nq": 400},
     ),
     "label": Label(
         questions=("{run}/mix/train.jsonl", "{run}/mix/development.jsonl"), source="gold"
@@ -74,7 +85,13 @@ stages = {
         encoder=encoder,
         model=numerics,
         reranker=Stream(
-            batch=4, objectives=Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
+            batch=4,
+            # Gold says which passages are needed, and not in which order.
+            objectives=Objectives(
+                nll=TokenNll(weight=0.0),
+                set_nll=SetNll(weight=1.0),
+                list_net=ListNet(weight=0.5, graded=False),
+            ),
         ),
         optimizer=optimizer,
         # One question at a time: all that gradients keep of twenty candidates is a gigabyte or two.

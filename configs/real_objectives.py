@@ -3,8 +3,10 @@
     dynarag run configs/real_objectives.py              # where ../shared/data is there
     python -m benchmarks.objectives configs/real_objectives.py --seeds 0 1 2
 
-Questions, splits and the cross-encoder (which must stand in runs/reranker) are those of
-configs/encoder.py, fewer of them held out, the same for every seed; the reader that answers from
+The cross-encoder (which must stand in runs/reranker) and the held-out questions are those of
+configs/encoder.py, fewer of them, the same for every seed. It learns from lists in the order of the
+files, and of NQ from questions with five retrieved passages, of which all that contain an answer
+count as needed. The reader that answers from
 the lists of the evaluation is the one that configs/real.py trains, in runs/real. The encoder stays
 frozen, so that its vectors are computed once; the head learns from gold, then by each objective
 from the same sampled lists, rewarded by their set F1: no model answers there. DRO weighs lists by
@@ -18,6 +20,7 @@ from dataclasses import replace
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder_layout import TrainedEncoder
+from dynarag_jax.objectives.terms import ListNet, Objectives, TokenNll
 from dynarag_jax.stages import Contrast, CurveConfig, Feedback, Reference
 
 encoder_run = base_config(__file__, "encoder.py")
@@ -58,10 +61,23 @@ learners = {
 }
 
 
+sets = before["mix"]
+in_order = Objectives(nll=TokenNll(weight=1.0), list_net=ListNet(weight=0.5))
 stages = {
-    "mix": replace(before["mix"], held_out_limit=100, seed=0),
+    "mix": replace(
+        sets,
+        train=sets.train | {"nq": "../shared/data/nq-train-retrieved-top5.1000.jsonl.gz"},
+        limits={"hotpotqa": 600, "nq": 400},
+        answers_as_gold=("nq",),
+        held_out_limit=100,
+        seed=0,
+    ),
     "label": before["label"],
-    "sft": replace(before["sft"], **frozen),
+    "sft": replace(
+        before["sft"],
+        reranker=replace(before["sft"].reranker, objectives=in_order),
+        **frozen,
+    ),
     "rollout": before["rollout"],
     "by_step": replace(before["rollout"], credit="gains"),
     "likely": likely,

@@ -12,6 +12,7 @@ configs/encoder.py does was chosen, and on held-out ones.
 
 from dataclasses import replace
 
+from dynarag_jax.evaluation.tuning import RulesConfig
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.objectives.terms import ListNet, Objectives, SetNll, TokenNll
@@ -79,6 +80,7 @@ stages = {
     ),
     "label": before["label"],
     **variants,
-    "choose": replace(evaluate, questions="{run}/label/development.jsonl"),
+    # Rules are tuned on these questions.
+    "choose": replace(evaluate, questions="{run}/label/development.jsonl", rules=RulesConfig()),
     "evaluate": evaluate,
 }

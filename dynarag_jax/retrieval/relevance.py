@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,18 @@ CHUNK = 512
 FULL_BATCHES = 8
 
 Pair = tuple[str, str]
+
+
+class KeptScores(Protocol):
+    """Scores that were computed before; ``kept_scores.ScoreStore`` is it."""
+
+    def get(self, question: Question) -> list[float] | None:
+        """The scores of a question's candidates, or None."""
+        ...
+
+    def put(self, question: Question, scores: Sequence[float]) -> None:
+        """Keep the scores of a question's candidates."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -224,6 +236,7 @@ def score_once(
     questions: Sequence[Question],
     output: PathLike,
     progress: Callable[[int], object] = lambda n: None,
+    store: KeptScores | None = None,
 ) -> dict[str, list[float]]:
     """The scores of every candidate by question id; what stands in ``output`` is not made again.
 
@@ -232,14 +245,28 @@ def score_once(
     Args:
       output: JSONL that keeps them, a line a question, appended as they come.
       progress: hears how many candidates are scored, of all processes.
+      store: what it holds is not computed, and what is computed it keeps.
     """
     team = ProcessTeam(None)
     with SharedRows(output, team) as rows:
         progress(sum(len(q.passages) for q in questions if q.id in rows.done))
         todo = team.mine([q for q in questions if q.id not in rows.done])
-        for question, scores in score_questions(scorer, todo):
-            rows.append({"id": question.id, "scores": [round(float(s), 6) for s in scores]})
+
+        def keep(question: Question, scores: Sequence[float]) -> None:
+            rows.append({"id": question.id, "scores": scores})
             progress(len(scores) * team.count)
+
+        left = []
+        for question in todo:
+            if store is None or (kept := store.get(question)) is None:
+                left.append(question)
+            else:
+                keep(question, kept)
+        for question, found in score_questions(scorer, left):
+            scores = [round(float(s), 6) for s in found]
+            if store is not None:
+                store.put(question, scores)
+            keep(question, scores)
         rows.finish(question.id for question in questions)
     return {row["id"]: row["scores"] for _, row in read_jsonl(output)}
 

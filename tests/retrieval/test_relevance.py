@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.tokenizers import train_bpe
 from dynarag_jax.records import Passage, Question
 from dynarag_jax.retrieval.embed import passage_text
-from dynarag_jax.retrieval.relevance import above, load_scorer, score_questions
+from dynarag_jax.retrieval.kept_scores import ScoreStore
+from dynarag_jax.retrieval.relevance import above, load_scorer, score_once, score_questions
 
 from .conftest import WORDS
 
@@ -208,3 +210,36 @@ def test_what_scores_no_pairs_is_refused(bert_directory, tmp_path):
         load_scorer(tmp_path)
     with pytest.raises(InputError, match="no such model directory"):
         load_scorer(tmp_path / "nowhere")
+
+
+def test_scores_are_kept_for_whoever_asks_again(cross_encoder, questions, tmp_path):
+    scorer = load_scorer(cross_encoder[-1])
+    with ScoreStore(tmp_path, scorer) as store:
+        first = score_once(scorer, questions, tmp_path / "first.jsonl", store=store)
+    (segment,) = (tmp_path / ".scores").glob("*/*.jsonl")
+    assert len(segment.read_text().splitlines()) == sum(bool(q.passages) for q in questions)
+
+    def none(*_):
+        raise AssertionError("a pair is scored again")
+
+    idle = dataclasses.replace(scorer, columns=none)
+    # Under another id and in another order they are the same texts.
+    moved = [
+        dataclasses.replace(q, id=f"other-{q.id}", passages=q.passages[::-1]) for q in questions
+    ]
+    with ScoreStore(tmp_path, idle) as store:
+        again = score_once(idle, moved, tmp_path / "again.jsonl", store=store)
+    for question in questions:
+        assert again[f"other-{question.id}"] == first[question.id][::-1]
+    assert list((tmp_path / ".scores").glob("*/*.jsonl")) == [segment]
+
+    # A line that a kill cut off, another text and another scorer are scored.
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-3])
+    with ScoreStore(tmp_path, idle) as store:
+        assert store.get(questions[-1]) is None
+        assert store.get(questions[0]) == first[questions[0].id]
+        assert store.get(dataclasses.replace(questions[0], text="who?")) is None
+    longer = dataclasses.replace(scorer, longest=scorer.longest - 1)
+    with ScoreStore(tmp_path, longer) as store:
+        assert store.get(questions[0]) is None

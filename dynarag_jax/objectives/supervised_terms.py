@@ -32,8 +32,10 @@ class SetNll(Term):
     """Mean negative log-likelihood, per step, of supervised lists in any order of theirs.
 
     For experts that say which passages are needed and not in which order: the model chooses the
-    order, and no passage is held down at a step because the file named another first. Exact, a sum
-    over all orders; encoder policies alone compute it.
+    order, and no passage is held down at a step because the file named another first. Encoder
+    policies alone compute it: a sum over all orders, exactly; of one that reads again what was
+    chosen, the mean over states that are drawn of how likely a needed passage, or stop behind the
+    last, comes next.
     """
 
     reads_sets: ClassVar[bool] = True

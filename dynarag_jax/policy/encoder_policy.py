@@ -37,7 +37,7 @@ from dynarag_jax.models.list_head import (
     step_scores,
 )
 from dynarag_jax.models.pairs import PairBatch, PairPooling, pair_vectors, pairs_with_chosen
-from dynarag_jax.policy.list_sets import set_logps, sets_of
+from dynarag_jax.policy.list_sets import require_sets, set_logps, sets_of
 
 STOP = 0
 """The token that ends a list."""
@@ -246,6 +246,13 @@ def list_logps(
     """
     b, count, r = lists.shape
     n = candidates.where.shape[-1]
+    if sets:
+        require_sets(r - 1)
+        if cfg.reencode:
+            raise InputError(
+                "the orders of a list are added up by the sets they pass through, and a policy "
+                "that reads again what was chosen (reencode) tells orders apart"
+            )
     place = jnp.arange(r)
     inside = place < lengths[..., None]
     tokens = jnp.where(inside, lists, 0)
@@ -275,24 +282,42 @@ def list_logps(
     stops = jnp.minimum(jax.lax.stop_gradient(following[..., STOP]), 0.0)
     goes_on = jnp.log(-jnp.expm1(jnp.minimum(stops, -1e-7)))
     decisions = jnp.where(inside, jnp.where(tokens == STOP, stops, goes_on), 0.0)
-    whole = _set_logps(cfg, params, candidates, memory, tokens, lengths) if sets else None
+    whole = None
+    if sets and memory is not None:
+        whole = _set_logps(cfg, params, candidates, memory, tokens, lengths)
     return ListLogps(jnp.where(inside, logps, 0.0), first, decisions, whole)
+
+
+def chance_of(
+    cfg: EncoderPolicyConfig,
+    params: Params,
+    candidates: CandidateBatch,
+    chosen: jax.Array,
+    following: jax.Array,
+) -> jax.Array:
+    """Log-probability that one of some comes next, in given states.
+
+    Args:
+      chosen: int32 [B, M, K], 1-based candidates in order, 0 behind them.
+      following: [B, M, S] bool, what may come, stop first.
+
+    Returns:
+      [B, M] nats.
+    """
+    step = step_of(cfg, params, candidates, trunk_of(cfg, params, candidates), chosen)
+    logps = jax.nn.log_softmax(jnp.where(step.mask, step.scores, -jnp.inf), axis=-1)
+    return jnp.minimum(jax.nn.logsumexp(jnp.where(following, logps, -jnp.inf), axis=-1), 0.0)
 
 
 def _set_logps(
     cfg: EncoderPolicyConfig,
     params: Params,
     candidates: CandidateBatch,
-    memory: ListMemory | None,
+    memory: ListMemory,
     tokens: jax.Array,
     lengths: jax.Array,
 ) -> jax.Array:
     """[B, L], log-probabilities of lists in any order of theirs."""
-    if memory is None:
-        raise InputError(
-            "objective 'set_nll' adds up the orders of a list, and a policy that reads again what "
-            "was chosen (reencode) tells them apart; take 'nll'"
-        )
     b, n = candidates.where.shape
     chosen = sets_of(tokens, n)
     flat = chosen.reshape(b, -1, n + 1)

@@ -39,6 +39,8 @@ class ListExample:
       step_rewards: of each step of each list, stop's last; empty where there are none.
       ranking: the expert's list, for losses on scores.
       dropped_ids: of the expert's list, beyond the longest list.
+      following: of a state, in which the one list is what was chosen: all that may come next, where
+        0 is stop.
     """
 
     id: str
@@ -53,6 +55,7 @@ class ListExample:
     step_rewards: Sequence[Sequence[float]] = ()
     ranking: Sequence[int] = ()
     dropped_ids: int = 0
+    following: Sequence[int] = ()
     vectors: np.ndarray | None = None
     scores: np.ndarray | None = None
 
@@ -86,6 +89,9 @@ class ListBatch(NamedTuple):
     step_rewards: Any = None
     """[B, L, R] float32, and ``step_ends`` bool, where steps have rewards; else None"""
     step_ends: Any = None
+    following: Any = None
+    """[B, N + 1] bool, what may come next, stop first, where rows are states; else None. Branch 0
+    is then what was chosen, and its length 1: the one step that is learned"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class ListShape:
     pieces: int
     step_rewards: bool = False
     """whether steps have rewards, be they 0"""
+    states: bool = False
+    """whether an example is a state, with what may follow, in place of whole lists"""
 
 
 def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:
@@ -121,6 +129,7 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
         cut=np.zeros(b, np.int32),
         step_rewards=np.zeros((b, n, r), np.float32) if shape.step_rewards else None,
         step_ends=np.zeros((b, n, r), bool) if shape.step_rewards else None,
+        following=np.zeros((b, candidates + 1), bool) if shape.states else None,
     )
     for row, example in enumerate(examples):
         if len(example.lists) > n or max(map(len, example.lists), default=0) >= r:
@@ -136,7 +145,7 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
                 raise InputError(f"example '{example.id}': the {what} {list(one)} {wrong}")
         for i, one in enumerate(example.lists):
             batch.branches[row, i, : len(one)] = one
-            batch.branch_lengths[row, i] = len(one) + 1
+            batch.branch_lengths[row, i] = 1 if shape.states else len(one) + 1
         for name in ("supervised", "rewards", "counts"):
             values = getattr(example, name)
             if values:
@@ -154,6 +163,8 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
         batch.preferred[row] = example.preferred
         batch.dropped_ids[row] = example.dropped_ids
         batch.cut[row] = example.pairs.cut
+        if shape.states:
+            batch.following[row, list(example.following)] = True
         for place, i in enumerate(example.ranking):
             batch.relevance[row, i - 1] = len(example.ranking) - place
     return batch

@@ -22,13 +22,21 @@ MOST = 8
 _NEVER = -1e30  # finite, so that gradients are
 
 
-def _bits(k: int) -> np.ndarray:
-    """[M, K] bool: what is in each set."""
+def require_sets(k: int) -> None:
+    """Refuse lists of more passages than their sets can be gone through.
+
+    Raises:
+      InputError: ``k`` is more than ``MOST``.
+    """
     if k > MOST:
         raise InputError(
             f"objective 'set_nll' adds up all orders of a list, and these have up to {k} passages "
             f"where {MOST} are the most; lower prompts.max_list, or take 'nll', which has one order"
         )
+
+
+def _bits(k: int) -> np.ndarray:
+    """[M, K] bool: what is in each set."""
     return (np.arange(1 << k)[:, None] >> np.arange(k) & 1).astype(bool)
 
 
@@ -42,9 +50,6 @@ def sets_of(tokens: jax.Array, n: int) -> jax.Array:
     Returns:
       [B, L, M, S] bool, what is chosen; sets with a passage that the list does not have are alike
       to others, and ``set_logps`` reads none of them.
-
-    Raises:
-      InputError: lists are longer than ``MOST``.
     """
     passages = tokens[..., :-1]
     member = (passages[..., None] == jnp.arange(n + 1)) & (passages[..., None] > 0)  # [B, L, K, S]

@@ -23,7 +23,7 @@ from dynarag_jax.models.encoder_layout import (
 from dynarag_jax.models.list_head import list_head_table
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.encoder_model import policy_shardings
-from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, list_logps
+from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, chance_of, list_logps
 from dynarag_jax.policy.list_batches import ListBatch
 from dynarag_jax.sharding import named
 from dynarag_jax.training.update import (
@@ -43,6 +43,10 @@ def encoder_inputs(
 
     A list's probability is the same whoever writes it: constrained and unconstrained are one.
     """
+    if batch.following is not None:
+        chosen, following = batch.branches[..., :-1], batch.following
+        chance = chance_of(cfg, params, batch.candidates, chosen, following[:, None])
+        return list_masks(batch)._replace(set_logps=chance)
     sets = bool(objectives.reads("sets"))
     logps = list_logps(cfg, params, batch.candidates, batch.branches, batch.branch_lengths, sets)
     return list_masks(batch)._replace(

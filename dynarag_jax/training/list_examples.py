@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.objectives.terms import Objectives
-from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
+from dynarag_jax.policy.encoder_policy import STOP, EncoderPolicyConfig
 from dynarag_jax.policy.kept_vectors import Vectors
 from dynarag_jax.policy.list_batches import ListExample, ListShape
 from dynarag_jax.policy.pair_tokens import PairMaker, QuestionPairs
@@ -32,13 +33,26 @@ def behavior_lists(
     questions: Sequence[Question],
     maker: PairMaker,
     vectors: Vectors | None = None,
+    seed: int = 0,
 ) -> ExampleSource:
     """Behavior cloning of the experts' lists; questions without a list are left out.
+
+    Of a policy that reads again what was chosen, lists are learned whole by ``nll``, one pass over
+    the candidates a step, and as sets by ``set_nll``: one state a time, so many of the needed
+    passages in some order, both drawn by the seed, the epoch and the question; what may come next
+    is any that is left, or stop.
 
     Raises:
       InputError: no question has a list, or an objective would do nothing.
     """
     objectives = stage.reranker.objectives
+    states = bool(cfg.reencode and objectives.reads("sets"))
+    if states and (other := [name for name in objectives.active() if name != "set_nll"]):
+        raise InputError(
+            f"reranker: objective '{other[0]}' reads whole lists, and 'set_nll' of a policy that "
+            f"reads again what was chosen (reencode) learns one state at a time; set the weight of "
+            f"one of them to 0"
+        )
     if idle := [*objectives.reads("pairs"), *objectives.reads("groups")]:
         raise InputError(
             f"reranker: objective '{idle[0]}' has nothing to learn from in this stream: it reads "
@@ -52,18 +66,24 @@ def behavior_lists(
         )
 
     def make(epoch: int, index: int) -> ListExample:
-        del epoch
         question = labeled[index]
         expert = question.expert or ()
         kept = expert[: cfg.max_list]
         pairs = maker.pairs(question)
+        one, left = kept, ()
+        if states:
+            rng = random.Random(f"{seed}/state/{epoch}/{question.id}")
+            # Behind the longest list nothing is left to choose, and nothing to learn.
+            size = rng.randint(0, min(len(kept), cfg.max_list - 1))
+            one = tuple(rng.sample(kept, size))
+            left = tuple(i for i in kept if i not in one) or (STOP,)
         return ListExample(
-            question.id, pairs, (kept,), ranking=kept, dropped_ids=len(expert) - len(kept),
-            **_with_vectors(question, pairs, vectors),
+            question.id, pairs, (one,), ranking=kept, dropped_ids=len(expert) - len(kept),
+            following=left, **_with_vectors(question, pairs, vectors),
         )  # fmt: skip
 
     longest = max((len(q.expert or ()) for q in labeled), default=0)
-    shape = ListShape(1, min(longest, cfg.max_list) + 1, cfg.pieces)
+    shape = ListShape(1, min(longest, cfg.max_list) + 1, cfg.pieces, states=states)
     return ExampleSource("reranker", stage.reranker, len(labeled), make, shape)
 
 

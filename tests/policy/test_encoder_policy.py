@@ -36,6 +36,7 @@ from dynarag_jax.objectives.terms import (
 from dynarag_jax.policy.encoder_policy import (
     CandidateBatch,
     EncoderPolicyConfig,
+    chance_of,
     count_policy_parameters,
     list_logps,
     policy_table,
@@ -360,6 +361,19 @@ def test_the_gradient_of_a_set_is_that_of_its_orders():
     assert float(jnp.abs(other[0])) > 0.1
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+@VARIANTS
+def test_the_chance_of_what_may_follow_is_that_of_each_together(cfg):
+    params, candidates = params_of(cfg), candidates_of(cfg, 4)
+    chosen = jnp.asarray([[[3, 1, 0], [0, 0, 0]]])
+    following = jnp.zeros((1, 2, 5), bool).at[0, 0, jnp.array([0, 4])].set(True)
+    following = following.at[0, 1, jnp.array([1, 3])].set(True)
+    found = jax.jit(chance_of, static_argnums=0)(cfg, params, candidates, chosen, following)[0]
+    lists = [(3, 1), (3, 1, 4), (1,), (3,)]
+    steps = np.exp(np.asarray(logps_of(cfg, params, candidates, lists, 4).steps[0], np.float64))
+    assert float(jnp.exp(found[0])) == pytest.approx(steps[0, 2] + steps[1, 2], rel=1e-3)
+    assert float(jnp.exp(found[1])) == pytest.approx(steps[2, 0] + steps[3, 0], rel=1e-3)
 
 
 def test_what_has_no_sets_is_refused():

@@ -152,7 +152,8 @@ def train_on_experts(
         )
     vectors = vectors_for(context, stage, start, every, maker)
     first, *others = (
-        behavior_lists(stage, start.cfg, questions, maker, vectors) for questions in asked.values()
+        behavior_lists(stage, start.cfg, questions, maker, vectors, context.run.seed)
+        for questions in asked.values()
     )
     weights = list(files.values())[1:]
     steps = max(source.shape.steps for source in (first, *others))

@@ -178,9 +178,12 @@ def step_of(
 
     Args:
       memory: of ``memory_of``; None where the policy reads what was chosen anew each step.
-      tokens: [B, M, K] int32, 1-based candidates in order, 0 behind them.
+      tokens: [B, M, K] int32, 1-based candidates in order, 0 behind them. With K = 0 nothing is
+        chosen, and candidates are read once for all M.
     """
     n = candidates.where.shape[-1]
+    if not tokens.shape[-1] and memory is None:
+        memory = memory_of(cfg, params, candidates)
     chosen = ((tokens[..., None] == jnp.arange(n + 1)) & (tokens[..., None] > 0)).any(-2)
     mask = allowed(candidates.where, chosen, cfg.max_list)
     if memory is None:

@@ -54,6 +54,18 @@ def longest_list(cfg: EncoderPolicyConfig, n: int) -> int:
     return min(cfg.max_list, n) + 1
 
 
+def _most_chosen(cfg: EncoderPolicyConfig, steps: int) -> list[int]:
+    """Up to how many chosen passages each stretch of a list's steps reads.
+
+    A policy that reads again what was chosen pays for the room it leaves for it: none at the first
+    step, then one, two, four and so on. For others all steps are one stretch.
+    """
+    if not cfg.reencode:
+        return [steps - 1]
+    powers = [2**i for i in range((steps - 1).bit_length()) if 2**i < steps - 1]
+    return [0, *powers, *([steps - 1] if steps > 1 else [])]
+
+
 def draw_lists(
     cfg: EncoderPolicyConfig,
     params: Params,
@@ -80,9 +92,9 @@ def draw_lists(
         jnp.full(b, sampling.min_p),
     )
 
-    def step(at: _Drawing) -> _Drawing:
+    def step(most: int, at: _Drawing) -> _Drawing:
         drawn = at.drawn
-        scores, mask = step_of(cfg, params, candidates, memory, drawn.tokens)
+        scores, mask = step_of(cfg, params, candidates, memory, drawn.tokens[..., :most])
         scores = jnp.where(mask, scores, -jnp.inf)
         now = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, at.place)))(own)
         token = choose(
@@ -105,9 +117,11 @@ def draw_lists(
         jnp.zeros((b, lists), jnp.int32),
         jnp.zeros((b, lists, r), jnp.float32),
     )
-    start = _Drawing(jnp.zeros((), jnp.int32), jnp.zeros((b, lists), bool), empty)
-    going = lambda at: (at.place < r) & ~at.finished.all()  # noqa: E731
-    return jax.lax.while_loop(going, step, start).drawn
+    at = _Drawing(jnp.zeros((), jnp.int32), jnp.zeros((b, lists), bool), empty)
+    for most in _most_chosen(cfg, r):
+        going = lambda at, most=most: (at.place <= most) & ~at.finished.all()  # noqa: E731
+        at = jax.lax.while_loop(going, partial(step, most), at)
+    return at.drawn
 
 
 def _noise(key: jax.Array, width: int, arcs: int) -> jax.Array:

@@ -81,7 +81,8 @@ def gumbel_children(parent: jax.Array, logps: jax.Array, noise: jax.Array) -> ja
     """
     perturbed = logps + noise
     top = perturbed.max(-1, keepdims=True)
-    below = jnp.where(jnp.isfinite(perturbed), perturbed - top, -jnp.inf)
+    # A compiler may work the largest out twice and round it otherwise: it is never above itself.
+    below = jnp.where(jnp.isfinite(perturbed), jnp.minimum(perturbed - top, 0.0), -jnp.inf)
     v = parent[..., None] - perturbed + _log1mexp(below)
     children = parent[..., None] - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
     return jnp.where(jnp.isfinite(perturbed), children, -jnp.inf)

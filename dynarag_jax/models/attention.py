@@ -117,6 +117,44 @@ def trunk_attention(
     return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
 
 
+def stretch_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    first: jax.Array,
+    window: Window = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """``trunk_attention`` of a stretch of the queries.
+
+    Args:
+      q: [B, T, H, K], already scaled; the first stands at position ``first``.
+      k, v: [B, P, G, K], from position 0 on, at least up to the stretch's end.
+      lengths: [B], tokens of each trunk.
+
+    Returns:
+      [B, T, H, K].
+    """
+    b, t, h, size = q.shape
+    grouped = _group(q, k.shape[2])
+    # Queries that only fill the last block see a key, too, where keys end before the prompt does.
+    lengths = jnp.clip(lengths, 1, k.shape[1])
+    attend = partial(_causal_block, lengths=lengths, window=window, cap=cap)
+    if t <= BLOCK:
+        return attend(grouped, k, v, first).reshape(b, t, h, size)
+    padded = jnp.pad(grouped, [(0, 0), (0, -t % BLOCK)] + [(0, 0)] * 3)
+    blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
+    keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
+
+    def block(args: tuple) -> jax.Array:
+        return attend(args[0], k, v, args[1])
+
+    at = first + jnp.arange(len(blocks)) * BLOCK
+    out = jax.lax.map(jax.checkpoint(block, policy=keep), (blocks, at))
+    return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :t]
+
+
 def branch_attention(
     q: jax.Array,
     trunk_k: jax.Array,
@@ -127,6 +165,7 @@ def branch_attention(
     first: jax.Array | int = 0,
     window: Window = None,
     cap: float | None = None,
+    positions: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of branch tokens over their whole trunk and the past of their own branch.
 
@@ -139,6 +178,8 @@ def branch_attention(
       trunk_lengths: [B].
       own_k, own_v: [B, N, R, G, K]; positions later than the query are masked.
       first: branch position of the first query.
+      positions: [P], those of the trunk's keys, where they lie in another order. Cut over a mesh,
+        they stay where they are: what the parts say of the softmax is joined.
 
     Returns:
       [B, N, T, H, K].
@@ -150,7 +191,8 @@ def branch_attention(
     own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
     trunk, own = soft_cap(trunk, cap), soft_cap(own, cap)
     query = jnp.arange(t) + first
-    trunk_key, own_key = jnp.arange(trunk_k.shape[1]), jnp.arange(own_k.shape[2])
+    trunk_key = jnp.arange(trunk_k.shape[1]) if positions is None else positions
+    own_key = jnp.arange(own_k.shape[2])
     visible = (trunk_key < trunk_lengths[:, None])[:, None]  # [B, T or 1, P]
     past = own_key <= query[:, None]  # [T, R]
     if window is not None:

@@ -51,7 +51,7 @@ from dynarag_jax.models.layers import (
     stacked_layers,
 )
 from dynarag_jax.models.modules import TableModule
-from dynarag_jax.sharding import constrain, context_mesh
+from dynarag_jax.sharding import axis_size, constrain, context_mesh, position_order
 
 __all__ = [
     "BranchCache",
@@ -191,16 +191,27 @@ def trunk_and_branches(
     Returns:
       trunk hidden states [B, P, D], and for every branch token the hidden state that *predicts*
       it, [B, N, R, D]: that of the last trunk token first, then of each branch token but the last.
-      Both are normalized, ready for ``logits``.
+      Both are normalized, ready for ``logits``. Under a mesh with a sequence axis the trunk's
+      positions are cut over it, and stand in the order of ``sharding.position_order``.
+
+    Raises:
+      InputError: P does not divide over the sequence axis.
     """
     inputs = branches[:, :, :-1]
     p, n = trunk.shape[1], branches.shape[1]
-    positions = (jnp.arange(p), lengths[:, None, None] + jnp.arange(inputs.shape[2]))
+    parts, at = axis_size("positions"), jnp.arange(p)
+    if parts > 1:
+        at = position_order(p, parts)
+        trunk, at = trunk[:, at], jnp.asarray(at)
+    cut = at if parts > 1 else None
+    positions = (at, lengths[:, None, None] + jnp.arange(inputs.shape[2]))
     streams = (embed(cfg, params, trunk), embed(cfg, params, inputs))
     # Where weights are gathered for their products, they are gathered once for both streams. Not on
     # TPUs, whose compiler sends and computes more for adapters so (docs/benchmarks.md).
+    # Nor where the trunk's positions are cut: branches have none that could be cut alike.
     mesh = context_mesh()
     joined = mesh is not None and mesh.shape["fsdp"] > 1 and Platform.here().name != "tpu"
+    joined &= parts == 1
     if joined:
         each = zip(positions, (trunk, inputs), strict=True)
         positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each)),)
@@ -215,8 +226,8 @@ def trunk_and_branches(
         (q, k, v), (own_q, own_k, own_v) = each
         window, cap = w.attention.window, cfg.score_cap
         attended = (
-            attend_trunk(cfg, w, q, k, v, lengths),
-            branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap),
+            attend_trunk(cfg, w, q, k, v, lengths, parts),
+            branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap, cut),
         )
         if joined:
             attended = (_join(*attended),)
@@ -227,7 +238,7 @@ def trunk_and_branches(
     streams, _ = over_layers(cfg, rematerialized(cfg, layer), streams, stacked_layers(cfg, params))
     streams = tuple(norm(cfg, x, params["final_norm"]) for x in streams)
     x, y = _part(streams[0], p, n) if joined else streams
-    first = last_hidden(x, lengths)[:, None, None]
+    first = last_hidden(x, lengths, cut)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)
 
@@ -245,8 +256,13 @@ def _part(x: jax.Array, p: int, n: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _by_rows(x: jax.Array) -> jax.Array:
-    """A stream whose rows lie over the batch axes, each whole."""
-    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+    """A stream whose rows lie over the batch axes; the trunk's positions over theirs.
+
+    Branches are on every device of the sequence axis: they are few beside a prompt that is cut, and
+    one, as in supervised training, has nothing that divides.
+    """
+    rest = ("positions", None) if x.ndim == 3 else (None,) * (x.ndim - 1)
+    return constrain(x, "batch", *rest)
 
 
 class Decoder(TableModule):

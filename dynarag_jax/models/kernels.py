@@ -5,6 +5,12 @@
 - TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
 - Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
 
+Where a mesh cuts the trunk's positions (``sharding.position_order``), each device gathers all keys,
+which are few numbers beside the activations, and computes its own queries: splash attention by the
+queries' positions, the plain attention a stretch from the front over the first half of the keys and
+one from the back over all. cuDNN's masks know of no queries that begin elsewhere than at the first
+key, so that it is not taken there.
+
 No kernel ever holds the [P, P] scores. The branches' attention is the exact joint softmax of
 ``attention.branch_attention`` on every platform: its queries are few, and a kernel's own softmax
 cannot be joined with another's without a gradient of its log-sum-exp, which cuDNN does not give.
@@ -19,11 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.models.attention import Window, trunk_attention
+from dynarag_jax.models.attention import Window, stretch_attention, trunk_attention
 from dynarag_jax.models.config import DecoderConfig, Kernel
-from dynarag_jax.sharding import context_mesh, spec
+from dynarag_jax.sharding import axes_of, axis_size, context_mesh, position_order, spec
 
 LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
@@ -74,11 +81,12 @@ class Platform(NamedTuple):
         return cls("cuda", float(device.compute_capability) >= 9)
 
 
-def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice:
+def choose(cfg: DecoderConfig, platform: Platform | None = None, parts: int = 1) -> KernelChoice:
     """The kernel for a model's trunk attention: as configured, or the platform's where it can.
 
     Args:
       platform: None is ``Platform.here()``.
+      parts: of a trunk's positions, over the mesh's sequence axis.
 
     Raises:
       InputError: the configured kernel cannot compute this model, or does not exist here.
@@ -88,7 +96,7 @@ def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice
     wanted = own.get(platform.name, "plain") if cfg.attention == "auto" else cfg.attention
     why = ""
     if wanted == "cudnn":
-        why = _against_cudnn(cfg, platform)
+        why = _against_cudnn(cfg, platform, parts)
     elif wanted == "splash":
         # On other platforms a configured splash attention runs interpreted: slow, for tests.
         why = "" if cfg.head_size % 64 == 0 or platform.name != "tpu" else _odd_heads(cfg, 64)
@@ -111,13 +119,15 @@ def _odd_heads(cfg: DecoderConfig, multiple: int) -> str:
     return f"heads of {cfg.head_size} numbers are no multiple of {multiple}"
 
 
-def _against_cudnn(cfg: DecoderConfig, platform: Platform) -> str:
+def _against_cudnn(cfg: DecoderConfig, platform: Platform, parts: int) -> str:
     if platform.name != "cuda":
         return f"it needs an NVIDIA GPU, and this is {platform.name}"
     if cfg.dtype != "bfloat16":
         return f"it computes bfloat16, and the model's dtype is {cfg.dtype}"
     if cfg.score_cap is not None:
         return f"it has no soft cap, and the model caps its scores at {cfg.score_cap}"
+    if parts > 1:
+        return f"its masks know of no prompts cut in parts, and mesh.sequence is {parts}"
     if cfg.head_size % 8:
         return _odd_heads(cfg, 8)
     most = 256 if platform.hopper else 128
@@ -135,6 +145,7 @@ def attend(
     cap: float | None,
     kernel: Kernel,
     reach: int | None = None,
+    parts: int = 1,
 ) -> jax.Array:
     """Causal attention of the trunk over itself, as ``attention.trunk_attention``, by a kernel.
 
@@ -144,10 +155,14 @@ def attend(
         larger than any position.
       kernel: of ``choose``.
       reach: the window of windowed layers.
+      parts: into how many the mesh that is set cuts the positions, which then stand in the order of
+        ``sharding.position_order``; 1 where they are whole.
 
     Returns:
       [B, P, H, K]; positions at or beyond ``lengths`` hold finite values of no meaning.
     """
+    if parts > 1:
+        return _attend_in_parts(q, k, v, lengths, window, cap, kernel, reach, parts)
     if kernel == "plain":
         return trunk_attention(q, k, v, lengths, window, cap)
     run: Any = _cudnn if kernel == "cudnn" else _splash
@@ -175,6 +190,76 @@ def attend(
         check_vma=False,
     )
     return call(q, k, v, lengths, *([] if static else [window]))
+
+
+def _attend_in_parts(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: Window,
+    cap: float | None,
+    kernel: Kernel,
+    reach: int | None,
+    parts: int,
+) -> jax.Array:
+    """``attend`` of positions in parts: every device's own queries over all keys."""
+    if kernel == "cudnn":
+        raise ValueError("cudnn is not chosen for prompts in parts")
+    axis, length = axes_of("positions"), q.shape[1]
+    natural = np.argsort(position_order(2 * parts, parts))
+    static = window is None or isinstance(window, int | np.integer)
+    reaches = [None if window is None else int(window)] if static else [None, reach]
+    masks: list[Any] = []
+    if kernel == "splash":
+        heads, interpret = q.shape[2] // axis_size("heads"), Platform.here().name != "tpu"
+        masks = [_splash_kernel(heads, length, one, cap, interpret, parts) for one in reaches]
+
+    def whole(x: jax.Array) -> jax.Array:
+        """All keys in the order of their positions; going back, each device's part of the sums."""
+        x = jax.lax.all_gather(x, axis, axis=1, tiled=True)
+        return x.reshape(len(x), 2 * parts, -1, *x.shape[2:])[:, natural].reshape(x.shape)
+
+    def here(q: Any, k: Any, v: Any, lengths: Any, window: Any, *masks: Any) -> jax.Array:
+        k, v = whole(k), whole(v)
+        part, each = jax.lax.axis_index(axis), length // (2 * parts)
+        firsts = part * each, (2 * parts - 1 - part) * each
+        if kernel == "plain":
+            window = reaches[0] if static else window
+            front, back = jnp.split(q, 2, axis=1)
+            half = length // 2
+            return jnp.concatenate(
+                [
+                    stretch_attention(
+                        front, k[:, :half], v[:, :half], lengths, firsts[0], window, cap
+                    ),
+                    stretch_attention(back, k, v, lengths, firsts[1], window, cap),
+                ],
+                axis=1,
+            )
+        at = jnp.concatenate([first + jnp.arange(each) for first in firsts])
+        if static:
+            return _splash_call(masks[0], q, k, v, at, lengths)
+        return jax.lax.cond(
+            window > (reach or 0),
+            lambda *x: _splash_call(masks[0], *x),
+            lambda *x: _splash_call(masks[1], *x),
+            q, k, v, at, lengths,
+        )  # fmt: skip
+
+    queries = spec(("batch", "positions", "heads", None))
+    keys = spec(("batch", "positions", "kv_heads", None))
+    rows = NamedSharding(context_mesh(), spec((None, "positions")))
+    call = jax.shard_map(
+        here,
+        in_specs=(
+            queries, keys, keys, spec(("batch",)), spec(()),
+            *(mask.manual_sharding_spec(rows) for mask in masks),
+        ),
+        out_specs=queries,
+        check_vma=False,
+    )  # fmt: skip
+    return call(q, k, v, lengths, jnp.int32(0) if static else window, *masks)
 
 
 def _cudnn(
@@ -205,42 +290,66 @@ def _splash(
     window: int | None,
     cap: float | None,
 ) -> jax.Array:
+    padded = -(-q.shape[1] // LANES) * LANES
+    kernel = _splash_kernel(q.shape[2], padded, window, cap, Platform.here().name != "tpu")
+    return _splash_call(kernel, q, k, v, jnp.arange(padded), lengths)
+
+
+def _splash_call(
+    kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, at: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """A kernel of ``_splash_kernel`` over queries at positions ``at`` and keys from 0 on."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    length = q.shape[1]
-    padding = [(0, 0), (0, -length % LANES), (0, 0), (0, 0)]
-    q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q, k, v))
-    kernel = _splash_kernel(q.shape[1], q.shape[2], window, cap, Platform.here().name != "tpu")
+    count = q.shape[1]
+    q, k, v = (
+        jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0)]).swapaxes(1, 2)
+        for x in (q, k, v)
+    )
+    at = jnp.pad(at, (0, q.shape[2] - len(at)), mode="edge")
     # Padding is a segment of its own: its queries see its keys, and stay finite.
-    real = (jnp.arange(q.shape[2]) < lengths[:, None]).astype(jnp.int32)
-    segment = splash.SegmentIds(real, real)
-    out = jax.vmap(kernel)(q, k, v, segment)
-    return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
+    own, every = ((x < lengths[:, None]).astype(jnp.int32) for x in (at, jnp.arange(k.shape[2])))
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(own, every))
+    return out.swapaxes(1, 2)[:, :count].astype(v.dtype)
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(
-    heads: int, length: int, window: int | None, cap: float | None, interpret: bool
+    heads: int,
+    length: int,
+    window: int | None,
+    cap: float | None,
+    interpret: bool,
+    parts: int = 1,
 ) -> Any:
+    """The kernel for prompts of a length; in parts, its tables are every device's, side by side."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    square = (length, length)
-    mask = masks.CausalMask(square)
+    # The positions of the queries, padded on each device.
+    at = position_order(length, parts).reshape(parts, -1)
+    at = np.pad(at, [(0, 0), (0, -at.shape[1] % LANES)], mode="edge")
+    keys = -(-length // LANES) * LANES
+    shape = (at.size, keys)
+    mask: Any = masks.CausalMask(shape)
     if window is not None:
-        mask = masks.LocalMask(square, (window - 1, 0), 0)
-    block = next(size for size in (512, 256, LANES) if length % size == 0)
+        mask = masks.LocalMask(shape, (window - 1, 0), 0)
+    mask.q_sequence = at.reshape(-1).astype(np.int32)
+    block, over = (
+        next(size for size in (512, 256, LANES) if count % size == 0)
+        for count in (at.shape[1], keys)
+    )
 
     def make() -> Any:
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * heads),
             block_sizes=splash.BlockSizes(
-                block_q=block, block_kv=block, block_kv_compute=block,
-                block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-                block_q_dq=block, block_kv_dq=block,
+                block_q=block, block_kv=over, block_kv_compute=over,
+                block_q_dkv=block, block_kv_dkv=over, block_kv_dkv_compute=over,
+                block_q_dq=block, block_kv_dq=over,
             ),
             head_shards=1,
-            q_seq_shards=1,
+            q_seq_shards=parts,
             attn_logits_soft_cap=cap,
             interpret=interpret,
         )  # fmt: skip

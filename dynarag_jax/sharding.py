@@ -189,9 +189,16 @@ def named(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
     return NamedSharding(mesh, spec(axes, mesh))
 
 
-def position_multiple(sequence: int) -> int:
-    """What the padded lengths of prompts are multiples of, where they are cut so often."""
-    return 1 if sequence == 1 else 2 * sequence
+def sequence_parts(sizes: Sizes) -> int:
+    """Into how many parts a mesh of these sizes cuts a prompt."""
+    return 1 if len(sizes) == len(MESH_AXES) else sizes[2]
+
+
+def padded_prompt(length: int, parts: int) -> int:
+    """The length that prompts are padded to where they are cut into parts: each holds two stretches
+    of it."""
+    multiple = 1 if parts == 1 else 2 * parts
+    return -(-length // multiple) * multiple
 
 
 def position_order(length: int, parts: int) -> np.ndarray:
@@ -201,12 +208,12 @@ def position_order(length: int, parts: int) -> np.ndarray:
     attention then is as much work on one as on another.
 
     Raises:
-      InputError: the length is no multiple of ``position_multiple(parts)``.
+      InputError: the length is not one of ``padded_prompt``.
     """
-    if length % position_multiple(parts):
+    if (padded := padded_prompt(length, parts)) != length:
         raise InputError(
-            f"prompts of {length} positions do not divide over mesh.sequence = {parts}: pad them "
-            f"to a multiple of {position_multiple(parts)}"
+            f"prompts of {length} positions do not divide over mesh.sequence = {parts}; pad them "
+            f"to {padded}"
         )
     if parts == 1:
         return np.arange(length)
@@ -228,6 +235,16 @@ def require_divisible(size: int, mesh: Mesh, what: str) -> None:
         raise InputError(
             f"{what} = {size} does not divide over {shards} batch shards "
             f"(data x fsdp); the nearest sizes are {sizes}"
+        )
+
+
+def require_whole_prompts(mesh: Mesh, what: str) -> None:
+    """Raise InputError if the mesh cuts prompts, and name the one that does not."""
+    if (parts := axis_size("positions", mesh)) > 1:
+        raise InputError(
+            f"{what} reads whole prompts, and this mesh cuts them (sequence = {parts}); take the "
+            f"same devices as data x fsdp x tensor = "
+            f"{' x '.join(map(str, whole_prompts(mesh.devices.shape)))}"
         )
 
 

@@ -165,7 +165,6 @@ def branch_attention(
     first: jax.Array | int = 0,
     window: Window = None,
     cap: float | None = None,
-    positions: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of branch tokens over their whole trunk and the past of their own branch.
 
@@ -178,20 +177,42 @@ def branch_attention(
       trunk_lengths: [B].
       own_k, own_v: [B, N, R, G, K]; positions later than the query are masked.
       first: branch position of the first query.
-      positions: [P], those of the trunk's keys, where they lie in another order. Cut over a mesh,
-        they stay where they are: what the parts say of the softmax is joined.
 
     Returns:
       [B, N, T, H, K].
     """
-    b, n, t, h, size = q.shape
+    value, total = branch_sums(q, trunk_k, trunk_v, trunk_lengths, own_k, own_v, first, window, cap)
+    return (value / total).astype(own_v.dtype).reshape(q.shape)
+
+
+def branch_sums(
+    q: jax.Array,
+    trunk_k: jax.Array,
+    trunk_v: jax.Array,
+    trunk_lengths: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    first: jax.Array | int,
+    window: Window,
+    cap: float | None,
+    part: tuple[jax.Array, tuple[str, ...]] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The two numbers whose quotient is ``branch_attention``; of a part of the trunk, its share.
+
+    Args:
+      part: the positions [P] of the trunk's keys, where they are a device's part of them, and the
+        mesh axes that these are cut over. Own keys count for the first part.
+
+    Returns:
+      the weighted values [B, N, T, G, M, K] and the sums of weights [B, N, T, G, M, 1], float32.
+    """
     groups = trunk_k.shape[2]
     grouped = _group(q, groups)
     trunk = jnp.einsum("bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32)
     own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
     trunk, own = soft_cap(trunk, cap), soft_cap(own, cap)
-    query = jnp.arange(t) + first
-    trunk_key = jnp.arange(trunk_k.shape[1]) if positions is None else positions
+    query = jnp.arange(q.shape[2]) + first
+    trunk_key = jnp.arange(trunk_k.shape[1]) if part is None else part[0]
     own_key = jnp.arange(own_k.shape[2])
     visible = (trunk_key < trunk_lengths[:, None])[:, None]  # [B, T or 1, P]
     past = own_key <= query[:, None]  # [T, R]
@@ -199,6 +220,8 @@ def branch_attention(
         oldest = query[:, None] - window
         visible &= trunk_key > trunk_lengths[:, None, None] + oldest
         past &= own_key > oldest
+    if part is not None:
+        past &= jax.lax.axis_index(part[1]) == 0
     trunk = jnp.where(visible[:, None, None, :, None], trunk, -jnp.inf)
     own = jnp.where(past[:, None], own, -jnp.inf)
     # Own keys always include the query itself, so the joint maximum is finite.
@@ -207,11 +230,12 @@ def branch_attention(
         own.max(-1, keepdims=True, initial=-jnp.inf),
     )
     top = jax.lax.stop_gradient(top)
+    if part is not None:
+        top = jax.lax.pmax(top, part[1])
     trunk, own = jnp.exp(trunk - top), jnp.exp(own - top)
     total = trunk.sum(-1) + own.sum(-1)
     # Sums over thousands of keys: bfloat16 weights and values, but a float32 sum and division.
     wide = {"preferred_element_type": jnp.float32}
     value = jnp.einsum("bgntmp,bpgk->bntgmk", trunk.astype(trunk_v.dtype), trunk_v, **wide)
     value += jnp.einsum("bgntmr,bnrgk->bntgmk", own.astype(own_v.dtype), own_v, **wide)
-    total = total.transpose(0, 2, 3, 1, 4)[..., None]
-    return (value / total).astype(own_v.dtype).reshape(b, n, t, h, size)
+    return value, total.transpose(0, 2, 3, 1, 4)[..., None]

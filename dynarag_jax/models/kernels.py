@@ -5,11 +5,7 @@
 - TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
 - Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
 
-Where a mesh cuts the trunk's positions (``sharding.position_order``), each device gathers all keys,
-which are few numbers beside the activations, and computes its own queries: splash attention by the
-queries' positions, the plain attention a stretch from the front over the first half of the keys and
-one from the back over all. cuDNN's masks know of no queries that begin elsewhere than at the first
-key, so that it is not taken there.
+Where a mesh cuts the trunk's positions, ``parts`` calls splash and the plain attention.
 
 No kernel ever holds the [P, P] scores. The branches' attention is the exact joint softmax of
 ``attention.branch_attention`` on every platform: its queries are few, and a kernel's own softmax
@@ -25,12 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.models.attention import Window, stretch_attention, trunk_attention
+from dynarag_jax.models.attention import Window, trunk_attention
 from dynarag_jax.models.config import DecoderConfig, Kernel
-from dynarag_jax.sharding import axes_of, axis_size, context_mesh, position_order, spec
+from dynarag_jax.sharding import context_mesh, position_order, spec
 
 LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
@@ -145,7 +140,6 @@ def attend(
     cap: float | None,
     kernel: Kernel,
     reach: int | None = None,
-    parts: int = 1,
 ) -> jax.Array:
     """Causal attention of the trunk over itself, as ``attention.trunk_attention``, by a kernel.
 
@@ -155,14 +149,10 @@ def attend(
         larger than any position.
       kernel: of ``choose``.
       reach: the window of windowed layers.
-      parts: into how many the mesh that is set cuts the positions, which then stand in the order of
-        ``sharding.position_order``; 1 where they are whole.
 
     Returns:
       [B, P, H, K]; positions at or beyond ``lengths`` hold finite values of no meaning.
     """
-    if parts > 1:
-        return _attend_in_parts(q, k, v, lengths, window, cap, kernel, reach, parts)
     if kernel == "plain":
         return trunk_attention(q, k, v, lengths, window, cap)
     run: Any = _cudnn if kernel == "cudnn" else _splash
@@ -190,76 +180,6 @@ def attend(
         check_vma=False,
     )
     return call(q, k, v, lengths, *([] if static else [window]))
-
-
-def _attend_in_parts(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    lengths: jax.Array,
-    window: Window,
-    cap: float | None,
-    kernel: Kernel,
-    reach: int | None,
-    parts: int,
-) -> jax.Array:
-    """``attend`` of positions in parts: every device's own queries over all keys."""
-    if kernel == "cudnn":
-        raise ValueError("cudnn is not chosen for prompts in parts")
-    axis, length = axes_of("positions"), q.shape[1]
-    natural = np.argsort(position_order(2 * parts, parts))
-    static = window is None or isinstance(window, int | np.integer)
-    reaches = [None if window is None else int(window)] if static else [None, reach]
-    masks: list[Any] = []
-    if kernel == "splash":
-        heads, interpret = q.shape[2] // axis_size("heads"), Platform.here().name != "tpu"
-        masks = [_splash_kernel(heads, length, one, cap, interpret, parts) for one in reaches]
-
-    def whole(x: jax.Array) -> jax.Array:
-        """All keys in the order of their positions; going back, each device's part of the sums."""
-        x = jax.lax.all_gather(x, axis, axis=1, tiled=True)
-        return x.reshape(len(x), 2 * parts, -1, *x.shape[2:])[:, natural].reshape(x.shape)
-
-    def here(q: Any, k: Any, v: Any, lengths: Any, window: Any, *masks: Any) -> jax.Array:
-        k, v = whole(k), whole(v)
-        part, each = jax.lax.axis_index(axis), length // (2 * parts)
-        firsts = part * each, (2 * parts - 1 - part) * each
-        if kernel == "plain":
-            window = reaches[0] if static else window
-            front, back = jnp.split(q, 2, axis=1)
-            half = length // 2
-            return jnp.concatenate(
-                [
-                    stretch_attention(
-                        front, k[:, :half], v[:, :half], lengths, firsts[0], window, cap
-                    ),
-                    stretch_attention(back, k, v, lengths, firsts[1], window, cap),
-                ],
-                axis=1,
-            )
-        at = jnp.concatenate([first + jnp.arange(each) for first in firsts])
-        if static:
-            return _splash_call(masks[0], q, k, v, at, lengths)
-        return jax.lax.cond(
-            window > (reach or 0),
-            lambda *x: _splash_call(masks[0], *x),
-            lambda *x: _splash_call(masks[1], *x),
-            q, k, v, at, lengths,
-        )  # fmt: skip
-
-    queries = spec(("batch", "positions", "heads", None))
-    keys = spec(("batch", "positions", "kv_heads", None))
-    rows = NamedSharding(context_mesh(), spec((None, "positions")))
-    call = jax.shard_map(
-        here,
-        in_specs=(
-            queries, keys, keys, spec(("batch",)), spec(()),
-            *(mask.manual_sharding_spec(rows) for mask in masks),
-        ),
-        out_specs=queries,
-        check_vma=False,
-    )  # fmt: skip
-    return call(q, k, v, lengths, jnp.int32(0) if static else window, *masks)
 
 
 def _cudnn(
@@ -291,14 +211,22 @@ def _splash(
     cap: float | None,
 ) -> jax.Array:
     padded = -(-q.shape[1] // LANES) * LANES
-    kernel = _splash_kernel(q.shape[2], padded, window, cap, Platform.here().name != "tpu")
-    return _splash_call(kernel, q, k, v, jnp.arange(padded), lengths)
+    kernel = splash_tables(q.shape[2], padded, window, cap)
+    return splash_call(kernel, q, k, v, jnp.arange(padded), lengths)
 
 
-def _splash_call(
+def splash_call(
     kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, at: jax.Array, lengths: jax.Array
 ) -> jax.Array:
-    """A kernel of ``_splash_kernel`` over queries at positions ``at`` and keys from 0 on."""
+    """A kernel of ``splash_tables`` over queries at positions ``at`` and keys from 0 on.
+
+    Args:
+      q: [B, T, H, K], already scaled; k, v: [B, P, G, K]; at: [T], or more for padding; lengths:
+        [B].
+
+    Returns:
+      [B, T, H, K].
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
     count = q.shape[1]
@@ -313,16 +241,23 @@ def _splash_call(
     return out.swapaxes(1, 2)[:, :count].astype(v.dtype)
 
 
+def splash_tables(
+    heads: int, length: int, window: int | None, cap: float | None, parts: int = 1
+) -> Any:
+    """Splash attention for prompts of a length, with the tables of its mask.
+
+    Args:
+      heads, length: of the queries on one device, and of a whole prompt.
+      parts: into how many positions are cut, in the order of ``sharding.position_order``; the
+        tables are then those of every part, side by side.
+    """
+    return _splash_kernel(heads, length, window, cap, Platform.here().name != "tpu", parts)
+
+
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(
-    heads: int,
-    length: int,
-    window: int | None,
-    cap: float | None,
-    interpret: bool,
-    parts: int = 1,
+    heads: int, length: int, window: int | None, cap: float | None, interpret: bool, parts: int
 ) -> Any:
-    """The kernel for prompts of a length; in parts, its tables are every device's, side by side."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

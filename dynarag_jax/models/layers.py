@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dynarag_jax.models import kernels
+from dynarag_jax.models import kernels, parts
 from dynarag_jax.models.attention import KEPT, soft_cap
 from dynarag_jax.models.config import AttentionSpec, DecoderConfig, Params, attention_specs
 from dynarag_jax.models.lora import MATRICES, LowRank
@@ -175,16 +175,15 @@ def attend_trunk(
     k: jax.Array,
     v: jax.Array,
     lengths: jax.Array,
-    parts: int = 1,
+    cut: bool = False,
 ) -> jax.Array:
     """Causal attention of trunks over themselves, by the kernel of the platform: ``kernels``.
 
-    ``parts``: of the positions, over the mesh's sequence axis.
+    ``cut``: the positions are cut over the mesh's sequence axis (``parts``).
     """
-    kernel = kernels.choose(cfg, parts=parts).kernel
-    return kernels.attend(
-        q, k, v, lengths, layer.attention.window, cfg.score_cap, kernel, cfg.window, parts
-    )  # fmt: skip
+    kernel = kernels.choose(cfg, parts=axis_size("positions") if cut else 1).kernel
+    attend = parts.trunk_in_parts if cut else kernels.attend
+    return attend(q, k, v, lengths, layer.attention.window, cfg.score_cap, kernel, cfg.window)
 
 
 def after_attention(
@@ -252,7 +251,7 @@ def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
 
 
 def last_hidden(
-    hidden: jax.Array, lengths: jax.Array, positions: jax.Array | None = None
+    hidden: jax.Array, lengths: jax.Array, positions: np.ndarray | None = None
 ) -> jax.Array:
     """The hidden state of each trunk's last token: [B, P, D], [B] -> [B, D].
 
@@ -284,10 +283,10 @@ def score_rows(
     ``whole``: the rows are the embedding itself, as it lies on the mesh.
     """
     *lead, width = hidden.shape
-    parts = axis_size("positions")
-    flat = hidden if parts > 1 else hidden.reshape(-1, width)
-    in_parts = parts == 1 or (hidden.ndim == 3 and hidden.shape[1] % parts == 0)
-    if whole and axis_size("embed") > 1 and in_parts:
+    cut = axis_size("positions")
+    flat = hidden if cut > 1 else hidden.reshape(-1, width)
+    divides = cut == 1 or (hidden.ndim == 3 and hidden.shape[1] % cut == 0)
+    if whole and axis_size("embed") > 1 and divides:
         scores = vocabulary_scores(flat, rows)
     else:
         scores = matmul(flat, rows.T, jnp.float32)

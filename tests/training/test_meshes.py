@@ -103,7 +103,8 @@ def test_losses_of_twenty_steps_are_the_same_on_every_mesh(on_one, sizes):
 @pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_continues_on_another(on_one, tmp_path):
     losses = train(mesh_of(1, 8, 1), 0, 8, tmp_path)
-    losses += train(mesh_of(2, 2, 2), 8, 14, tmp_path)
+    losses += train(mesh_of(2, 2, 2), 8, 11, tmp_path)
+    losses += train(mesh_of(1, 2, 2, 2), 11, 14, tmp_path)
     losses += train(mesh_of(1, 1, 1), 14, STEPS, tmp_path)
     np.testing.assert_allclose(losses, on_one, atol=1e-5)
 

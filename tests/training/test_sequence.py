@@ -9,9 +9,20 @@ import jax
 import numpy as np
 import pytest
 
+from dynarag_jax.compilers.topologies import compile_program
+from dynarag_jax.config import Run, inherit
 from dynarag_jax.models import decoder
+from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.objectives.terms import Objectives, PromptNll
+from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.sharding import make_mesh, mesh_sizes
+from dynarag_jax.stages.sft import Sft
+from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
+from dynarag_jax.training.compiled import lower_step
+from dynarag_jax.training.config import Stream
+from dynarag_jax.training.flops import PaddedShape
+from dynarag_jax.training.plan import plan
 from dynarag_jax.training.step import Adapting, init_state, make_step
 from tests.training.test_step import (
     CFG,
@@ -66,3 +77,42 @@ def trained(cfg, mesh, accumulate=1, lora=None):
 def test_prompts_in_parts_train_as_whole_ones(cfg, sizes, more):
     run = trained(cfg, mesh_of(*sizes), **more)
     assert_equal_runs(run, trained(cfg, mesh_of(1, 1, 1, 1), **more))
+
+
+LENGTHY = DecoderConfig(
+    vocab=512, width=64, layers=2, heads=2, kv_heads=1, head_size=32, mlp=224, tied=False,
+    remat="full",
+)  # fmt: skip
+
+
+def compiled(sequence):
+    """What XLA says of a step on one long prompt, and the plan."""
+    stream = Stream(batch=1, objectives=Objectives(prompt_nll=PromptNll(weight=0.1)))
+    stage = Sft(reranker=stream, generator=Stream(batch=0), model=LENGTHY, lora=LoraConfig(rank=0))
+    stage = inherit(Run(directory="r", prompts=PromptConfig()), stage)
+    rows = {"reranker": PaddedShape(1, 4096, 2, 16, prompt_loss=True)}
+    sizes = mesh_sizes(1, 1, 1, sequence, sequence)
+    mesh = mesh_of(1, 1, sequence, 1)
+    planned = plan(LENGTHY, list(rows.values()), sizes, stage.optimizer, lora=None)
+    return compile_program(lower_step(stage, LENGTHY, rows, mesh)), planned
+
+
+@pytest.mark.slow
+def test_a_long_prompt_takes_less_of_each_device():
+    (whole, on_one), (part, planned) = compiled(1), compiled(4)
+    assert part.temporary < 0.5 * whole.temporary
+    assert part.arguments < 0.3 * whole.arguments  # weights and moments are cut, too
+    # Three quarters of the products of queries and keys are computed, for five eighths.
+    assert part.costs.operations < 1.2 * whole.costs.operations / 4
+    assert planned.activations < 0.3 * on_one.activations
+    # Keys and values are gathered and scattered as the plan says: weights are the rest.
+    assert 0 < planned.sent < part.costs.sent
+    assert on_one.sent == 0
+
+
+def test_shorter_buckets_are_padded_so_that_they_divide():
+    stream = BucketedStream(64, 8, 13, lambda position: 3 + position % 9, lambda n: -(-n // 8) * 8)
+    buckets = LengthBuckets({"x": stream}, 2, 0, 8)
+    assert all(length % 8 == 0 for length in buckets.lengths["x"])
+    assert buckets.lengths["x"][-1] == 16
+    buckets.close()

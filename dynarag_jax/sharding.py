@@ -127,8 +127,8 @@ def make_mesh(
 
 def mesh_of(sizes: Sizes, devices: Sequence[Any] | None = None, slices: int = 0) -> Mesh:
     """``make_mesh`` of sizes that ``mesh_sizes`` gave."""
-    return make_mesh(**dict(zip(mesh_axes(sizes), sizes, strict=True)), devices=devices,
-                     slices=slices)  # fmt: skip
+    by_name = dict(zip(mesh_axes(sizes), sizes, strict=True))
+    return make_mesh(**by_name, devices=devices, slices=slices)
 
 
 def abstract_mesh(sizes: Sizes) -> AbstractMesh:

@@ -180,7 +180,7 @@ def _activations(
     for rows in streams:
         local = -(-rows.batch // (accumulate * batch_shards(mesh)))
         prompt = rows.prompt // parts
-        tokens = local * (prompt + rows.branches * (rows.branch - 1))
+        tokens = local * (prompt + -(-rows.branches * (rows.branch - 1) // parts))
         # Scores of the branches over trunk and own keys: float32, and rounded for the product.
         branches = local * rows.branches * (rows.branch - 1) * (prompt + rows.branch)
         branches *= heads * (4 + 4 + a)

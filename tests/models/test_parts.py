@@ -127,3 +127,27 @@ def test_a_kernel_that_knows_no_parts_is_not_taken_and_that_is_said():
         choose(dataclasses.replace(half, attention="cudnn"), gpu, parts=4)
     wide = dataclasses.replace(half, head_size=128)
     assert choose(wide, Platform("tpu"), parts=4).kernel == "splash"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_gradients_of_layers_that_are_computed_again_are_the_same(remat):
+    def gradient(cfg, params, trunk, lengths, branches, order):
+        def total(params):
+            x, y = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+            real = (jnp.asarray(order) < lengths[:, None])[..., None]
+            weight = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+            return (y * weight).mean() + jnp.where(real, x**3, 0).mean()
+
+        return jax.jit(jax.grad(total))(params)
+
+    params = decoder.init_params(CFG, jax.random.key(0))
+    whole = gradient(CFG, params, *batch(3, 4), np.arange(12))
+    mesh = mesh_of(1, 2, 2, 1)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(batch(3, 4), named(mesh, ("batch",)))
+        there = jax.device_put(params, param_shardings(CFG, mesh))
+        cfg = dataclasses.replace(CFG, remat=remat)
+        parts = gradient(cfg, there, *rows, position_order(12, 2))
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)

@@ -215,8 +215,8 @@ def trunk_and_branches(
     joined = cut and Platform.here().name != "tpu"
     if joined:
         each = zip(positions, (trunk, inputs), strict=True)
-        positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each), parts),)
-        streams = (_join(*streams, parts),)
+        positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each), parts=parts),)
+        streams = (_join(*streams, parts=parts),)
 
     def layer(streams: tuple[jax.Array, ...], w: Layer) -> tuple[tuple[jax.Array, ...], None]:
         streams = checkpoint_name(streams, LAYER_INPUT)
@@ -232,7 +232,7 @@ def trunk_and_branches(
             own = branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap)
         attended = (attend_trunk(cfg, w, q, k, v, lengths, parts > 1), own)
         if joined:
-            attended = (_join(*attended, parts),)
+            attended = (_join(*attended, parts=parts),)
         after = (after_attention(cfg, w, *both) for both in zip(streams, attended, strict=True))
         return _laid_out(*after), None
 

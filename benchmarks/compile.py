@@ -38,6 +38,7 @@ from dynarag_jax.models.kernels import Platform, choose
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
+from dynarag_jax.sharding import Sizes, sequence_parts
 from dynarag_jax.stages.feedback import Feedback
 from dynarag_jax.stages.sft import Sft
 from dynarag_jax.training.config import Stream, Train
@@ -78,7 +79,7 @@ MESHES = {
     "llama3-8b": ("v5e:2x4/1x8x1", "v6e:2x2/1x4x1", "v6e:8x8/1x64x1", "v5p:4x4x4/1x64x1"),
     "llama3-70b": ("v5p:8x8x8/1x512x1", "v5p:4x4x4/1x64x1"),
 }
-"""Slices, and data x fsdp x tensor on each."""
+"""Slices, and data x fsdp x tensor on each; data x fsdp x sequence x tensor, too."""
 
 TASKS = {"sft": 1, "pair": 2, "group": 8}
 """Branches a prompt."""
@@ -127,11 +128,14 @@ def rows_of(args: Any) -> Iterator[Row]:
                         yield Row(family, trained, remat, mesh, task)
 
 
-def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], tuple[int, int, int]]:
+def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], Sizes]:
     """The row's stage, its model, its batch and its mesh."""
     sizes = tuple(int(size) for size in row.mesh.partition("/")[2].split("x"))
-    if len(sizes) != 3:
-        raise SystemExit(f"--meshes {row.mesh}: give SLICE/DATAxFSDPxTENSOR, as v5e:2x4/1x8x1")
+    if len(sizes) not in (3, 4):
+        raise SystemExit(
+            f"--meshes {row.mesh}: give SLICE/DATAxFSDPxTENSOR, as v5e:2x4/1x8x1, or "
+            f"SLICE/DATAxFSDPxSEQUENCExTENSOR"
+        )
     full = row.trained == "full"
     cfg = dataclasses.replace(
         config_from_hf(FAMILIES[row.family] | {"max_position_embeddings": 2 * PROMPT}, row.family),
@@ -157,7 +161,8 @@ def planned(row: Row) -> MemoryPlan:
     """What ``--plan`` says of a row."""
     stage, cfg, streams, sizes = prepare(row)
     tpu = read_topology(row.mesh.partition("/")[0]).is_tpu
-    kernel = choose(cfg, Platform("tpu") if tpu else Platform("cuda", True)).kernel
+    platform = Platform("tpu") if tpu else Platform("cuda", True)
+    kernel = choose(cfg, platform, sequence_parts(sizes)).kernel
     lora = stage.lora if stage.lora.rank else None
     return plan(cfg, list(streams.values()), sizes, stage.optimizer, 1, lora, kernel)
 

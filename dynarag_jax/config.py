@@ -34,6 +34,9 @@ class Mesh:
     """devices that share each copy's weights and its part of the batch"""
     tensor: int = 1
     """devices that share heads, MLP width and vocabulary"""
+    sequence: int = 1
+    """devices that share each prompt in training, by its positions, and weights as ``fsdp`` does;
+    what samples, scores or embeds takes it as more of ``fsdp``"""
     slices: int = 0
     """groups of devices joined by a slower network, which only ``data`` is spread over; 0 takes the
     slices of TPUs, and one group elsewhere"""
@@ -42,6 +45,8 @@ class Mesh:
         if self.slices < 0:
             raise InputError(f"mesh.slices = {self.slices} must not be negative")
         sizes = (self.data, self.fsdp, self.tensor)
+        if self.sequence != 1:
+            sizes = (self.data, self.fsdp, self.sequence, self.tensor)
         if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
             raise InputError(f"mesh {sizes}: sizes are positive, at most one of them is -1")
 

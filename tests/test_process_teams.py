@@ -61,12 +61,14 @@ for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1)):
 # A batch of 8 rows on every mesh: each process reads its rows, and all lie where they belong.
 import numpy as np
 from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
+from dynarag_jax.sharding import mesh_of
 examples = [Example(str(i), [i + 1], [[i]]) for i in range(8)]
 shape = BatchShape(3, 2, 2, 2)
 whole = collate(examples, shape)
 said["rows"] = {}
-for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)):
-    mesh = make_mesh(*sizes)
+for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2),
+              (1, 1, 4, 1), (1, 1, 2, 2), (2, 1, 2, 1)):
+    mesh = mesh_of(sizes)
     rows = process_rows(mesh, 8)
     said["rows"][str(sizes)] = rows
     batch = place(mesh, collate([examples[row] for row in rows], shape))
@@ -120,6 +122,8 @@ def test_two_processes_agree():
         assert said["rows"] == {
             "(4, 1, 1)": half, "(1, 4, 1)": half, "(2, 2, 1)": half, "(2, 1, 2)": half,
             "(1, 2, 2)": half, "(1, 1, 4)": list(range(8)),
+            # Partners along the sequence axis read the same rows, as those along tensor do.
+            "(1, 1, 4, 1)": list(range(8)), "(1, 1, 2, 2)": list(range(8)), "(2, 1, 2, 1)": half,
         }  # fmt: skip
 
 

@@ -15,9 +15,13 @@ from dynarag_jax.sharding import (
     check_shapes,
     constrain,
     make_mesh,
+    mesh_of,
+    mesh_sizes,
     named,
     require_divisible,
+    require_whole_prompts,
     spec,
+    whole_prompts,
 )
 
 
@@ -37,6 +41,29 @@ def test_mesh_sizes(eight, sizes, shape):
     assert mesh.devices.shape == shape
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert batch_shards(mesh) == shape[0] * shape[1]
+
+
+def test_a_fourth_axis_cuts_prompts_and_weights(eight):
+    assert mesh_sizes(1, -1, 2, 8, sequence=2) == (1, 2, 2, 2)
+    assert mesh_sizes(1, 4, 2, 8, sequence=-1) == (1, 4, 2)  # nothing was left for it
+    mesh = mesh_of((1, 2, 2, 2), eight)
+    assert mesh.axis_names == ("data", "fsdp", "sequence", "tensor")
+    assert batch_shards(mesh) == 2
+    assert named(mesh, ("batch", "positions")).spec == PartitionSpec(("data", "fsdp"), "sequence")
+    assert named(mesh, ("vocab", "embed")).spec == PartitionSpec("tensor", ("fsdp", "sequence"))
+    with pytest.raises(InputError, match="axis 'embed' of size 6 over 4 devices"):
+        check_shapes(mesh, {"a": ((6,), ("embed",))})
+    with pytest.raises(InputError, match="sequence x tensor = 1 x 3 x 2 x 1 does not cover the 8"):
+        mesh_sizes(1, 3, 1, 8, sequence=2)
+    # What cuts no prompts has the same weights on the same devices, and rows over both axes.
+    other = mesh_of(whole_prompts((1, 2, 2, 2)), eight)
+    axes = (("vocab", "embed"), (4, 8))
+    where = (named(m, axes[0]).devices_indices_map(axes[1]) for m in (mesh, other))
+    assert next(where) == next(where)
+    assert batch_shards(other) == 4
+    with pytest.raises(InputError, match=r"sampling reads whole prompts, .* tensor = 1 x 4 x 2"):
+        require_whole_prompts(mesh, "sampling")
+    require_whole_prompts(other, "sampling")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from dynarag_jax.models.decoder import DecoderConfig, Params
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.models.lora import attach, merge_layers, whole
 from dynarag_jax.processes import is_primary
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import mesh_of, mesh_sizes, whole_prompts
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ def convert(
         raise InputError("--check compares the target with the source; give --target too")
     source = model_directory(stage.source)
     tokenizer = load_tokenizer(stage.tokenizer or source)
-    sizes = stage.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    m = stage.mesh
+    sizes = mesh_sizes(m.data, m.fsdp, m.tensor, len(jax.devices()), m.sequence)
+    mesh = mesh_of(whole_prompts(sizes))
     kind = _common_type(decoder_tensors(source))
     dtype = stage.dtype if stage.dtype != "same" else kind
     # Half the memory where nothing is lost by it.

@@ -20,7 +20,7 @@ from dynarag_jax.launch.directory import StageDirectory
 from dynarag_jax.launch.manifests import manifest_of, plain
 from dynarag_jax.launch.metrics_log import MetricsLog
 from dynarag_jax.policy.tokens import TokenCache
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import make_mesh, mesh_of, mesh_sizes, whole_prompts
 
 
 class StageDone(Exception):
@@ -88,9 +88,19 @@ class Context(Console):
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """The run's mesh over all devices."""
-        sizes = self.run.mesh
-        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, slices=sizes.slices)
+        """The run's mesh over all devices; its rows are cut over the sequence axis, too."""
+        training = self.training_mesh
+        sizes = whole_prompts(training.devices.shape)
+        if sizes == training.devices.shape:
+            return training
+        return mesh_of(sizes, slices=self.run.mesh.slices)
+
+    @functools.cached_property
+    def training_mesh(self) -> jax.sharding.Mesh:
+        """The run's mesh as language models train on it: the sequence axis cuts prompts."""
+        m = self.run.mesh
+        sizes = mesh_sizes(m.data, m.fsdp, m.tensor, len(jax.devices()), m.sequence)
+        return mesh_of(sizes, slices=m.slices)
 
     @functools.cached_property
     def own_mesh(self) -> jax.sharding.Mesh:

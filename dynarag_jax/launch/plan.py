@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dynarag_jax.models import kernels
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.model import list_grammar
-from dynarag_jax.sharding import mesh_sizes
+from dynarag_jax.sharding import Sizes, described, mesh_sizes, padded_prompt, sequence_parts
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.flops import PaddedShape
 from dynarag_jax.training.plan import USABLE, MemoryPlan, plan
@@ -88,7 +88,7 @@ class StagePlan:
 
     plan: MemoryPlan
     model: DecoderConfig
-    sizes: tuple[int, int, int]
+    sizes: Sizes
     streams: dict[str, PaddedShape]
     notes: list[str]
 
@@ -104,9 +104,8 @@ def print_plan(run: Run, stages: Mapping[str, Any], stage: Train, options: PlanO
         raise InputError("plans are of language models, and this stage trains an encoder policy")
     devices, topology = target_of(run, options)
     made = plan_stage(run, stages, stage, devices)
-    _require_positions(made.model, made.streams)
-    shape = " x ".join(map(str, made.sizes))
-    print(f"{devices.count} x {devices.name}, mesh data x fsdp x tensor = {shape}")
+    _require_positions(made.model, made.streams, sequence_parts(made.sizes))
+    print(f"{devices.count} x {devices.name}, mesh {described(made.sizes)}")
     for name, rows in made.streams.items():
         print(
             f"{name}: {rows.batch} rows a step in {stage.accumulate} microbatch(es), prompts of "
@@ -158,9 +157,15 @@ def plan_stage(
       InputError: the mesh does not fit the model or the devices, or the model is not found.
       NotFetched: the model is the hub's, and ``fetch`` is off.
     """
-    sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, devices.count)
+    m = run.mesh
+    sizes = mesh_sizes(m.data, m.fsdp, m.tensor, devices.count, m.sequence)
+    parts = sequence_parts(sizes)
     cfg, directory = model_shape(run, stages, stage, fetch)
     streams, notes = _streams(stages, stage, directory if tokenizer else None)
+    streams = {
+        name: replace(rows, prompt=padded_prompt(rows.prompt, parts))
+        for name, rows in streams.items()
+    }
     shards = sizes[0] * sizes[1]
     for name, rows in streams.items():
         step = shards * stage.accumulate
@@ -171,7 +176,7 @@ def plan_stage(
                 f"{name}.batch = {rows.batch} does not divide over {shards} batch shards "
                 f"(data x fsdp) in {stage.accumulate} microbatches; the nearest sizes are {nearest}"
             )
-    choice = kernels.choose(cfg, devices.platform)
+    choice = kernels.choose(cfg, devices.platform, parts)
     result = plan(
         cfg,
         list(streams.values()),
@@ -184,11 +189,11 @@ def plan_stage(
     return StagePlan(result, cfg, sizes, streams, [*notes, choice.reason])
 
 
-def _require_positions(cfg: DecoderConfig, streams: Mapping[str, PaddedShape]) -> None:
+def _require_positions(cfg: DecoderConfig, streams: Mapping[str, PaddedShape], parts: int) -> None:
     """Refuse to plan for prompts that the model has no positions for, as training refuses them."""
     limits = {"reranker": "prompts.rerank_tokens", "generator": "prompts.answer_prompt_tokens"}
     for name, rows in streams.items():
-        if 0 < cfg.positions < rows.prompt:
+        if 0 < padded_prompt(cfg.positions, parts) < rows.prompt:
             raise InputError(
                 f"{name}: prompts of {rows.prompt} tokens are more than the model's "
                 f"{cfg.positions} positions (max_position_embeddings), and training refuses them; "
@@ -222,6 +227,11 @@ def _lines(p: MemoryPlan, cfg: DecoderConfig, memory: int, peak: float, mfu: flo
             f"({USABLE:.0%} of {memory / 2**30:.1f})"
         )
     work = p.work
+    if p.sent:
+        lines.append(
+            f"{p.sent / 1e9:.3g} GB of keys and values that a device sends a step, over the "
+            f"sequence axis"
+        )
     lines.append(
         f"{work.model:.3e} FLOPs a step"
         + (f", and {work.recomputed:.3e} recomputed" if work.recomputed else "")

@@ -34,7 +34,7 @@ from dynarag_jax.compilers.topologies import (
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.models.config import DecoderConfig
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import Sizes, mesh_of
 from dynarag_jax.training.compiled import lower_step
 from dynarag_jax.training.config import Train
 from dynarag_jax.training.flops import PaddedShape, visible_keys
@@ -69,14 +69,14 @@ class CompilerReport:
         return self.found.costs.operations + self.kernels
 
 
-def mesh_for(topology: Topology, card: str, sizes: tuple[int, int, int]) -> Mesh:
+def mesh_for(topology: Topology, card: str, sizes: Sizes) -> Mesh:
     """The mesh over devices that are not here.
 
     Raises:
       InputError, MissingExtra: there is no such topology, or no compiler of it.
     """
     devices = devices_for(topology, card)
-    return make_mesh(*sizes, devices=devices, slices=topology.slices)
+    return mesh_of(sizes, devices, topology.slices)
 
 
 def devices_for(topology: Topology, card: str) -> Sequence[Any]:
@@ -93,7 +93,7 @@ def compile_step(
     stage: Train,
     cfg: DecoderConfig,
     streams: Mapping[str, PaddedShape],
-    sizes: tuple[int, int, int],
+    sizes: Sizes,
     plan: MemoryPlan,
 ) -> CompilerReport:
     """Compile a training stage's step for a topology.

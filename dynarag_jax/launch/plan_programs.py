@@ -49,7 +49,13 @@ from dynarag_jax.sampling.compiled import (
     resident_bytes,
 )
 from dynarag_jax.sampling.pool_sizes import PoolShape
-from dynarag_jax.sharding import abstract_mesh, make_mesh, mesh_sizes
+from dynarag_jax.sharding import (
+    abstract_mesh,
+    described,
+    make_mesh,
+    mesh_sizes,
+    whole_prompts,
+)
 from dynarag_jax.training.flops import PaddedShape, step_work
 
 Needs = SamplingNeeds | EmbeddingNeeds
@@ -128,11 +134,11 @@ def _print_sampling(
         tokenizer = load_tokenizer(str(directory)) if directory else None
     except InputError:
         tokenizer = None  # a directory of config.json alone
-    sizes = mesh_sizes(run.mesh.data, run.mesh.fsdp, run.mesh.tensor, devices.count)
+    m = run.mesh
+    sizes = whole_prompts(mesh_sizes(m.data, m.fsdp, m.tensor, devices.count, m.sequence))
     mesh: Any = abstract_mesh(sizes) if topology is None else mesh_for(topology, card, sizes)
     weights, layers = resident_bytes(cfg, mesh)
-    shape = " x ".join(map(str, sizes))
-    print(f"{devices.count} x {devices.name}, mesh data x fsdp x tensor = {shape}")
+    print(f"{devices.count} x {devices.name}, mesh {described(sizes)}")
     print(
         f"{needs.model}: {count_parameters(cfg):,} parameters in {needs.dtype}; a device holds "
         f"{weights / GIB:.2f} GiB of them, and {layers / GIB:.2f} GiB of layers once more, as "

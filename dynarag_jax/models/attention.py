@@ -117,6 +117,44 @@ def trunk_attention(
     return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
 
 
+def stretch_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    first: jax.Array,
+    window: Window = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """``trunk_attention`` of a stretch of the queries.
+
+    Args:
+      q: [B, T, H, K], already scaled; the first stands at position ``first``.
+      k, v: [B, P, G, K], from position 0 on, at least up to the stretch's end.
+      lengths: [B], tokens of each trunk.
+
+    Returns:
+      [B, T, H, K].
+    """
+    b, t, h, size = q.shape
+    grouped = _group(q, k.shape[2])
+    # Queries that only fill the last block see a key, too, where keys end before the prompt does.
+    lengths = jnp.clip(lengths, 1, k.shape[1])
+    attend = partial(_causal_block, lengths=lengths, window=window, cap=cap)
+    if t <= BLOCK:
+        return attend(grouped, k, v, first).reshape(b, t, h, size)
+    padded = jnp.pad(grouped, [(0, 0), (0, -t % BLOCK)] + [(0, 0)] * 3)
+    blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
+    keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
+
+    def block(args: tuple) -> jax.Array:
+        return attend(args[0], k, v, args[1])
+
+    at = first + jnp.arange(len(blocks)) * BLOCK
+    out = jax.lax.map(jax.checkpoint(block, policy=keep), (blocks, at))
+    return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :t]
+
+
 def branch_attention(
     q: jax.Array,
     trunk_k: jax.Array,
@@ -143,20 +181,47 @@ def branch_attention(
     Returns:
       [B, N, T, H, K].
     """
-    b, n, t, h, size = q.shape
+    value, total = branch_sums(q, trunk_k, trunk_v, trunk_lengths, own_k, own_v, first, window, cap)
+    return (value / total).astype(own_v.dtype).reshape(q.shape)
+
+
+def branch_sums(
+    q: jax.Array,
+    trunk_k: jax.Array,
+    trunk_v: jax.Array,
+    trunk_lengths: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    first: jax.Array | int,
+    window: Window,
+    cap: float | None,
+    part: tuple[jax.Array, tuple[str, ...]] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The two numbers whose quotient is ``branch_attention``; of a part of the trunk, its share.
+
+    Args:
+      part: the positions [P] of the trunk's keys, where they are a device's part of them, and the
+        mesh axes that these are cut over. Own keys count for the first part.
+
+    Returns:
+      the weighted values [B, N, T, G, M, K] and the sums of weights [B, N, T, G, M, 1], float32.
+    """
     groups = trunk_k.shape[2]
     grouped = _group(q, groups)
     trunk = jnp.einsum("bntgmk,bpgk->bgntmp", grouped, trunk_k, preferred_element_type=jnp.float32)
     own = jnp.einsum("bntgmk,bnrgk->bgntmr", grouped, own_k, preferred_element_type=jnp.float32)
     trunk, own = soft_cap(trunk, cap), soft_cap(own, cap)
-    query = jnp.arange(t) + first
-    trunk_key, own_key = jnp.arange(trunk_k.shape[1]), jnp.arange(own_k.shape[2])
+    query = jnp.arange(q.shape[2]) + first
+    trunk_key = jnp.arange(trunk_k.shape[1]) if part is None else part[0]
+    own_key = jnp.arange(own_k.shape[2])
     visible = (trunk_key < trunk_lengths[:, None])[:, None]  # [B, T or 1, P]
     past = own_key <= query[:, None]  # [T, R]
     if window is not None:
         oldest = query[:, None] - window
         visible &= trunk_key > trunk_lengths[:, None, None] + oldest
         past &= own_key > oldest
+    if part is not None:
+        past &= jax.lax.axis_index(part[1]) == 0
     trunk = jnp.where(visible[:, None, None, :, None], trunk, -jnp.inf)
     own = jnp.where(past[:, None], own, -jnp.inf)
     # Own keys always include the query itself, so the joint maximum is finite.
@@ -165,11 +230,12 @@ def branch_attention(
         own.max(-1, keepdims=True, initial=-jnp.inf),
     )
     top = jax.lax.stop_gradient(top)
+    if part is not None:
+        top = jax.lax.pmax(top, part[1])
     trunk, own = jnp.exp(trunk - top), jnp.exp(own - top)
     total = trunk.sum(-1) + own.sum(-1)
     # Sums over thousands of keys: bfloat16 weights and values, but a float32 sum and division.
     wide = {"preferred_element_type": jnp.float32}
     value = jnp.einsum("bgntmp,bpgk->bntgmk", trunk.astype(trunk_v.dtype), trunk_v, **wide)
     value += jnp.einsum("bgntmr,bnrgk->bntgmk", own.astype(own_v.dtype), own_v, **wide)
-    total = total.transpose(0, 2, 3, 1, 4)[..., None]
-    return (value / total).astype(own_v.dtype).reshape(b, n, t, h, size)
+    return value, total.transpose(0, 2, 3, 1, 4)[..., None]

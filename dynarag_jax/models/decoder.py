@@ -51,7 +51,8 @@ from dynarag_jax.models.layers import (
     stacked_layers,
 )
 from dynarag_jax.models.modules import TableModule
-from dynarag_jax.sharding import constrain, context_mesh
+from dynarag_jax.models.parts import branches_in_parts
+from dynarag_jax.sharding import axis_size, constrain, context_mesh, position_order
 
 __all__ = [
     "BranchCache",
@@ -191,62 +192,100 @@ def trunk_and_branches(
     Returns:
       trunk hidden states [B, P, D], and for every branch token the hidden state that *predicts*
       it, [B, N, R, D]: that of the last trunk token first, then of each branch token but the last.
-      Both are normalized, ready for ``logits``.
+      Both are normalized, ready for ``logits``. Under a mesh with a sequence axis the trunk's
+      positions are cut over it, and stand in the order of ``sharding.position_order``.
+
+    Raises:
+      InputError: P does not divide over the sequence axis.
     """
     inputs = branches[:, :, :-1]
-    p, n = trunk.shape[1], branches.shape[1]
-    positions = (jnp.arange(p), lengths[:, None, None] + jnp.arange(inputs.shape[2]))
+    p, (n, t) = trunk.shape[1], inputs.shape[1:]
+    positions = (jnp.arange(p), lengths[:, None, None] + jnp.arange(t))
+    parts, order = axis_size("positions"), None
+    if parts > 1:
+        order = position_order(p, parts)
+        own = jnp.broadcast_to(positions[1], inputs.shape)
+        trunk, inputs = trunk[:, order], _end_to_end(inputs, parts)
+        positions = (jnp.asarray(order), _end_to_end(own, parts))
     streams = (embed(cfg, params, trunk), embed(cfg, params, inputs))
     # Where weights are gathered for their products, they are gathered once for both streams. Not on
     # TPUs, whose compiler sends and computes more for adapters so (docs/benchmarks.md).
     mesh = context_mesh()
-    joined = mesh is not None and mesh.shape["fsdp"] > 1 and Platform.here().name != "tpu"
+    cut = mesh is not None and (mesh.shape["fsdp"] > 1 or parts > 1)
+    joined = cut and Platform.here().name != "tpu"
     if joined:
         each = zip(positions, (trunk, inputs), strict=True)
-        positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each)),)
-        streams = (_join(*streams),)
+        positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each), parts=parts),)
+        streams = (_join(*streams, parts=parts),)
 
     def layer(streams: tuple[jax.Array, ...], w: Layer) -> tuple[tuple[jax.Array, ...], None]:
         streams = checkpoint_name(streams, LAYER_INPUT)
         w = ready(cfg, w)
         each = [project_qkv(cfg, w, x, at) for x, at in zip(streams, positions, strict=True)]
         if joined:
-            each = list(zip(*(_part(x, p, n) for x in each[0]), strict=True))
+            each = list(zip(*(_part(x, p, n, parts) for x in each[0]), strict=True))
         (q, k, v), (own_q, own_k, own_v) = each
         window, cap = w.attention.window, cfg.score_cap
-        attended = (
-            attend_trunk(cfg, w, q, k, v, lengths),
-            branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap),
-        )
+        if parts > 1:
+            own = branches_in_parts(own_q, k, v, lengths, own_k, own_v, window, cap, n, t)
+        else:
+            own = branch_attention(own_q, k, v, lengths, own_k, own_v, 0, window, cap)
+        attended = (attend_trunk(cfg, w, q, k, v, lengths, parts > 1), own)
         if joined:
-            attended = (_join(*attended),)
+            attended = (_join(*attended, parts=parts),)
         after = (after_attention(cfg, w, *both) for both in zip(streams, attended, strict=True))
-        return tuple(_by_rows(x) for x in after), None
+        return _laid_out(*after), None
 
-    streams = tuple(_by_rows(x) for x in streams)
-    streams, _ = over_layers(cfg, rematerialized(cfg, layer), streams, stacked_layers(cfg, params))
+    streams, _ = over_layers(
+        cfg, rematerialized(cfg, layer), _laid_out(*streams), stacked_layers(cfg, params)
+    )
     streams = tuple(norm(cfg, x, params["final_norm"]) for x in streams)
-    x, y = _part(streams[0], p, n) if joined else streams
-    first = last_hidden(x, lengths)[:, None, None]
+    x, y = _part(streams[0], p, n, parts) if joined else streams
+    if parts > 1:
+        whole = constrain(y, "batch", None, None, None)
+        y = whole[:, 0, : n * t].reshape(len(y), n, t, -1)
+    first = last_hidden(x, lengths, order)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)
 
 
-def _join(trunk: jax.Array, branches: jax.Array) -> jax.Array:
-    """[B, P, ...] and [B, N, T, ...] as one stream [B, P + N T, ...]."""
+def _end_to_end(x: jax.Array, parts: int) -> jax.Array:
+    """Branches [B, N, T, ...] as [B, 1, M, ...], one behind the other, where M divides into parts.
+
+    So their tokens divide over the sequence axis, however few branches there are and however long.
+    """
+    b, n, t, *rest = x.shape
+    padding = max(1, -(-n * t // parts)) * parts - n * t
+    flat = x.reshape(b, 1, n * t, *rest)
+    return jnp.pad(flat, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * len(rest))
+
+
+def _join(trunk: jax.Array, branches: jax.Array, parts: int) -> jax.Array:
+    """[B, P, ...] and [B, N, T, ...] as one stream [B, P + N T, ...].
+
+    Where positions are cut it is [B, parts, (P + N T) / parts, ...]: every device joins its own.
+    """
     flat = branches.reshape(branches.shape[0], -1, *branches.shape[3:])
-    return jnp.concatenate([trunk, flat], axis=1)
+    if parts == 1:
+        return jnp.concatenate([trunk, flat], axis=1)
+    own = [x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (trunk, flat)]
+    return jnp.concatenate(own, axis=2)
 
 
-def _part(x: jax.Array, p: int, n: int) -> tuple[jax.Array, jax.Array]:
-    """The trunk [B, P, ...] and the branches [B, N, T, ...] of one stream."""
-    b, length, *rest = x.shape
-    return x[:, :p], x[:, p:].reshape(b, n, (length - p) // n, *rest)
+def _part(x: jax.Array, p: int, n: int, parts: int) -> tuple[jax.Array, jax.Array]:
+    """The trunk [B, P, ...] and the branches [B, N, T, ...] of one stream; or [B, 1, M, ...]."""
+    if parts == 1:
+        b, length, *rest = x.shape
+        return x[:, :p], x[:, p:].reshape(b, n, (length - p) // n, *rest)
+    b, _, _, *rest = x.shape
+    own = p // parts
+    return x[:, :, :own].reshape(b, p, *rest), x[:, :, own:].reshape(b, 1, -1, *rest)
 
 
-def _by_rows(x: jax.Array) -> jax.Array:
-    """A stream whose rows lie over the batch axes, each whole."""
-    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+def _laid_out(first: jax.Array, *branches: jax.Array) -> tuple[jax.Array, ...]:
+    """Streams whose rows lie over the batch axes, and their positions over theirs."""
+    first = constrain(first, "batch", "positions", *(None,) * (first.ndim - 2))
+    return first, *(constrain(x, "batch", None, "positions", None) for x in branches)
 
 
 class Decoder(TableModule):

@@ -5,6 +5,8 @@
 - TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
 - Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
 
+Where a mesh cuts the trunk's positions, ``parts`` calls splash and the plain attention.
+
 No kernel ever holds the [P, P] scores. The branches' attention is the exact joint softmax of
 ``attention.branch_attention`` on every platform: its queries are few, and a kernel's own softmax
 cannot be joined with another's without a gradient of its log-sum-exp, which cuDNN does not give.
@@ -23,7 +25,7 @@ import numpy as np
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.attention import Window, trunk_attention
 from dynarag_jax.models.config import DecoderConfig, Kernel
-from dynarag_jax.sharding import context_mesh, spec
+from dynarag_jax.sharding import context_mesh, position_order, spec
 
 LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
@@ -74,11 +76,12 @@ class Platform(NamedTuple):
         return cls("cuda", float(device.compute_capability) >= 9)
 
 
-def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice:
+def choose(cfg: DecoderConfig, platform: Platform | None = None, parts: int = 1) -> KernelChoice:
     """The kernel for a model's trunk attention: as configured, or the platform's where it can.
 
     Args:
       platform: None is ``Platform.here()``.
+      parts: of a trunk's positions, over the mesh's sequence axis.
 
     Raises:
       InputError: the configured kernel cannot compute this model, or does not exist here.
@@ -88,7 +91,7 @@ def choose(cfg: DecoderConfig, platform: Platform | None = None) -> KernelChoice
     wanted = own.get(platform.name, "plain") if cfg.attention == "auto" else cfg.attention
     why = ""
     if wanted == "cudnn":
-        why = _against_cudnn(cfg, platform)
+        why = _against_cudnn(cfg, platform, parts)
     elif wanted == "splash":
         # On other platforms a configured splash attention runs interpreted: slow, for tests.
         why = "" if cfg.head_size % 64 == 0 or platform.name != "tpu" else _odd_heads(cfg, 64)
@@ -111,13 +114,15 @@ def _odd_heads(cfg: DecoderConfig, multiple: int) -> str:
     return f"heads of {cfg.head_size} numbers are no multiple of {multiple}"
 
 
-def _against_cudnn(cfg: DecoderConfig, platform: Platform) -> str:
+def _against_cudnn(cfg: DecoderConfig, platform: Platform, parts: int) -> str:
     if platform.name != "cuda":
         return f"it needs an NVIDIA GPU, and this is {platform.name}"
     if cfg.dtype != "bfloat16":
         return f"it computes bfloat16, and the model's dtype is {cfg.dtype}"
     if cfg.score_cap is not None:
         return f"it has no soft cap, and the model caps its scores at {cfg.score_cap}"
+    if parts > 1:
+        return f"its masks know of no prompts cut in parts, and mesh.sequence is {parts}"
     if cfg.head_size % 8:
         return _odd_heads(cfg, 8)
     most = 256 if platform.hopper else 128
@@ -205,42 +210,81 @@ def _splash(
     window: int | None,
     cap: float | None,
 ) -> jax.Array:
+    padded = -(-q.shape[1] // LANES) * LANES
+    kernel = splash_tables(q.shape[2], padded, window, cap)
+    return splash_call(kernel, q, k, v, jnp.arange(padded), lengths)
+
+
+def splash_call(
+    kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, at: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """A kernel of ``splash_tables`` over queries at positions ``at`` and keys from 0 on.
+
+    Args:
+      q: [B, T, H, K], already scaled; k, v: [B, P, G, K]; at: [T], or more for padding; lengths:
+        [B].
+
+    Returns:
+      [B, T, H, K].
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    length = q.shape[1]
-    padding = [(0, 0), (0, -length % LANES), (0, 0), (0, 0)]
-    q, k, v = (jnp.pad(x, padding).swapaxes(1, 2) for x in (q, k, v))
-    kernel = _splash_kernel(q.shape[1], q.shape[2], window, cap, Platform.here().name != "tpu")
+    count = q.shape[1]
+    q, k, v = (
+        jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0)]).swapaxes(1, 2)
+        for x in (q, k, v)
+    )
+    at = jnp.pad(at, (0, q.shape[2] - len(at)), mode="edge")
     # Padding is a segment of its own: its queries see its keys, and stay finite.
-    real = (jnp.arange(q.shape[2]) < lengths[:, None]).astype(jnp.int32)
-    segment = splash.SegmentIds(real, real)
-    out = jax.vmap(kernel)(q, k, v, segment)
-    return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
+    own, every = ((x < lengths[:, None]).astype(jnp.int32) for x in (at, jnp.arange(k.shape[2])))
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(own, every))
+    return out.swapaxes(1, 2)[:, :count].astype(v.dtype)
+
+
+def splash_tables(
+    heads: int, length: int, window: int | None, cap: float | None, parts: int = 1
+) -> Any:
+    """Splash attention for prompts of a length, with the tables of its mask.
+
+    Args:
+      heads, length: of the queries on one device, and of a whole prompt.
+      parts: into how many positions are cut, in the order of ``sharding.position_order``; the
+        tables are then those of every part, side by side.
+    """
+    return _splash_kernel(heads, length, window, cap, Platform.here().name != "tpu", parts)
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(
-    heads: int, length: int, window: int | None, cap: float | None, interpret: bool
+    heads: int, length: int, window: int | None, cap: float | None, interpret: bool, parts: int
 ) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    square = (length, length)
-    mask = masks.CausalMask(square)
+    # The positions of the queries, padded on each device.
+    at = position_order(length, parts).reshape(parts, -1)
+    at = np.pad(at, [(0, 0), (0, -at.shape[1] % LANES)], mode="edge")
+    keys = -(-length // LANES) * LANES
+    shape = (at.size, keys)
+    mask: Any = masks.CausalMask(shape)
     if window is not None:
-        mask = masks.LocalMask(square, (window - 1, 0), 0)
-    block = next(size for size in (512, 256, LANES) if length % size == 0)
+        mask = masks.LocalMask(shape, (window - 1, 0), 0)
+    mask.q_sequence = at.reshape(-1).astype(np.int32)
+    block, over = (
+        next(size for size in (512, 256, LANES) if count % size == 0)
+        for count in (at.shape[1], keys)
+    )
 
     def make() -> Any:
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * heads),
             block_sizes=splash.BlockSizes(
-                block_q=block, block_kv=block, block_kv_compute=block,
-                block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-                block_q_dq=block, block_kv_dq=block,
+                block_q=block, block_kv=over, block_kv_compute=over,
+                block_q_dkv=block, block_kv_dkv=over, block_kv_dkv_compute=over,
+                block_q_dq=block, block_kv_dq=over,
             ),
             head_shards=1,
-            q_seq_shards=1,
+            q_seq_shards=parts,
             attn_logits_soft_cap=cap,
             interpret=interpret,
         )  # fmt: skip

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dynarag_jax.models import kernels
+from dynarag_jax.models import kernels, parts
 from dynarag_jax.models.attention import KEPT, soft_cap
 from dynarag_jax.models.config import AttentionSpec, DecoderConfig, Params, attention_specs
 from dynarag_jax.models.lora import MATRICES, LowRank
 from dynarag_jax.models.products import matmul, vocabulary_scores
-from dynarag_jax.sharding import constrain, context_mesh
+from dynarag_jax.sharding import axis_size, constrain
 
 LAYER_INPUT, PRODUCT = "layer_input", "product"
 """The names under which rematerialization knows what enters a layer, and its matrix products."""
@@ -124,11 +124,12 @@ def norm(
 def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     """Contract the last ``axes`` axes of x with the first of a matrix, as one plain matrix product.
 
-    XLA on CPU is twice as slow on the gradient of the same product with several leading axes.
+    XLA on CPU is twice as slow on the gradient of the same product with several leading axes. Where
+    positions are cut these stay apart: no layout has rows and positions in parts as one axis.
     """
     w = layer.weights[name]
     lead, inner = x.shape[: x.ndim - axes], math.prod(w.shape[:axes])
-    flat = x.reshape(-1, inner)
+    flat = x.reshape(*(lead if axis_size("positions") > 1 else (-1,)), inner)
     inside, outside = _AXES[name]
     if layer.stays:
         flat = constrain(flat, "rows", inside)
@@ -168,13 +169,21 @@ def project_qkv(
 
 
 def attend_trunk(
-    cfg: DecoderConfig, layer: Layer, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
+    cfg: DecoderConfig,
+    layer: Layer,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    cut: bool = False,
 ) -> jax.Array:
-    """Causal attention of trunks over themselves, by the kernel of the platform: ``kernels``."""
-    kernel = kernels.choose(cfg).kernel
-    return kernels.attend(
-        q, k, v, lengths, layer.attention.window, cfg.score_cap, kernel, cfg.window
-    )  # fmt: skip
+    """Causal attention of trunks over themselves, by the kernel of the platform: ``kernels``.
+
+    ``cut``: the positions are cut over the mesh's sequence axis (``parts``).
+    """
+    kernel = kernels.choose(cfg, parts=axis_size("positions") if cut else 1).kernel
+    attend = parts.trunk_in_parts if cut else kernels.attend
+    return attend(q, k, v, lengths, layer.attention.window, cfg.score_cap, kernel, cfg.window)
 
 
 def after_attention(
@@ -241,8 +250,17 @@ def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
     return x if scale == 1 else x * jnp.asarray(scale, cfg.dtype)
 
 
-def last_hidden(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The hidden state of each trunk's last token: [B, P, D], [B] -> [B, D]."""
+def last_hidden(
+    hidden: jax.Array, lengths: jax.Array, positions: np.ndarray | None = None
+) -> jax.Array:
+    """The hidden state of each trunk's last token: [B, P, D], [B] -> [B, D].
+
+    ``positions``: [P], where they lie in another order, cut over a mesh.
+    """
+    if positions is not None:
+        # One term of each sum is there: exact, and no device needs another's positions.
+        last = positions == jnp.maximum(lengths - 1, 0)[:, None]
+        return jnp.where(last[..., None], hidden, 0).sum(1)
     index = jnp.maximum(lengths - 1, 0)[:, None, None]
     return jnp.take_along_axis(hidden, index, axis=1)[:, 0]
 
@@ -265,8 +283,10 @@ def score_rows(
     ``whole``: the rows are the embedding itself, as it lies on the mesh.
     """
     *lead, width = hidden.shape
-    flat, mesh = hidden.reshape(-1, width), context_mesh()
-    if whole and mesh is not None and mesh.shape["fsdp"] > 1:
+    cut = axis_size("positions")
+    flat = hidden if cut > 1 else hidden.reshape(-1, width)
+    divides = cut == 1 or (hidden.ndim == 3 and hidden.shape[1] % cut == 0)
+    if whole and axis_size("embed") > 1 and divides:
         scores = vocabulary_scores(flat, rows)
     else:
         scores = matmul(flat, rows.T, jnp.float32)

@@ -16,18 +16,18 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from dynarag_jax.models.kernels import Platform
-from dynarag_jax.sharding import RULES, constrain, context_mesh, spec
+from dynarag_jax.sharding import axes_of, constrain, context_mesh, spec
 
 
 def matmul(x: jax.Array, w: jax.Array, out: Any = None) -> jax.Array:
     """``x @ w`` in the type of ``x``.
 
     Args:
-      x: [T, I] activations; w: [I, O] weights as they are stored.
+      x: [..., I] activations; w: [I, O] weights as they are stored.
       out: type of the result; that of ``x`` by default.
 
     Returns:
-      [T, O].
+      [..., O].
     """
     out = jnp.dtype(out or x.dtype)
     if x.dtype == w.dtype and (x.dtype != jnp.bfloat16 or not _one_cpu()):
@@ -60,7 +60,7 @@ def _rows_first(x: jax.Array) -> jax.Array:
 
 
 def _product(x: jax.Array, w: jax.Array, out: Any) -> jax.Array:
-    """``x @ w`` of two matrices of one type."""
+    """``x @ w`` of arrays of one type; two matrices, or more leading axes of x on a mesh."""
     if x.dtype != jnp.bfloat16 or not _one_cpu():
         return jnp.matmul(x, w, preferred_element_type=out)
     y = jnp.matmul(_rows_first(x), _rows_first(w), preferred_element_type=jnp.float32)
@@ -81,7 +81,11 @@ def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = kept
     g = g.astype(x.dtype)
     dx = _product(g, w.astype(x.dtype).T, x.dtype)
-    dw = _product(x.T, g, jnp.float32)
+    if x.ndim == 2:
+        dw = _product(x.T, g, jnp.float32)
+    else:
+        tokens = tuple(range(x.ndim - 1))
+        dw = jnp.tensordot(x, g, (tokens, tokens), preferred_element_type=jnp.float32)
     return dx, dw.astype(w.dtype)
 
 
@@ -112,16 +116,17 @@ _biased.defvjp(_bias_forward, _bias_backward)
 
 @jax.custom_vjp
 def vocabulary_scores(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x @ w.T`` in float32 on a mesh that cuts the vocabulary's matrix over fsdp.
+    """``x @ w.T`` in float32 on a mesh that cuts the vocabulary's matrix by its width.
 
     The matrix travels, and each device makes its gradient from its own tokens. Left to itself, a
     compiler may bring the gradient of all tokens' scores together on every device instead.
 
     Args:
-      x: [T, D] hidden states, rows over the batch axes; w: [V, D], the embedding as it is stored.
+      x: [T, D] hidden states, rows over the batch axes, or [B, T, D], positions over theirs, too;
+        w: [V, D], the embedding as it is stored.
 
     Returns:
-      [T, V].
+      [T, V], or [B, T, V].
     """
     return jnp.matmul(x, _whole(x, w).T, preferred_element_type=jnp.float32)
 
@@ -139,13 +144,15 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     g = g.astype(x.dtype)
 
     def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
+        g, x = (part.reshape(-1, part.shape[-1]) for part in (g, x))
         dw = jnp.matmul(g.T, x, preferred_element_type=jnp.float32)
-        dw = jax.lax.psum_scatter(dw, RULES["embed"], scatter_dimension=1, tiled=True)
-        return jax.lax.psum(dw, RULES["rows"])
+        dw = jax.lax.psum_scatter(dw, axes_of("embed"), scatter_dimension=1, tiled=True)
+        return jax.lax.psum(dw, axes_of("rows"))
 
+    tokens = ("batch",) if x.ndim == 2 else ("batch", "positions")
     gradient = jax.shard_map(
         own_tokens,
-        in_specs=(spec(("batch", "vocab")), spec(("batch", None))),
+        in_specs=(spec((*tokens, "vocab")), spec((*tokens, None))),
         out_specs=spec(("vocab", "embed")),
     )
     return jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)

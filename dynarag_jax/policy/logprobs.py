@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig, Params
@@ -17,7 +18,7 @@ from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.policy.thoughts import ThoughtRule
-from dynarag_jax.sharding import constrain, local_size
+from dynarag_jax.sharding import axis_size, constrain, local_size, position_order
 
 WHOLE = 1 << 23
 """Scores, tokens times vocabulary, that a device holds whole: 32 MB; recomputing them would cost
@@ -53,7 +54,9 @@ def _score(
 
     ``free`` [B, T] are the free tokens of thoughts, ``bias`` [B, T, A] what is added to choices.
     """
-    scores = constrain(decoder.logits(cfg, params, hidden), "batch", None, "vocab")
+    if axis_size("positions") > 1:
+        hidden = constrain(hidden, "batch", "positions", None)
+    scores = constrain(decoder.logits(cfg, params, hidden), "batch", "positions", "vocab")
     target = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     unconstrained = target - jax.nn.logsumexp(scores, axis=-1)
     if choices is None or mask is None:
@@ -134,27 +137,56 @@ def token_logps(
         )  # fmt: skip
 
     # Chunks are cut along positions: rows lie on different devices, and every chunk is theirs all.
+    # Where positions lie on different devices, too, each has a part of every chunk.
     rows, vocab = local_size(b, "batch"), local_size(cfg.vocab, "vocab")
-    size = chunk_positions(rows, n * r, vocab)
-    if size == n * r:
-        unconstrained, constrained = score(arrays)
+    parts = axis_size("positions")
+    each = -(-n * r // parts)
+    size = chunk_positions(rows, each, vocab)
+    arrays = [_padded(a, 1, parts * each) for a in arrays]
+    if size == each:
+        both = score(arrays)
     else:
-        padded = -(n * r) % size
+        count = -(-each // size)
         chunks = [
-            jnp.pad(a, [(0, 0), (0, padded)] + [(0, 0)] * (a.ndim - 2))
-            .reshape(b, -1, size, *a.shape[2:])
-            .swapaxes(0, 1)
+            jnp.moveaxis(
+                _padded(a.reshape(b, parts, each, *a.shape[2:]), 2, count * size)
+                .reshape(b, parts, count, size, *a.shape[2:]),
+                2, 0,
+            ).reshape(count, b, parts * size, *a.shape[2:])
             for a in arrays
-        ]
+        ]  # fmt: skip
         both = jax.lax.map(jax.checkpoint(score), chunks)
-        unconstrained, constrained = (x.swapaxes(0, 1).reshape(b, -1)[:, : n * r] for x in both)
-    return TokenLogps(unconstrained.reshape(b, n, r), constrained.reshape(b, n, r))
+        both = (
+            jnp.moveaxis(x.reshape(count, b, parts, size), 0, 2)
+            .reshape(b, parts, count * size)[:, :, :each]
+            .reshape(b, parts * each)
+            for x in both
+        )
+    unconstrained, constrained = (x[:, : n * r].reshape(b, n, r) for x in both)
+    return TokenLogps(unconstrained, constrained)
+
+
+def _padded(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Zeros behind, up to that size of an axis."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
 
 
 def prompt_logps(
     cfg: DecoderConfig, params: Params, hidden: jax.Array, trunk: jax.Array
 ) -> jax.Array:
-    """Log-probability of each trunk token but the first, [B, P - 1], from hidden [B, P, D]."""
+    """Log-probability of each trunk token but the first, [B, P - 1].
+
+    Args:
+      hidden: [B, P, D], as ``decoder.trunk_and_branches`` gives them; trunk: [B, P].
+    """
+    if (parts := axis_size("positions")) > 1:
+        order = position_order(trunk.shape[1], parts)
+        # What follows the last token is nothing's target, but as many positions lie on each device.
+        targets = jnp.roll(trunk, -1, axis=1)[:, order]
+        logps = token_logps(cfg, params, hidden[:, None], targets[:, None]).unconstrained[:, 0]
+        return logps[:, np.argsort(order)][:, :-1]
     return token_logps(cfg, params, hidden[:, None, :-1], trunk[:, None, 1:]).unconstrained[:, 0]
 
 

@@ -31,6 +31,7 @@ from dynarag_jax.policy.grammar import (
 )
 from dynarag_jax.policy.thoughts import find_thoughts
 from dynarag_jax.prompts import PromptConfig, answer_tokens, decode_answer
+from dynarag_jax.sharding import require_whole_prompts
 from dynarag_jax.thoughts import find_thinking
 
 
@@ -104,8 +105,9 @@ def load_policy(
       dtype: type of weights and activations.
 
     Raises:
-      InputError: no such model, or its tokenizer cannot spell lists.
+      InputError: no such model, or its tokenizer cannot spell lists; or the mesh cuts prompts.
     """
+    require_whole_prompts(mesh, "a policy that samples")
     cfg, params = load_decoder(
         directory, dtype, shardings=lambda cfg: param_shardings(cfg, mesh), dtype=dtype
     )

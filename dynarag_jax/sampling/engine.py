@@ -42,7 +42,7 @@ from dynarag_jax.sampling.requests import (
     why_refused,
 )
 from dynarag_jax.sampling.sampler import Mode
-from dynarag_jax.sharding import batch_shards
+from dynarag_jax.sharding import batch_shards, require_whole_prompts
 
 
 class Engine:
@@ -78,6 +78,7 @@ class Engine:
         budget: int | None = None,
         arrays: decoding.LayerArrays | None = None,
     ):
+        require_whole_prompts(mesh, "sampling")
         self.cfg, self.params, self.mesh, self.grammar = cfg, params, mesh, grammar
         self.config = config or EngineConfig()
         self.branches, self.max_tokens, self.seed = branches, max_tokens, seed

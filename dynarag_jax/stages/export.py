@@ -158,7 +158,7 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
     inputs = {"checkpoint": folder / str(step)} if step else {}
     context.manifest(inputs=inputs | models(context, training), unfinished=("checkpoint",))
     start = start_stage(context, training, weights=False)
-    step, trained = restore_trained(start, context.mesh, folder, step)
+    step, trained = restore_trained(start, context.training_mesh, folder, step)
     context.log(f"stage '{name}' at step {step}")
     directory = context.begin()
     how = training.prompts.style, training.prompts.thought_tokens
@@ -174,7 +174,7 @@ def _checkpoint(context: Context, stage: Export) -> Differences | None:
         start.cfg,
         merged(start, trained),
         start.tokenizer,
-        context.mesh,
+        context.training_mesh,
         dtype=stage.dtype,
         shard_bytes=stage.shard_bytes,
         card=model_card(TITLE, ABOUT, stage.dtype, manifest, start.init, *how),

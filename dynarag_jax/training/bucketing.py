@@ -102,6 +102,8 @@ class BucketedStream:
     """length that no prompt exceeds"""
     measure: Callable[[int], int]
     """prompt length of the example at a position; called in a thread"""
+    padded: Callable[[int], int] = int
+    """a length made one that the mesh can cut"""
 
 
 class LengthBuckets:
@@ -139,6 +141,10 @@ class LengthBuckets:
                 buckets,
             )
             self.lengths = dict(zip(streams, chosen, strict=True))
+        self.lengths = {
+            name: tuple(streams[name].padded(length) for length in lengths)
+            for name, lengths in self.lengths.items()
+        }
 
     @staticmethod
     def _sample(stream: BucketedStream) -> np.ndarray:

@@ -21,7 +21,7 @@ from dynarag_jax.models.config import DecoderConfig, Kernel
 from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.logprobs import chunk_positions
-from dynarag_jax.sharding import abstract_mesh, batch_shards
+from dynarag_jax.sharding import Sizes, abstract_mesh, axis_size, batch_shards
 from dynarag_jax.training.flops import PaddedShape, StepOperations, step_work
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.step import state_shardings
@@ -53,6 +53,8 @@ class MemoryPlan:
     """bytes of keys and values if the same prompts and branches were sampled"""
     work: StepOperations
     devices: int
+    sent: int = 0
+    """bytes of keys, values and their gradients that a device sends over the sequence axis"""
 
     @property
     def total(self) -> int:
@@ -68,15 +70,16 @@ class MemoryPlan:
 def plan(
     cfg: DecoderConfig,
     streams: Sequence[PaddedShape],
-    sizes: tuple[int, int, int],
+    sizes: Sizes,
     optimizer: OptimizerConfig,
     accumulate: int = 1,
     lora: LoraConfig | None = None,
     kernel: Kernel = "plain",
 ) -> MemoryPlan:
-    """MemoryPlan a step of these streams on a mesh (data, fsdp, tensor).
+    """MemoryPlan a step of these streams on a mesh of these sizes.
 
     Args:
+      streams: of prompts that divide over the sequence axis.
       kernel: of the trunk's attention (``models.kernels``): a flash kernel holds no scores, and it
         says whose compiler makes the program.
 
@@ -111,6 +114,7 @@ def plan(
         cache=_cache(cfg, streams, mesh, accumulate),
         work=step_work(cfg, streams, lora),
         devices=math.prod(sizes),
+        sent=_sent(cfg, streams, mesh),
     )
 
 
@@ -150,7 +154,7 @@ def _activations(
 ) -> tuple[int, int, int]:
     """Bytes kept on the device, kept on the host, and at work."""
     a, d = jnp.dtype(cfg.dtype).itemsize, cfg.width
-    tensor = mesh.shape["tensor"]
+    tensor, parts = mesh.shape["tensor"], axis_size("positions", mesh)
     heads = cfg.heads // tensor
     q, kv = heads * cfg.head_size, cfg.kv_heads * cfg.head_size // tensor
     f, vocab = cfg.mlp // tensor, -(-cfg.vocab // tensor)
@@ -175,13 +179,16 @@ def _activations(
     layer = scores = 0
     for rows in streams:
         local = -(-rows.batch // (accumulate * batch_shards(mesh)))
-        tokens = local * (rows.prompt + rows.branches * (rows.branch - 1))
+        prompt = rows.prompt // parts
+        tokens = local * (prompt + -(-rows.branches * (rows.branch - 1) // parts))
         # Scores of the branches over trunk and own keys: float32, and rounded for the product.
-        branches = local * rows.branches * (rows.branch - 1) * (rows.prompt + rows.branch)
+        branches = local * rows.branches * (rows.branch - 1) * (prompt + rows.branch)
         branches *= heads * (4 + 4 + a)
         entering = tokens * d * a
         # Of attention in blocks of queries: sums of values, maxima and sums of weights, in float32.
-        attended = 0 if flash else local * _in_blocks(rows.prompt) * 4 * (q + 2 * heads)
+        stretches = 1 if parts == 1 else 2
+        blocks = stretches * _in_blocks(prompt // stretches)
+        attended = 0 if flash else local * blocks * 4 * (q + 2 * heads)
         device, host = {
             "none": (tokens * everything + branches, 0),
             "full": (entering, 0),
@@ -193,9 +200,11 @@ def _activations(
         kept += cfg.layers * device + 2 * entering
         offloaded += cfg.layers * host
         # A block of queries over all keys: scores, weights and their gradients in float32.
-        block = 0 if flash else local * heads * min(rows.prompt, BLOCK) * rows.prompt
-        layer = max(layer, tokens * height + branches + 4 * 4 * block)
-        positions = rows.branches * rows.branch + (rows.prompt if rows.prompt_loss else 0)
+        block = 0 if flash else local * heads * min(prompt // stretches, BLOCK) * rows.prompt
+        # The keys and values of all positions, as gathered and in their order, and their gradients.
+        everyones = 0 if parts == 1 else local * rows.prompt * 3 * 2 * kv * a
+        layer = max(layer, tokens * height + branches + 4 * 4 * block + everyones)
+        positions = -(-rows.branches * rows.branch // parts) + (prompt if rows.prompt_loss else 0)
         chunk = local * chunk_positions(local, positions, vocab)
         scores = max(scores, 3 * 4 * chunk * vocab)
     # Weights come together for their product, and their gradients before these are scattered.
@@ -205,7 +214,7 @@ def _activations(
             decoder.parameter_table(cfg)["layers"], is_leaf=decoder.is_parameter
         )
     )
-    apart = mesh.shape["fsdp"] > 1 or cfg.dtype != cfg.param_dtype
+    apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     if apart:
         gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor
     else:  # copied out of their stack, where a kernel or a library's product reads them
@@ -222,9 +231,22 @@ def _in_blocks(positions: int) -> int:
 def _cache(cfg: DecoderConfig, streams: Sequence[PaddedShape], mesh: Any, accumulate: int) -> int:
     token = 2 * cfg.layers * cfg.kv_heads * cfg.head_size * jnp.dtype(cfg.dtype).itemsize
     per_token = token // mesh.shape["tensor"]
+    # What samples has whole prompts, and its rows over the sequence axis, too.
+    shards = batch_shards(mesh) * axis_size("positions", mesh)
     return max(
-        -(-rows.batch // (accumulate * batch_shards(mesh)))
+        -(-rows.batch // (accumulate * shards))
         * (rows.prompt + rows.branches * rows.branch)
         * per_token
         for rows in streams
     )
+
+
+def _sent(cfg: DecoderConfig, streams: Sequence[PaddedShape], mesh: Any) -> int:
+    """Bytes that rings over the sequence axis make a device send in a step: keys and values are
+    gathered forward, again where the layer is computed again, and their gradients are scattered."""
+    parts = axis_size("positions", mesh)
+    token = 2 * cfg.kv_heads * cfg.head_size * jnp.dtype(cfg.dtype).itemsize
+    token = token * cfg.layers // mesh.shape["tensor"]
+    times = 2 if cfg.remat == "none" else 3
+    rows = sum(-(-rows.batch // batch_shards(mesh)) * rows.prompt for rows in streams)
+    return times * rows * token * (parts - 1) // parts

@@ -23,6 +23,7 @@ from dynarag_jax.policy.examples import ExampleMaker
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.policy.tokens import TokenCache
 from dynarag_jax.records import Question
+from dynarag_jax.sharding import axis_size
 from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.exports import Start, save_trained
@@ -350,7 +351,7 @@ def train(
         offload,
         skip_nonfinite=stage.nonfinite == "skip",
     )
-    log(kernels.choose(start.cfg).reason)
+    log(kernels.choose(start.cfg, parts=axis_size("positions", mesh)).reason)
     data = Input(stage, sources, mesh, seed, steps)
     if stage.lengths > 1:
         chosen = ((n, ", ".join(map(str, of))) for n, of in data.buckets.lengths.items())

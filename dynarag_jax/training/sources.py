@@ -15,7 +15,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.policy.batches import Batch, collate, place, process_rows
-from dynarag_jax.sharding import require_divisible
+from dynarag_jax.sharding import axis_size, padded_prompt, require_divisible
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import PaddedShape, step_work
@@ -93,6 +93,7 @@ class Input:
                 s.stream.batch,
                 s.shape.prompt,
                 partial(self._length, s),
+                partial(padded_prompt, parts=axis_size("positions", mesh)),
             )
             for s in sources
         }

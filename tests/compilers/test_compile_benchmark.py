@@ -44,6 +44,18 @@ def test_rows_are_of_the_models_that_they_name(family):
         assert planned.trained == 16 * cfg.layers * beside
 
 
+def test_a_mesh_may_cut_prompts():
+    row = matrix.Row("gemma3-1b", "lora", "full", "v5e:2x4/1x2x4x1", "sft")
+    _, _, streams, sizes = matrix.prepare(row)
+    assert (sizes, streams["reranker"].batch) == ((1, 2, 4, 1), 2)
+    whole = matrix.Row("gemma3-1b", "lora", "full", "v5e:2x4/1x8x1", "sft")
+    parts, rows = matrix.planned(row), matrix.planned(whole)
+    assert parts.weights == rows.weights
+    assert parts.activations < 0.3 * rows.activations
+    with pytest.raises(SystemExit, match="give SLICE/DATAxFSDPxTENSOR"):
+        matrix.prepare(matrix.Row("gemma3-1b", "lora", "full", "v5e:2x4/8", "sft"))
+
+
 def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     tmp_path, monkeypatch, capsys
 ):

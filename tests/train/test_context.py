@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dynarag_jax.config import Run
+from dynarag_jax.config import Mesh, Run
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import sha256_file
 from dynarag_jax.launch import manifests as record
@@ -66,6 +66,21 @@ def test_a_manifest_says_what_made_the_stage(place):
     # This process holds JAX: more than 50 MB, and its high-water mark is above what it holds now.
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     assert record["peak_memory_bytes"] >= 0.9 * pages * os.sysconf("SC_PAGE_SIZE") > 50e6
+
+
+def test_prompts_are_cut_where_language_models_train_alone():
+    run = Run("runs/a", mesh=Mesh(data=1, fsdp=-1, sequence=2, tensor=2))
+    context = Context(run, {}, "count")
+    count = jax.device_count()
+    assert dict(context.training_mesh.shape) == {
+        "data": 1, "fsdp": count // 4, "sequence": 2, "tensor": 2
+    }  # fmt: skip
+    assert dict(context.mesh.shape) == {"data": 1, "fsdp": count // 2, "tensor": 2}
+    assert context.mesh.devices.flat[:].tolist() == context.training_mesh.devices.flat[:].tolist()
+    context = Context(Run("runs/a", mesh=Mesh(sequence=1)), {}, "count")
+    assert context.mesh is context.training_mesh
+    with pytest.raises(InputError, match=r"mesh \(1, 1, 0, 1\): sizes are positive"):
+        Mesh(data=1, sequence=0)
 
 
 def test_what_is_done_is_left_alone_and_what_changed_is_made_anew(place, capsys):

@@ -116,6 +116,38 @@ def test_an_8b_model_is_planned_from_its_config_alone(tmp_path, capsys):
     assert not any(path.name != "config.json" for path in tmp_path.iterdir())
 
 
+def test_prompts_in_parts_are_planned(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    asked = ["--init", str(tmp_path), "--plan", "--plan.device", "v5p", "--plan.devices", "64"]
+    asked += ["--reranker.batch", "16", "--generator.batch", "16", "--accumulate", "1"]
+    code, said = planned(capsys, *asked, "--run.mesh.sequence", "4")
+    assert code == 0
+    assert "64 x v5p, mesh data x fsdp x sequence x tensor = 1 x 16 x 4 x 1" in said
+    assert re.search(r"weights +0\.47 GiB", said)  # a 64th of them
+    assert " GB of keys and values that a device sends a step, over the sequence axis\n" in said
+    assert "splash attention" in said
+    code, said = planned(capsys, *asked)
+    assert code == 2
+    assert "reranker.batch = 16 does not divide over 64 batch shards" in said
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_a_part_of_a_prompt_is_a_part_of_its_activations(remat):
+    cfg = dataclasses.replace(CFG, remat=remat, positions=4096)
+    rows = [PaddedShape(batch=2, prompt=4096, branches=2, branch=8, prompt_loss=True)]
+    whole, parts = (
+        plan(cfg, rows, sizes, OptimizerConfig(), kernel="splash")
+        for sizes in ((1, 2, 1), (1, 2, 4, 1))
+    )
+    assert parts.devices == 4 * whole.devices
+    assert whole.weights / 4 < parts.weights < whole.weights / 3.5  # norms are whole
+    assert 0.24 < parts.activations / whole.activations < 0.27
+    assert parts.working < 0.6 * whole.working
+    assert parts.work == whole.work
+    assert (parts.sent > 0, whole.sent) == (True, 0)
+    assert parts.cache == whole.cache  # one row of two on each of eight devices, rounded up
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,7 +1,8 @@
 """One training, on any mesh: the same losses for 20 steps, in two processes, too.
 
-Run as a program (``test_meshes.py DATA FSDP TENSOR DIRECTORY FIRST LAST``) it is one process of
-several: it trains on the mesh over all of them and prints the losses.
+Run as a program (``test_meshes.py DATAxFSDPxTENSOR DIRECTORY FIRST LAST``, or ``DATAxFSDPxSEQUENCEx
+TENSOR``) it is one process of several: it trains on the mesh over all of them and prints the
+losses.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.objectives.terms import Dpo, Objectives, TokenNll
 from dynarag_jax.policy.batches import BatchShape, Example, collate, place, process_rows
 from dynarag_jax.policy.grammar import Spelling, build_grammar
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.sharding import mesh_of as make_mesh
 from dynarag_jax.training.checkpoints import Checkpoints
 from dynarag_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dynarag_jax.training.order import Order
@@ -80,7 +81,7 @@ def train(mesh, first=0, last=STEPS, directory=None):
 
 
 def mesh_of(*sizes):
-    return make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    return make_mesh(sizes, jax.devices()[: math.prod(sizes)])
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +103,21 @@ def test_losses_of_twenty_steps_are_the_same_on_every_mesh(on_one, sizes):
 @pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_continues_on_another(on_one, tmp_path):
     losses = train(mesh_of(1, 8, 1), 0, 8, tmp_path)
-    losses += train(mesh_of(2, 2, 2), 8, 14, tmp_path)
+    losses += train(mesh_of(2, 2, 2), 8, 11, tmp_path)
+    losses += train(mesh_of(1, 2, 2, 2), 11, 14, tmp_path)
     losses += train(mesh_of(1, 1, 1), 14, STEPS, tmp_path)
     np.testing.assert_allclose(losses, on_one, atol=1e-5)
 
 
-def in_processes(count, *arguments):
+def in_processes(count, sizes, *arguments):
     """The losses that so many processes print, which have the mesh's devices together."""
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, *map(str, arguments)],
+            [sys.executable, __file__, "x".join(map(str, sizes)), *map(str, arguments)],
             env={
                 **os.environ,
                 "PYTHONPATH": str(Path(__file__).parents[2]),
-                "JAX_NUM_CPU_DEVICES": str(math.prod(arguments[:3]) // count),
+                "JAX_NUM_CPU_DEVICES": str(math.prod(sizes) // count),
                 **own,
             },
             stdout=subprocess.PIPE,
@@ -137,20 +139,23 @@ def in_processes(count, *arguments):
     [
         *((2, sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 4, 1), (1, 1, 2), (1, 2, 2))),
         *((4, sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 2, 2))),
+        (2, (1, 1, 2, 1)),
+        (4, (1, 2, 2, 1)),
     ],
     ids=str,
 )
 def test_several_processes_train_as_one(on_one, count, sizes):
     """Gradients, weights and products cross from process to process.
 
-    Where the tensor axis does, processes share rows: each reads those of all of them.
+    Where the tensor or the sequence axis does, processes share rows: each reads those of all of
+    them.
     """
-    np.testing.assert_allclose(in_processes(count, *sizes), on_one, atol=1e-5)
+    np.testing.assert_allclose(in_processes(count, sizes), on_one, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_continues_in_one(on_one, tmp_path):
-    losses = in_processes(2, 2, 2, 1, tmp_path, 0, 12)
+    losses = in_processes(2, (2, 2, 1), tmp_path, 0, 12)
     losses += train(mesh_of(2, 2, 2), 12, STEPS, tmp_path)
     np.testing.assert_allclose(losses, on_one, atol=1e-5)
 
@@ -159,7 +164,7 @@ if __name__ == "__main__":
     from dynarag_jax.launch.distributed import join
 
     join()
-    data, fsdp, tensor, *rest = sys.argv[1:]
+    sizes, *rest = sys.argv[1:]
     span = (Path(rest[0]), int(rest[1]), int(rest[2])) if rest else (None, 0, STEPS)
-    mesh = make_mesh(int(data), int(fsdp), int(tensor))
+    mesh = make_mesh(tuple(map(int, sizes.split("x"))))
     print(json.dumps(train(mesh, span[1], span[2], span[0])), flush=True)

@@ -55,7 +55,7 @@ PART = StreamLoss(
 SHAPE = BatchShape(prompt=10, branches=2, branch=SPELLING.longest(6), ids=6)
 
 
-def make_batch(seed=0):
+def make_batch(seed=0, shape=SHAPE):
     """Eight rows of very unequal lengths: expert lists, preferred pairs and answers, mixed."""
     rng = np.random.default_rng(seed)
 
@@ -85,7 +85,7 @@ def make_batch(seed=0):
                     f"expert{row}", prompt, [SPELLING.spell(expert)], shown=shown, ranking=expert
                 )
             )
-    return collate(rows, SHAPE)
+    return collate(rows, shape)
 
 
 OPTIMIZER = make_optimizer(

@@ -50,7 +50,7 @@ def start_stage(context: Context, stage: Train, weights: bool = True) -> Start:
     init, tokenizer, adapters = (
         context.optional_model(path) for path in (stage.init, stage.tokenizer, stage.adapters)
     )
-    return begin(stage, init, tokenizer, context.mesh, adapters, weights)
+    return begin(stage, init, tokenizer, context.training_mesh, adapters, weights)
 
 
 def without_effect(stage: Train, platform: str) -> list[str]:
@@ -80,9 +80,10 @@ def train_stage(
     Raises:
       InputError: the batches do not divide; nothing was moved yet.
     """
-    require_batches(stage, sources, context.mesh)
-    context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(context.mesh.shape)}")
-    for line in without_effect(stage, context.mesh.devices.flat[0].platform):
+    mesh = context.training_mesh
+    require_batches(stage, sources, mesh)
+    context.log(f"{count_parameters(start.cfg):,} parameters, mesh {dict(mesh.shape)}")
+    for line in without_effect(stage, mesh.devices.flat[0].platform):
         context.log(line)
 
     def work(watch: Watch) -> None:
@@ -100,7 +101,7 @@ def train_stage(
             stage,
             start,
             sources,
-            context.mesh,
+            mesh,
             context.run.seed,
             directory,
             peak=context.peak_flops,

@@ -25,7 +25,10 @@ run = replace(encoder_run.run, directory="runs/encoder_variants")
 mix = before["mix"]
 SETS = {"hotpotqa": 400, "2wikimultihopqa": 193}
 
-cloning = before["sft"]
+cloning = replace(
+    before["sft"],
+    encoder=replace(before["sft"].encoder, trained=TrainedEncoder(), rate=0.05),
+)
 in_order = replace(
     cloning,
     reranker=replace(

@@ -243,7 +243,7 @@ def trunk_and_branches(
     x, y = _part(streams[0], p, n, parts) if joined else streams
     if parts > 1:
         whole = constrain(y, "batch", None, None, None)
-        y = whole[:, 0, : n * t].reshape(len(y), n, t, -1)
+        y = whole[:, 0, : n * t].reshape(len(y), n, t, y.shape[-1])
     first = last_hidden(x, lengths, order)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)

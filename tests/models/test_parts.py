@@ -70,7 +70,7 @@ def test_attention_in_parts_is_that_of_whole_prompts(kernel, sizes, length, wind
 
 
 CFG = DecoderConfig(
-    vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, window=7,
+    vocab=64, width=24, layers=2, heads=4, kv_heads=2, head_size=8, mlp=48, window=7,
     windowed=(True, False), score_cap=2.0,
 )  # fmt: skip
 LENGTHS = np.array([12, 1, 5, 8], np.int32)

@@ -79,8 +79,10 @@ def test_prompts_in_parts_train_as_whole_ones(cfg, sizes, more):
     assert_equal_runs(run, trained(cfg, mesh_of(1, 1, 1, 1), **more))
 
 
+# Wide enough that activations outweigh the scores of a block of queries over all keys, which no
+# part makes smaller.
 LENGTHY = DecoderConfig(
-    vocab=512, width=64, layers=2, heads=2, kv_heads=1, head_size=32, mlp=224, tied=False,
+    vocab=512, width=256, layers=2, heads=2, kv_heads=1, head_size=32, mlp=896, tied=False,
     remat="full",
 )  # fmt: skip
 

@@ -118,10 +118,11 @@ def draw_lists(
         jnp.zeros((b, lists, r), jnp.float32),
     )
     at = _Drawing(jnp.zeros((), jnp.int32), jnp.zeros((b, lists), bool), empty)
-    for most in _most_chosen(cfg, r):
+    # Behind the longest list stop alone is left, and nobody needs to be asked.
+    for most in _most_chosen(cfg, r - 1):
         going = lambda at, most=most: (at.place <= most) & ~at.finished.all()  # noqa: E731
         at = jax.lax.while_loop(going, partial(step, most), at)
-    return at.drawn
+    return at.drawn._replace(lengths=at.drawn.lengths + ~at.finished)
 
 
 def _noise(key: jax.Array, width: int, arcs: int) -> jax.Array:

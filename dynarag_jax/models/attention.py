@@ -12,6 +12,7 @@ or None for all); ``cap`` bounds the scores smoothly (None does not).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -98,23 +99,33 @@ def trunk_attention(
     attend = partial(_causal_block, lengths=lengths, window=window, cap=cap)
     if p <= BLOCK:
         return attend(grouped, k, v, 0).reshape(b, p, h, size)
-    padded = jnp.pad(grouped, [(0, 0), (0, -p % BLOCK)] + [(0, 0)] * 3)
-    blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
-    each = -(-len(blocks) // PARTS)
+    each = -(-p // (BLOCK * PARTS)) * BLOCK
+    parts = [
+        _over_blocks(attend, grouped[:, at : at + each], k[:, : at + each], v[:, : at + each], at)
+        for at in range(0, p, each)
+    ]
+    return jnp.concatenate(parts, axis=1).reshape(b, p, h, size)
+
+
+def _over_blocks(
+    attend: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    first: jax.Array | int,
+) -> jax.Array:
+    """Queries [B, T, G, M, K] from position ``first`` on, in blocks that keep ``KEPT`` alone."""
+    b, t, *rest = q.shape
+    padded = jnp.pad(q, [(0, 0), (0, -t % BLOCK)] + [(0, 0)] * 3)
+    blocks = padded.reshape(b, -1, BLOCK, *rest).swapaxes(0, 1)
     keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
-    parts = []
-    for at in range(0, len(blocks), each):
-        part = blocks[at : at + each]
-        first = jnp.arange(at, at + len(part)) * BLOCK
-        end = (at + len(part)) * BLOCK
-        keys, values = k[:, :end], v[:, :end]
 
-        def block(args: tuple, k: jax.Array = keys, v: jax.Array = values) -> jax.Array:
-            return attend(args[0], k, v, args[1])
+    def block(args: tuple) -> jax.Array:
+        return attend(args[0], k, v, args[1])
 
-        parts.append(jax.lax.map(jax.checkpoint(block, policy=keep), (part, first)))
-    out = jnp.concatenate(parts)
-    return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :p]
+    at = first + jnp.arange(len(blocks)) * BLOCK
+    out = jax.lax.map(jax.checkpoint(block, policy=keep), (blocks, at))
+    return out.swapaxes(0, 1).reshape(b, -1, *rest)[:, :t]
 
 
 def stretch_attention(
@@ -143,16 +154,7 @@ def stretch_attention(
     attend = partial(_causal_block, lengths=lengths, window=window, cap=cap)
     if t <= BLOCK:
         return attend(grouped, k, v, first).reshape(b, t, h, size)
-    padded = jnp.pad(grouped, [(0, 0), (0, -t % BLOCK)] + [(0, 0)] * 3)
-    blocks = padded.reshape(b, -1, BLOCK, *grouped.shape[2:]).swapaxes(0, 1)
-    keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
-
-    def block(args: tuple) -> jax.Array:
-        return attend(args[0], k, v, args[1])
-
-    at = first + jnp.arange(len(blocks)) * BLOCK
-    out = jax.lax.map(jax.checkpoint(block, policy=keep), (blocks, at))
-    return out.swapaxes(0, 1).reshape(b, -1, h, size)[:, :t]
+    return _over_blocks(attend, grouped, k, v, first).reshape(b, t, h, size)
 
 
 def branch_attention(

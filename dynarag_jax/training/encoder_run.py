@@ -27,7 +27,13 @@ from dynarag_jax.policy.encoder_model import (
     settings_to_store,
 )
 from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
-from dynarag_jax.policy.list_batches import ListBatch, ListExample, collate_lists, place_rows
+from dynarag_jax.policy.list_batches import (
+    ListBatch,
+    ListExample,
+    ListShape,
+    collate_lists,
+    place_rows,
+)
 from dynarag_jax.policy.pair_tokens import PairMaker
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.checkpoints import Best, Checkpoints
@@ -139,10 +145,22 @@ class ListInput:
                 for row in process_rows(self._mesh, source.stream.batch)
             ]
             count = -(-self.buckets.lengths[name][bucket] // _GRAIN)
-            batch = collate_lists(examples, source.shape, count)
+            shape = self._shape(source, positions)
+            batch = collate_lists(examples, shape, count)
             batches[name] = place_rows(self._mesh, batch)
             ids += [e.id for e in examples]
         return batches, ids
+
+    def _shape(self, source: ExampleSource, positions: Sequence[int]) -> ListShape:
+        """The batch's shape, alike in all processes: pairs of states only as long as these want."""
+        if not source.shape.states:
+            return source.shape
+        mixture = self._mixtures[source.name]
+        rows = (source.example(mixture.at(int(position))) for position in positions)
+        longest = max(len(row.lists[0]) for row in rows)
+        # To 0, 1, 2, 4, ...: each is compiled for itself.
+        longest = 1 << (longest - 1).bit_length() if longest else 0
+        return replace(source.shape, steps=min(longest + 1, source.shape.steps))
 
 
 def _most(source: ExampleSource) -> int:

@@ -376,6 +376,22 @@ def test_the_chance_of_what_may_follow_is_that_of_each_together(cfg):
     assert float(jnp.exp(found[1])) == pytest.approx(steps[2, 0] + steps[3, 0], rel=1e-3)
 
 
+def test_a_state_is_read_alike_whatever_it_is_padded_to():
+    params, candidates = params_of(AGAIN), candidates_of(AGAIN, 4)
+    following = jnp.zeros((1, 2, 5), bool).at[0, :, jnp.array([0, 4])].set(True)
+    found = [
+        jax.jit(chance_of, static_argnums=0)(
+            AGAIN, params, candidates, jnp.asarray([[[3, 0, 0][:k], [0, 0, 0][:k]]]), following
+        )
+        for k in (1, 3)
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    nothing = jnp.zeros((1, 2, 0), jnp.int32)
+    begun = jax.jit(chance_of, static_argnums=0)(AGAIN, params, candidates, nothing, following)
+    np.testing.assert_allclose(begun[0, 1], found[0][0, 1], rtol=1e-5)
+    assert float(jnp.abs(begun[0, 0] - found[0][0, 0])) > 1e-3
+
+
 def test_what_has_no_sets_is_refused():
     tokens, lengths = packed([(1, 2)], 3)
     with pytest.raises(InputError, match="reencode"):

@@ -62,6 +62,7 @@ from dynarag_jax.stages import (
 )
 from dynarag_jax.stages.common import training as watched_training
 from dynarag_jax.stages.common.curves import CurveConfig
+from dynarag_jax.training.encoder_run import ListInput
 from dynarag_jax.training.list_examples import behavior_lists
 from dynarag_jax.training.optimizer import OptimizerConfig
 from tests.small_model import save_small_model
@@ -276,6 +277,12 @@ def test_states_are_as_long_and_in_such_orders_as_chance_says(ran):
     # Pearson's statistic on four degrees of freedom: beyond 18.5 once in a thousand seeds.
     assert sum((drawn[k] - 1200 * p) ** 2 / (1200 * p) for k, p in expected.items()) < 18.5
     assert source.make(3, 0) == source.make(3, 0)
+    # A batch has room for as many as its own states chose.
+    one = replace(source, stream=replace(source.stream, batch=1))
+    data = ListInput(stage, [one], make_mesh(devices=jax.devices()[:1]), 0, 20)
+    for step in range(20):
+        batch = data(step)[0]["reranker"]
+        assert batch.branches.shape[-1] - 1 == int((batch.branches > 0).sum())
     whole = replace(stage, reranker=before.reranker)
     assert behavior_lists(whole, cfg, questions, maker).make(0, 0).lists == ((a, b),)
 

@@ -161,9 +161,12 @@ def main() -> None:
     given = parser.parse_args()
     if not given.questions and not given.scifact:
         parser.error("give --questions or --scifact")
-    questions = read_questions(given.questions) if given.questions else []
-    if unlabeled := [q.id for q in questions if not q.gold or not q.passages]:
-        parser.error(f"{given.questions}: question '{unlabeled[0]}' lacks candidates or gold")
+    found = read_questions(given.questions) if given.questions else []
+    questions = [q for q in found if q.gold and q.passages]
+    if found and not questions:
+        parser.error(f"{given.questions}: no question has candidates and says which are needed")
+    if left_out := len(found) - len(questions):
+        print(f"{left_out} questions that need none, or do not say, are left out\n")
     longest = max([2, *(len(q.gold or ()) for q in questions)])
     asked = [(path, 0) for path in given.policies]
     if given.untrained:

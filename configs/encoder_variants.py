@@ -5,7 +5,7 @@
 The cross-encoder of configs/encoder.py, which must stand in runs/reranker, learns from gold of 385
 questions of HotpotQA and 2WikiMultihopQA with ten candidates, once: trained whole, its last six
 layers, adapters, or frozen (eight times, since its vectors are computed once); candidates that see
-each other inside it; steps that read again what was chosen (three times, a step each); and lists in
+each other inside it; steps that read again what was chosen (a pass each); and lists in
 the order of the file in place of sets. All are measured on the same 208 questions of the
 development part, on which what configs/encoder.py does was chosen, and on held-out ones.
 """
@@ -62,14 +62,13 @@ variants = {
     "adapters": trained({"part": "lora"}, rate=0.5),
     "frozen": replace(trained({"part": "frozen"}, rate=1.0), accumulate=1, epochs=8.0),
     "interaction": replace(of_sets, encoder=replace(of_sets.encoder, interaction=True)),
-    # One drawn state a question and epoch: as many as lists of two have steps.
+    # An epoch holds every step of every list.
     "reencode": replace(
         trained({"part": "last", "layers": 6}, reencode=32),
         reranker=replace(
             of_sets.reranker,
             objectives=Objectives(nll=TokenNll(weight=0.0), set_nll=SetNll(weight=1.0)),
         ),
-        epochs=3.0,
     ),
 }
 evaluate = replace(

@@ -34,8 +34,8 @@ class SetNll(Term):
     For experts that say which passages are needed and not in which order: the model chooses the
     order, and no passage is held down at a step because the file named another first. Encoder
     policies alone compute it: a sum over all orders, exactly; of one that reads again what was
-    chosen, the mean over states that are drawn of how likely a needed passage, or stop behind the
-    last, comes next.
+    chosen, the mean over states, one of every length, of how likely a needed passage, or stop
+    behind the last, comes next.
     """
 
     reads_sets: ClassVar[bool] = True

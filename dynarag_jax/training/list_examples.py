@@ -38,9 +38,10 @@ def behavior_lists(
     """Behavior cloning of the experts' lists; questions without a list are left out.
 
     Of a policy that reads again what was chosen, lists are learned whole by ``nll``, one pass over
-    the candidates a step, and as sets by ``set_nll``: one state a time, so many of the needed
-    passages in some order, both drawn by the seed, the epoch and the question; what may come next
-    is any that is left, or stop.
+    the candidates a step, and as sets by ``set_nll``: one state a time. An example is a question
+    and so many of its needed passages, each number of them once an epoch, so that a list weighs by
+    its steps; which ones, and in what order, the seed and the epoch draw. What may come next is any
+    that is left, or stop.
 
     Raises:
       InputError: no question has a list, or an objective would do nothing.
@@ -65,26 +66,30 @@ def behavior_lists(
             f"them; run the label stage"
         )
 
+    # A question, and of states how many of its needed passages are chosen. Behind the longest list
+    # nothing is left to choose, and nothing to learn.
+    most = cfg.max_list - 1 if states else 0
+    places = [(q, size) for q in labeled for size in range(min(len(q.expert or ()), most) + 1)]
+
     def make(epoch: int, index: int) -> ListExample:
-        question = labeled[index]
+        question, size = places[index]
         expert = question.expert or ()
         kept = expert[: cfg.max_list]
         pairs = maker.pairs(question)
         one, left = kept, ()
         if states:
-            rng = random.Random(f"{seed}/state/{epoch}/{question.id}")
-            # Behind the longest list nothing is left to choose, and nothing to learn.
-            size = rng.randint(0, min(len(kept), cfg.max_list - 1))
+            rng = random.Random(f"{seed}/state/{epoch}/{question.id}/{size}")
             one = tuple(rng.sample(kept, size))
             left = tuple(i for i in kept if i not in one) or (STOP,)
         return ListExample(
-            question.id, pairs, (one,), ranking=kept, dropped_ids=len(expert) - len(kept),
-            following=left, **_with_vectors(question, pairs, vectors),
+            question.id, pairs, (one,), ranking=kept, following=left,
+            dropped_ids=0 if size else len(expert) - len(kept),
+            **_with_vectors(question, pairs, vectors),
         )  # fmt: skip
 
     longest = max((len(q.expert or ()) for q in labeled), default=0)
     shape = ListShape(1, min(longest, cfg.max_list) + 1, cfg.pieces, states=states)
-    return ExampleSource("reranker", stage.reranker, len(labeled), make, shape)
+    return ExampleSource("reranker", stage.reranker, len(places), make, shape)
 
 
 def ranked_lists(

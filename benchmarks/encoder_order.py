@@ -35,7 +35,7 @@ from dynarag_jax.models.list_head import ListHeadConfig, init_list_head
 from dynarag_jax.policy.encoder_model import EncoderPolicy, is_encoder_policy, load_encoder_policy
 from dynarag_jax.policy.encoder_policy import step_of
 from dynarag_jax.policy.pair_tokens import collate_pairs, padded_count, padded_pieces
-from dynarag_jax.records import Passage, Question, read_questions
+from dynarag_jax.records import Question, passage_text, read_questions
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sharding import make_mesh
@@ -62,11 +62,9 @@ def policy_of(
 
 def first_scores(policy: EncoderPolicy, questions: Sequence[Question]) -> list[np.ndarray]:
     """The candidates' scores before anything is chosen."""
-    nothing = np.zeros((1, 1, 0), np.int32)
+    nothing = jnp.zeros((1, 1, 0), jnp.int32)
     scores = jax.jit(
-        lambda params, candidates: step_of(
-            policy.cfg, params, candidates, None, jnp.asarray(nothing)
-        ).scores[0, 0, 1:]
+        lambda params, batch: step_of(policy.cfg, params, batch, None, nothing).scores[0, 0, 1:]
     )
     maker, found = policy.pair_maker(), []
     for question in questions:
@@ -105,19 +103,16 @@ def by_sets(policies: dict[str, EncoderPolicy], questions: Sequence[Question]) -
 
 def scifact(data: Path, first: int) -> dict[str, list[tuple[Question, dict[str, int]]]]:
     """SciFact's test questions with the first candidates of two retrievers, and judgments."""
-    from benchmarks.scifact import CLAIMS, CORPUS, embedded
-    from dynarag_jax.files import read_jsonl
+    from benchmarks.scifact import embedded
     from dynarag_jax.retrieval.bm25 import Bm25Config, build_bm25
     from dynarag_jax.retrieval.index import build_index
 
     given = embedded(data)
-    passages = [Passage(v["_id"], v["text"], v["title"]) for _, v in read_jsonl(data / CORPUS)]
-    claims = {v["id"]: v["claim"] for _, v in read_jsonl(data / CLAIMS)}
-    texts = [claims[query] for query in given.relevant]
+    passages, claims = given.passages, given.claims
     exact = build_index(given.vectors, kind="exact")
-    words = build_bm25([f"{p.title} {p.text}" for p in passages], Bm25Config())
+    words = build_bm25(map(passage_text, passages), Bm25Config())
     found = {
-        "BM25": words.search(texts, first)[0],
+        "BM25": words.search([claims[query] for query in given.relevant], first)[0],
         "all-MiniLM-L6-v2": exact.search(given.queries, first)[0],
     }
     return {
@@ -181,15 +176,11 @@ def main() -> None:
             for path, again in asked
         }
         if questions:
-            print(markdown_note(given.questions, questions))
+            device = jax.devices()[0].device_kind
+            print(f"{len(questions)} questions of {given.questions.name}; {device}\n")
             print(by_sets(policies, questions), flush=True)
         if given.scifact:
             print(by_ndcg(policies, given.scifact, given.first))
-
-
-def markdown_note(path: Path, questions: Sequence[Question]) -> str:
-    """What was measured on, and on what."""
-    return f"{len(questions)} questions of {path.name}; {jax.devices()[0].device_kind}\n"
 
 
 if __name__ == "__main__":

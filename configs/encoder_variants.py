@@ -5,9 +5,9 @@
 The cross-encoder of configs/encoder.py, which must stand in runs/reranker, learns from gold of 385
 questions of HotpotQA and 2WikiMultihopQA with ten candidates, once: trained whole, its last six
 layers, adapters, or frozen (eight times, since its vectors are computed once); candidates that see
-each other inside it; steps that read again what was chosen (a pass each); and lists in
-the order of the file in place of sets. All are measured on the same 208 questions of the
-development part, on which what configs/encoder.py does was chosen, and on held-out ones.
+each other inside it; steps that read again what was chosen (a pass each); and lists in the order of
+the file in place of sets. All are measured on the same 208 questions of the development part, on
+which what configs/encoder.py does was chosen, and on held-out ones.
 """
 
 from dataclasses import replace

@@ -8,7 +8,7 @@ runs/reranker): what it scores above one half, best first. Then it draws lists o
 reader of configs/real.py, in runs/real, says how likely the reference answer is given each, less a
 price for every passage; and the policy learns from that with its last six layers. Development
 questions have gold for the rules, which are tuned by it. All are measured on the same held-out
-questions, 100 of each set.
+questions, 100 of each set. What the feedback brings is not measured: docs/benchmarks.md.
 """
 
 from dataclasses import replace
@@ -16,11 +16,10 @@ from dataclasses import replace
 from dynarag_jax.evaluation.tuning import RULES, RulesConfig
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.models.encoder_layout import TrainedEncoder
-from dynarag_jax.objectives.terms import Objectives, Rloo, TokenNll
+from dynarag_jax.objectives.terms import Objectives, TokenNll
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.stages import Label, Stream
-from dynarag_jax.training.optimizer import OptimizerConfig
+from dynarag_jax.stages import Label
 
 encoder_run = base_config(__file__, "encoder.py")
 before = encoder_run.stages
@@ -35,7 +34,6 @@ prompts = replace(
 run = replace(encoder_run.run, directory="runs/encoder_without_gold", prompts=prompts)
 
 cloning = before["sft"]
-feedback = before["feedback"]
 
 stages = {
     "gather": before["gather"],
@@ -70,13 +68,7 @@ stages = {
         reader=READER,
         reader_dtype="bfloat16",
     ),
-    "feedback": replace(
-        feedback,
-        reranker=Stream(
-            batch=4, objectives=Objectives(nll=TokenNll(weight=0.0), rloo=Rloo(weight=1.0))
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, weight_decay=0.01),
-    ),
+    "feedback": before["feedback"],
     "evaluate": replace(
         before["evaluate"],
         models={

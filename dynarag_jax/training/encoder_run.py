@@ -151,12 +151,12 @@ class ListInput:
             ids += [e.id for e in examples]
         return batches, ids
 
-    def _shape(self, source: ExampleSource, positions: Sequence[int]) -> ListShape:
+    def _shape(self, source: ExampleSource, positions: np.ndarray) -> ListShape:
         """The batch's shape, alike in all processes: pairs of states only as long as these want."""
         if not source.shape.states:
             return source.shape
         mixture = self._mixtures[source.name]
-        rows = (source.example(mixture.at(int(position))) for position in positions)
+        rows = (source.example(mixture.at(int(p))) for p in positions)
         longest = max(len(row.lists[0]) for row in rows)
         # To 0, 1, 2, 4, ...: each is compiled for itself.
         longest = 1 << (longest - 1).bit_length() if longest else 0

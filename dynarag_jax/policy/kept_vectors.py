@@ -198,4 +198,5 @@ def collate_vectors(
 
 def _without_tokens(pairs: QuestionPairs) -> QuestionPairs:
     bare = (np.zeros(1, np.int32),) * pairs.count
-    return QuestionPairs(bare, bare, np.zeros(pairs.count, np.int32), pairs.retriever)
+    none = np.zeros(pairs.count, np.int32)
+    return QuestionPairs(bare, bare, none, pairs.retriever, none.astype(bool))

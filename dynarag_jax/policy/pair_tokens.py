@@ -32,14 +32,19 @@ class QuestionPairs:
       tokens: word pieces of each pair; ``types`` their token types.
       second: where the passage begins in each.
       retriever: [N, 3], the retriever's features.
-      cut: pairs that lost word pieces.
+      shortened: [N] bool, pairs that lost word pieces.
     """
 
     tokens: tuple[np.ndarray, ...]
     types: tuple[np.ndarray, ...]
     second: np.ndarray
     retriever: np.ndarray
-    cut: int = 0
+    shortened: np.ndarray
+
+    @property
+    def cut(self) -> int:
+        """Pairs that lost word pieces."""
+        return int(self.shortened.sum())
 
     @property
     def count(self) -> int:
@@ -50,6 +55,17 @@ class QuestionPairs:
     def longest(self) -> int:
         """Word pieces of the longest pair."""
         return max((len(row) for row in self.tokens), default=0)
+
+    def of(self, places: Sequence[int]) -> QuestionPairs:
+        """The pairs at these places, from 0, in this order; features are those among all."""
+        at = np.asarray(places, np.int64)
+        return QuestionPairs(
+            tuple(self.tokens[i] for i in places),
+            tuple(self.types[i] for i in places),
+            self.second[at],
+            self.retriever[at],
+            self.shortened[at],
+        )
 
     def fingerprint(self) -> str:
         """A hash of what the policy reads, for stamping what was computed of it."""
@@ -135,7 +151,7 @@ class PairMaker:
             tuple(np.minimum(np.array(e.type_ids, np.int32), self.types - 1) for e in encoded),
             second,
             retriever_features(question),
-            sum(bool(e.overflowing) for e in encoded),
+            np.array([bool(e.overflowing) for e in encoded], bool),
         )
 
 

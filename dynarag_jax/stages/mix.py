@@ -42,6 +42,9 @@ class Mix:
     """candidates in an order drawn by the seed and the question: files may put the needed first"""
     answers_as_gold: tuple[str, ...] = ()
     """sets that do not say which passages are needed: those that contain an answer count"""
+    one_suffices: tuple[str, ...] = ()
+    """sets whose questions any one of the needed passages answers: the first of the file stays, the
+    other needed ones are taken away from the candidates"""
     seed: int | None = None
     """of what is drawn here; that of the run if none is given. With one of its own, runs of several
     seeds train and are evaluated on the same questions"""
@@ -49,7 +52,7 @@ class Mix:
     def __post_init__(self) -> None:
         if not 0 <= self.development < 1:
             raise InputError(f"development = {self.development} must lie in [0, 1)")
-        for name in (*self.limits, *self.answers_as_gold):
+        for name in (*self.limits, *self.answers_as_gold, *self.one_suffices):
             if name not in {**self.train, **self.held_out}:
                 raise InputError(
                     f"mix: '{name}' is none of the sets {', '.join(self.train) or '(none)'}"
@@ -140,6 +143,8 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
             question = replace(question, gold=tuple(question.passages[i - 1].id for i in places))
         if question.gold is None:
             continue
+        if name in stage.one_suffices:
+            question = _with_one(question)
         if stage.shuffled:
             rng = random.Random(f"{seed}/candidates/{question.id}")
             question, _ = question.shuffled(len(question.passages), rng)
@@ -155,3 +160,14 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
             f"do not say which they need"
         )
     return found
+
+
+def _with_one(question: Question) -> Question:
+    """The question with the first needed of its candidates, and without the other needed ones."""
+    needed = sorted(question.gold_list() or ())
+    if not needed:
+        return question
+    first = question.passages[needed[0] - 1]
+    rest = {question.passages[i - 1].id for i in needed[1:]}
+    passages = tuple(p for p in question.passages if p.id not in rest)
+    return replace(question, passages=passages, gold=(first.id,), expert=None, expert_thought="")

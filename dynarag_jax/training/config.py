@@ -61,12 +61,17 @@ class EncoderTraining:
     0 reads candidates once"""
     pieces: int = 160
     """word pieces of a pair at most; longer passages are cut, and counted"""
+    negatives: int = 0
+    """of behavior cloning: candidates that are not needed beside those that are, drawn anew for
+    each example; 0 takes all. Fewer cost less, and show the policy smaller sets than it will see"""
     rate: float = 0.05
     """learning rate of the encoder, as a share of the head's, which is the optimizer's"""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise InputError(f"encoder: rate = {self.rate} must lie in (0, 1]")
+        if self.negatives < 0:
+            raise InputError(f"encoder: negatives = {self.negatives} must not be negative")
         if self.reencode < 0:
             raise InputError(f"encoder: reencode = {self.reencode} must not be negative")
         if self.reencode and self.trained.part == "frozen":

@@ -27,6 +27,12 @@ def _with_vectors(
     return {"vectors": own, "scores": scores}
 
 
+def _some(needed: Sequence[int], count: int, negatives: int, rng: random.Random) -> list[int]:
+    """The needed of ``count`` candidates and so many of the others, 1-based, in their order."""
+    others = [i for i in range(1, count + 1) if i not in needed]
+    return sorted([*needed, *rng.sample(others, min(negatives, len(others)))])
+
+
 def behavior_lists(
     stage: Train,
     cfg: EncoderPolicyConfig,
@@ -42,6 +48,8 @@ def behavior_lists(
     and so many of its needed passages, each number of them once an epoch, so that a list weighs by
     its steps; which ones, and in what order, the seed and the epoch draw. What may come next is any
     that is left, or stop.
+
+    With ``stage.encoder.negatives`` an example holds all needed candidates and a draw of the others.
 
     Raises:
       InputError: no question has a list, or an objective would do nothing.
@@ -74,17 +82,23 @@ def behavior_lists(
     def make(epoch: int, index: int) -> ListExample:
         question, size = places[index]
         expert = question.expert or ()
-        kept = expert[: cfg.max_list]
+        dropped = 0 if size else len(expert) - cfg.max_list
         pairs = maker.pairs(question)
+        known = _with_vectors(question, pairs, vectors)
+        rng = random.Random(f"{seed}/state/{epoch}/{question.id}/{size}")
+        if stage.encoder.negatives:
+            shown = _some(expert, pairs.count, stage.encoder.negatives, rng)
+            pairs = pairs.of([i - 1 for i in shown])
+            known = {name: rows[[i - 1 for i in shown]] for name, rows in known.items()}
+            expert = tuple(shown.index(i) + 1 for i in expert)
+        kept = expert[: cfg.max_list]
         one, left = kept, ()
         if states:
-            rng = random.Random(f"{seed}/state/{epoch}/{question.id}/{size}")
             one = tuple(rng.sample(kept, size))
             left = tuple(i for i in kept if i not in one) or (STOP,)
         return ListExample(
             question.id, pairs, (one,), ranking=kept, following=left,
-            dropped_ids=0 if size else len(expert) - len(kept),
-            **_with_vectors(question, pairs, vectors),
+            dropped_ids=max(dropped, 0), **known,
         )  # fmt: skip
 
     longest = max((len(q.expert or ()) for q in labeled), default=0)

@@ -291,6 +291,60 @@ def test_states_are_as_long_and_in_such_orders_as_chance_says(ran):
     assert behavior_lists(whole, cfg, questions, maker).make(0, 0).lists == ((a, b),)
 
 
+def test_drawn_negatives_stand_beside_all_that_is_needed(ran, tmp_path):
+    questions = read_questions(ran["label"] / "train.jsonl")
+    before = ran.stages["sft"]
+    policy = load_encoder_policy(ran["sft"] / "model", make_mesh())
+    maker, cfg = policy.pair_maker(), policy.cfg
+    fewer = replace(before, encoder=replace(before.encoder, negatives=2))
+    every = behavior_lists(before, cfg, questions, maker, seed=1)
+    some = behavior_lists(fewer, cfg, questions, maker, seed=1)
+    assert some.size == every.size
+    shown = Counter()
+    for index, question in enumerate(questions):
+        for epoch in range(30):
+            whole, part = every.make(epoch, index), some.make(epoch, index)
+            needed = len(question.expert)
+            assert part.pairs.count == min(needed + 2, 5)
+            # The list names the same texts; no candidate comes twice.
+            texts = [tuple(row) for row in whole.pairs.tokens]
+            places = [texts.index(tuple(row)) for row in part.pairs.tokens]
+            assert places == sorted(set(places))
+            assert [places[i - 1] + 1 for i in part.lists[0]] == list(whole.lists[0])
+            if index == 0:
+                shown.update(set(places) - {i - 1 for i in question.expert})
+    others = [shown[i] for i in range(5) if i + 1 not in questions[0].expert]
+    # Each of the others as often as chance says: six standard deviations.
+    share = 2 / len(others)
+    assert all(abs(n - 30 * share) < 6 * (30 * share * (1 - share) or 0.1) ** 0.5 for n in others)
+    assert some.make(3, 2).lists == some.make(3, 2).lists
+    with pytest.raises(InputError, match="negatives = 2 is of behavior cloning"):
+        ran("feedback", encoder=fewer.encoder)
+
+
+def test_where_one_passage_suffices_the_first_stays_alone(tmp_path):
+    stages = Stages(tmp_path / "place")
+    stages("mix", one_suffices=("one",), shuffled=False)
+    before = {q.text: q for q in read_questions(tmp_path / "place" / "one.jsonl")}
+    seen = Counter()
+    for part in ("train", "development"):
+        for question in read_questions(stages["mix"] / f"{part}.jsonl"):
+            gold = question.gold_list()
+            if question.extra["dataset"] == "two":
+                seen["two"] = max(seen["two"], len(gold))
+                continue
+            old = before[question.text]
+            needed = sorted(old.gold_list())
+            seen[len(needed)] += 1
+            kept = [p for i, p in enumerate(old.passages, 1) if i not in needed[1:]]
+            assert [p.text for p in question.passages] == [p.text for p in kept]
+            texts = [question.passages[i - 1].text for i in gold]
+            assert texts == [old.passages[i - 1].text for i in needed[:1]]
+    assert seen["two"] == 2 and seen[0] and seen[1] and seen[2]
+    with pytest.raises(InputError, match="'four' is none of the sets one"):
+        Mix(train={"one": "x"}, one_suffices=("four",))
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy_also_after_a_stop(ran, tmp_path):
     before = policy_fingerprint(ran["sft"] / "model")
@@ -447,6 +501,8 @@ def test_configurations_that_say_two_things_are_refused():
         EncoderTraining(reencode=8, trained=TrainedEncoder(part="frozen"))
     with pytest.raises(InputError, match="rate = 0"):
         EncoderTraining(rate=0)
+    with pytest.raises(InputError, match="negatives = -1 must not be negative"):
+        EncoderTraining(negatives=-1)
     with pytest.raises(InputError, match="'four' is none of the sets one"):
         Mix(train={"one": "x"}, limits={"four": 3})
 

@@ -201,6 +201,11 @@ def train_on_rollouts(
     Raises:
       InputError: rollouts, questions or the configuration are wrong.
     """
+    if stage.encoder.negatives:
+        raise InputError(
+            f"encoder.negatives = {stage.encoder.negatives} is of behavior cloning: sampled lists "
+            f"are learned among the candidates they were sampled from; set it to 0"
+        )
     questions = questions_of(context, stage, stage.questions)
     by_id = {question.id: question for question in questions}
     if unknown := [r.id for r in rollouts if r.id not in by_id]:

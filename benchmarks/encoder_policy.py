@@ -2,13 +2,15 @@
 
     python -m benchmarks.encoder_policy --reranker runs/reranker
     python -m benchmarks.encoder_policy --reranker runs/reranker --onnx --repeats 50
+    python -m benchmarks.encoder_policy --reranker runs/reranker --together 8
 
-Lists over random candidates of so many words, a question at a time: the cross-encoder's scores
-alone; the policy with a list head on its vectors; with candidates that see each other in the
-encoder (``interaction``); with the chosen passages read again (``reencode``). All are jitted, in
-this process, in turn, and their weights are the reranker's with an untrained head, which costs what
-a trained one does. With --onnx, the same as one ONNX file in onnxruntime, in float32 and int8.
-Prints Markdown: the median, the spread, and the ratio to the cross-encoder.
+Lists over random candidates of so many words, a question at a time (or so many ``--together``):
+the cross-encoder's scores alone; the policy with a list head on its vectors; with candidates that
+see each other in the encoder (``interaction``); with the chosen passages read again
+(``reencode``). All are jitted, in this process, in turn, and their weights are the reranker's with
+an untrained head, which costs what a trained one does. With --onnx, the same as one ONNX file in
+onnxruntime, in float32 and int8, a question at a time. Prints Markdown: the median, the spread, and
+the ratio to the cross-encoder.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.exchange.encoder_policies import read_encoder_policy, save_encoder_policy
 from dynarag_jax.models.list_head import ListHeadConfig, init_list_head
@@ -76,9 +79,15 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=160, help="word pieces of a pair at most")
     parser.add_argument("--max-list", type=int, default=4, help="passages of a list at most")
     parser.add_argument("--repeats", type=int, default=20, help="of each measurement")
+    parser.add_argument("--together", type=int, default=1, help="questions at once")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--onnx", action="store_true", help="also in onnxruntime")
     given = parser.parse_args()
-    question = question_of(given.candidates, given.words, 0)
+    if given.onnx and (given.together, given.dtype) != (1, "float32"):
+        raise InputError(
+            "--onnx answers a question at a time in float32; leave --together, --dtype"
+        )
+    questions = [question_of(given.candidates, given.words, i) for i in range(given.together)]
     mesh = make_mesh(devices=jax.local_devices()[:1])
     stored = read_encoder_policy(given.reranker)
     shape = ListHeadConfig(vectors=stored.encoder.width)
@@ -92,9 +101,10 @@ def main() -> None:
                 head_params=init_list_head(shape, jax.random.key(0)),
             )  # fmt: skip
             save_encoder_policy(directory, policy)
-            loaded = load_encoder_policy(directory, mesh)
-            pairs = loaded.pair_maker().pairs(question)
-            batch = jax.device_put(collate_pairs([pairs], given.candidates, given.pieces))
+            loaded = load_encoder_policy(directory, mesh, dtype=given.dtype)
+            maker = loaded.pair_maker()
+            pairs = [maker.pairs(question) for question in questions]
+            batch = jax.device_put(collate_pairs(pairs, given.candidates, given.pieces))
             if not runs:
                 alone = jax.jit(lambda p, b, c=loaded.cfg: vectors_of(c, p, b.pairs)[1])
                 runs["cross-encoder"] = lambda f=alone, p=loaded.params, b=batch: (
@@ -106,7 +116,7 @@ def main() -> None:
                     c, p, b, k, lists=1, sampling=Sampling(temperature=0.0)
                 )
             )
-            keys = jax.random.split(jax.random.key(0), 1)
+            keys = jax.random.split(jax.random.key(0), given.together)
             never = {**loaded.params["head"], "stop_bias": np.float32(-1e4)}
             params = {**loaded.params, "head": never}
             runs[name] = lambda f=draw, p=params, b=batch, k=keys: jax.block_until_ready(f(p, b, k))
@@ -138,13 +148,14 @@ def main() -> None:
             f"{1000 * np.median(own):.0f}",
             f"{1000 * np.quantile(own, 0.1):.0f} to {1000 * np.quantile(own, 0.9):.0f}",
             f"{np.median(own) / base:.2f}",
-            f"{1 / np.median(own):.2f}",
+            f"{given.together / np.median(own):.2f}",
         ]
         for name, own in times.items()
     ]
     print(
         f"{given.candidates} candidates of {given.words} words, {given.pieces} word pieces a pair, "
-        f"lists of {given.max_list}; {jax.devices()[0].device_kind}, {given.repeats} repeats\n"
+        f"lists of {given.max_list}, {given.together} questions at once, {given.dtype}; "
+        f"{jax.devices()[0].device_kind}, {given.repeats} repeats\n"
     )
     print(markdown(["", "ms", "10 % to 90 %", "to the cross-encoder", "questions a second"], rows))
 

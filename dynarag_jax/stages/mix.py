@@ -9,6 +9,7 @@ its normalized text, whatever file it stands in.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,9 @@ class Mix:
     one_suffices: tuple[str, ...] = ()
     """sets whose questions any one of the needed passages answers: the first of the file stays, the
     other needed ones are taken away from the candidates"""
+    unanswerable: dict[str, float] = field(default_factory=dict)
+    """set -> share of its questions, chosen by the seed, whose needed passages are taken away from
+    the candidates: none helps, and the right list is empty"""
     seed: int | None = None
     """of what is drawn here; that of the run if none is given. With one of its own, runs of several
     seeds train and are evaluated on the same questions"""
@@ -52,11 +56,15 @@ class Mix:
     def __post_init__(self) -> None:
         if not 0 <= self.development < 1:
             raise InputError(f"development = {self.development} must lie in [0, 1)")
-        for name in (*self.limits, *self.answers_as_gold, *self.one_suffices):
+        named = (self.limits, self.answers_as_gold, self.one_suffices, self.unanswerable)
+        for name in itertools.chain.from_iterable(named):
             if name not in {**self.train, **self.held_out}:
                 raise InputError(
                     f"mix: '{name}' is none of the sets {', '.join(self.train) or '(none)'}"
                 )
+        for name, share in self.unanswerable.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"mix: unanswerable.{name} = {share} must be a share from 0 to 1")
 
 
 def run(context: Context, stage: Mix) -> None:
@@ -145,6 +153,12 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
             continue
         if name in stage.one_suffices:
             question = _with_one(question)
+        share = stage.unanswerable.get(name, 0.0)
+        if random.Random(f"{seed}/unanswerable/{question.id}").random() < share:
+            question = _without(question, question.gold or ())
+            # Of what was needed alone nothing would be left to choose from.
+            if not question.passages:
+                continue
         if stage.shuffled:
             rng = random.Random(f"{seed}/candidates/{question.id}")
             question, _ = question.shuffled(len(question.passages), rng)
@@ -154,6 +168,8 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
         raise InputError(
             f"{path}: none of {len(every)} questions has candidates and says which are needed"
         )
+    if helpless := sum(not q.gold for q in found):
+        context.log(f"{name}: nothing helps {helpless} of {len(found)} questions")
     if len(found) < len(every):
         context.log(
             f"{name}: {len(every) - len(found)} of {len(every)} questions have no candidates, or "
@@ -167,7 +183,12 @@ def _with_one(question: Question) -> Question:
     needed = sorted(question.gold_list() or ())
     if not needed:
         return question
-    first = question.passages[needed[0] - 1]
-    rest = {question.passages[i - 1].id for i in needed[1:]}
-    passages = tuple(p for p in question.passages if p.id not in rest)
-    return replace(question, passages=passages, gold=(first.id,), expert=None, expert_thought="")
+    first, *others = (question.passages[i - 1].id for i in needed)
+    return replace(_without(question, others), gold=(first,))
+
+
+def _without(question: Question, ids: Sequence[str]) -> Question:
+    """The question without these needed passages, and without a list, which names places."""
+    passages = tuple(p for p in question.passages if p.id not in ids)
+    gold = tuple(id for id in question.gold or () if id not in ids)
+    return replace(question, passages=passages, gold=gold, expert=None, expert_thought="")

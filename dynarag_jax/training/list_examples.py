@@ -49,7 +49,8 @@ def behavior_lists(
     its steps; which ones, and in what order, the seed and the epoch draw. What may come next is any
     that is left, or stop.
 
-    With ``stage.encoder.negatives`` an example holds all needed candidates and a draw of the others.
+    With ``stage.encoder.negatives`` an example holds all needed candidates and so many of the
+    others, drawn anew.
 
     Raises:
       InputError: no question has a list, or an objective would do nothing.

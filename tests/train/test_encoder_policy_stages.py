@@ -345,6 +345,35 @@ def test_where_one_passage_suffices_the_first_stays_alone(tmp_path):
         Mix(train={"one": "x"}, one_suffices=("four",))
 
 
+def test_a_share_of_a_set_loses_all_that_helps(tmp_path, capsys):
+    stages = Stages(tmp_path / "place")
+    stages("mix", unanswerable={"one": 0.5, "held": 1.0})
+    said = capsys.readouterr().err
+    before = {
+        q.text: q
+        for n in ("one", "two", "held")
+        for q in read_questions(stages.place / f"{n}.jsonl")
+    }
+    taken = Counter()
+    for part in ("train", "development", "evaluation"):
+        for question in read_questions(stages["mix"] / f"{part}.jsonl"):
+            old, name = before[question.text], question.extra["dataset"]
+            texts = {p.text: p.id for p in old.passages}
+            gone = set(texts.values()) - {texts[p.text] for p in question.passages}
+            needed = {texts[question.passages[i - 1].text] for i in question.gold_list()}
+            assert gone in (set(), set(old.gold)) and needed == set(old.gold) - gone
+            assert question.answers == old.answers
+            if old.gold:
+                taken[name, bool(gone)] += 1
+    assert taken["two", True] == taken["held", False] == 0 != taken["held", True]
+    # Six standard deviations of a fair coin.
+    heads, tails = taken["one", True], taken["one", False]
+    assert abs(heads - tails) < 6 * (heads + tails) ** 0.5 and heads and tails
+    assert "held: nothing helps 40 of 40 questions" in said
+    with pytest.raises(InputError, match=r"unanswerable\.one = 2 must be a share"):
+        Mix(train={"one": "x"}, unanswerable={"one": 2})
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy_also_after_a_stop(ran, tmp_path):
     before = policy_fingerprint(ran["sft"] / "model")

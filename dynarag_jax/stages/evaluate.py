@@ -107,6 +107,11 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_windows(self.windows, self.prompts, self.more_passages)
+        if self.reader_dtype and not self.reader:
+            raise InputError(
+                f"reader_dtype = '{self.reader_dtype}' is of a reader, and none is named; set "
+                f"'reader', or leave it empty"
+            )
 
 
 def choose(

@@ -100,6 +100,11 @@ class SampleRollouts:
     def __post_init__(self) -> None:
         if self.generator.url:
             check_server_rewards(self.reward, self.answers)
+        if self.reader_dtype and not self.reader:
+            raise InputError(
+                f"reader_dtype = '{self.reader_dtype}' is of a reader, and none is named; set "
+                f"'reader', or leave it empty"
+            )
 
 
 def to_plan(stage: SampleRollouts) -> list[SamplingNeeds]:

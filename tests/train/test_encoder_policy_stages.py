@@ -530,6 +530,9 @@ def test_configurations_that_say_two_things_are_refused():
         EncoderTraining(reencode=8, trained=TrainedEncoder(part="frozen"))
     with pytest.raises(InputError, match="rate = 0"):
         EncoderTraining(rate=0)
+    for made in (Evaluate, SampleRollouts):
+        with pytest.raises(InputError, match="'bfloat16' is of a reader, and none is named"):
+            made(reader_dtype="bfloat16")
     with pytest.raises(InputError, match="negatives = -1 must not be negative"):
         EncoderTraining(negatives=-1)
     with pytest.raises(InputError, match="'four' is none of the sets one"):

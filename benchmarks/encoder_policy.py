@@ -7,10 +7,10 @@
 Lists over random candidates of so many words, a question at a time (or so many ``--together``):
 the cross-encoder's scores alone; the policy with a list head on its vectors; with candidates that
 see each other in the encoder (``interaction``); with the chosen passages read again
-(``reencode``). All are jitted, in this process, in turn, and their weights are the reranker's with
-an untrained head, which costs what a trained one does. With --onnx, the same as one ONNX file in
-onnxruntime, in float32 and int8, a question at a time. Prints Markdown: the median, the spread, and
-the ratio to the cross-encoder.
+(``reencode``), beside all candidates or the eight best (``reread``). All are jitted, in this
+process, in turn, and their weights are the reranker's with an untrained head, which costs what a
+trained one does. With --onnx, the same as one ONNX file in onnxruntime, in float32 and int8, a
+question at a time. Prints Markdown: the median, the spread, and the ratio to the cross-encoder.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "list head": {},
     "list head, interaction": {"interaction": True},
     "list head, reencode 32": {"reencode": 32},
+    "list head, reencode 32, reread 8": {"reencode": 32, "reread": 8},
 }
 
 

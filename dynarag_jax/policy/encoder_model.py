@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "pooling": "first",
     "interaction": False,
     "reencode": 0,
+    "reread": 0,
     "pieces": 160,
     "max_list": 15,
 }

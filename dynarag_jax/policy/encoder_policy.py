@@ -9,7 +9,8 @@ What is computed once a question and what once a step is the variant's choice:
 
 - pairs of question and candidate, each by itself (or their vectors, kept from before);
 - the same, candidates seeing each other inside the encoder (``interaction``);
-- pairs of question, passages chosen so far, and candidate: once a step (``reencode``).
+- pairs of question, passages chosen so far, and candidate: once a step (``reencode``), of all
+  candidates or of those that scored best at the first (``reread``).
 
 Dimension letters: B questions, N candidates, S = N + 1 with stop first, L lists, R steps.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +59,9 @@ class EncoderPolicyConfig:
     reencode: int = 0
     """word pieces of each chosen passage that the next step's pairs begin with, one more pass over
     the candidates a step; 0 reads candidates once"""
+    reread: int = 0
+    """of ``reencode``: candidates that later steps read again, those that score best before
+    anything is chosen; the others stay what they then were. 0 reads all"""
     pieces: int = 160
     """word pieces of a pair at most; longer passages are cut"""
     max_list: int = 15
@@ -75,10 +80,15 @@ class EncoderPolicyConfig:
                 f"pieces = {self.pieces} must lie between 8 and the encoder's "
                 f"{self.encoder.positions} positions"
             )
-        if self.max_list < 1 or self.reencode < 0:
+        if self.max_list < 1 or self.reencode < 0 or self.reread < 0:
             raise InputError(
-                f"max_list = {self.max_list} must be positive, reencode = {self.reencode} not "
-                f"negative"
+                f"max_list = {self.max_list} must be positive, reencode = {self.reencode} and "
+                f"reread = {self.reread} not negative"
+            )
+        if self.reread and not self.reencode:
+            raise InputError(
+                f"reread = {self.reread} is of a policy that reads again what was chosen; set "
+                f"reencode, too"
             )
 
 
@@ -112,6 +122,21 @@ def vectors_of(
     return pair_vectors(cfg.encoder, params["encoder"], pairs, cfg.pooling, cfg.interaction)
 
 
+class FirstReading(NamedTuple):
+    """What candidates come to before anything is chosen, where later steps read some of them.
+
+    Attributes:
+      memory: of the first step.
+      vectors: [B, N, D]; ``scores`` [B, N], the cross-encoder's logits.
+      best: [B, C] int32, the candidates that later steps read again, from 0.
+    """
+
+    memory: ListMemory
+    vectors: jax.Array
+    scores: jax.Array
+    best: jax.Array
+
+
 def memory_of(cfg: EncoderPolicyConfig, params: Params, candidates: CandidateBatch) -> ListMemory:
     """What the candidates come to, for every step of every list."""
     if candidates.pairs is not None:
@@ -124,24 +149,32 @@ def memory_of(cfg: EncoderPolicyConfig, params: Params, candidates: CandidateBat
 
 
 def _memory_after(
-    cfg: EncoderPolicyConfig, params: Params, candidates: CandidateBatch, chosen: jax.Array
+    cfg: EncoderPolicyConfig,
+    params: Params,
+    candidates: CandidateBatch,
+    first: FirstReading | None,
+    chosen: jax.Array,
 ) -> ListMemory:
-    """The memory of steps at which ``chosen`` [B, M, K] stand: of B M questions."""
+    """The memory of steps at which ``chosen`` [B, M, K] stand: of B M questions.
+
+    Args:
+      first: where only its best are read again.
+    """
     if candidates.pairs is None:
-        raise InputError(
-            "a policy that reads again what was chosen needs the passages, not their vectors: "
-            "train its encoder, or set reencode to 0"
-        )
+        raise _needs_passages()
     m = chosen.shape[1]
     pairs = pairs_with_chosen(candidates.pairs, chosen, cfg.reencode, cfg.encoder.positions)
-    again = candidates._replace(
-        pairs=pairs,
-        where=jnp.repeat(candidates.where, m, axis=0),
-        retriever=None
-        if candidates.retriever is None
-        else jnp.repeat(candidates.retriever, m, axis=0),
-    )
-    return memory_of(cfg, params, again)
+    every = partial(jnp.repeat, repeats=m, axis=0)
+    if first is None:
+        vectors, scores = vectors_of(cfg, params, pairs)
+    else:
+        row, best = jnp.arange(len(pairs.lengths))[:, None], every(first.best)
+        read = vectors_of(cfg, params, jax.tree.map(lambda x: x[row, best], pairs))
+        vectors = every(first.vectors).at[row, best].set(read[0])
+        scores = every(first.scores).at[row, best].set(read[1])
+    where = every(candidates.where)
+    retriever = None if candidates.retriever is None else every(candidates.retriever)
+    return remember(cfg.head, params["head"], vectors, scores, where, retriever)
 
 
 def allowed(where: jax.Array, chosen: jax.Array, max_list: int) -> jax.Array:
@@ -171,24 +204,27 @@ def step_of(
     cfg: EncoderPolicyConfig,
     params: Params,
     candidates: CandidateBatch,
-    memory: ListMemory | None,
+    memory: ListMemory | FirstReading | None,
     tokens: jax.Array,
 ) -> NextScores:
     """Scores of the next passage of lists that have begun.
 
     Args:
-      memory: of ``memory_of``; None where the policy reads what was chosen anew each step.
+      memory: of ``trunk_of``: None where the policy reads all candidates anew each step.
       tokens: [B, M, K] int32, 1-based candidates in order, 0 behind them. With K = 0 nothing is
         chosen, and candidates are read once for all M.
     """
     n = candidates.where.shape[-1]
-    if not tokens.shape[-1] and memory is None:
-        memory = memory_of(cfg, params, candidates)
+    if not tokens.shape[-1]:
+        if memory is None:
+            memory = memory_of(cfg, params, candidates)
+        elif isinstance(memory, FirstReading):
+            memory = memory.memory
     chosen = ((tokens[..., None] == jnp.arange(n + 1)) & (tokens[..., None] > 0)).any(-2)
     mask = allowed(candidates.where, chosen, cfg.max_list)
-    if memory is None:
+    if not isinstance(memory, ListMemory):
         b, m = tokens.shape[:2]
-        again = _memory_after(cfg, params, candidates, tokens)
+        again = _memory_after(cfg, params, candidates, memory, tokens)
         flat = chosen.reshape(b * m, 1, n + 1)
         scores = step_scores(cfg.head, params["head"], again, flat).reshape(b, m, n + 1)
     else:
@@ -205,9 +241,29 @@ def _leant(cfg: EncoderPolicyConfig, scores: jax.Array, chosen: jax.Array) -> ja
 
 def trunk_of(
     cfg: EncoderPolicyConfig, params: Params, candidates: CandidateBatch
-) -> ListMemory | None:
-    """The memory that all lists of a question share; None where there is none."""
-    return None if cfg.reencode else memory_of(cfg, params, candidates)
+) -> ListMemory | FirstReading | None:
+    """What all lists of a question share: the memory, or the first reading; None where nothing."""
+    if not cfg.reencode:
+        return memory_of(cfg, params, candidates)
+    b, n = candidates.where.shape
+    if not cfg.reread or cfg.reread >= n:
+        return None
+    if candidates.pairs is None:
+        raise _needs_passages()
+    vectors, scores = vectors_of(cfg, params, candidates.pairs)
+    where, retriever = candidates.where, candidates.retriever
+    memory = remember(cfg.head, params["head"], vectors, scores, where, retriever)
+    nothing = jnp.zeros((b, 1, n + 1), bool)
+    first = step_scores(cfg.head, params["head"], memory, nothing)[:, 0, 1:]
+    best = jax.lax.top_k(jnp.where(where, jax.lax.stop_gradient(first), -jnp.inf), cfg.reread)[1]
+    return FirstReading(memory, vectors, scores, best)
+
+
+def _needs_passages() -> InputError:
+    return InputError(
+        "a policy that reads again what was chosen needs the passages, not their vectors: train "
+        "its encoder, or set reencode to 0"
+    )
 
 
 class ListLogps(NamedTuple):
@@ -262,8 +318,8 @@ def list_logps(
     # Before step t stand the tokens of the steps before it: [B, L, R, R].
     before = jnp.where(place[None, :] < place[:, None], tokens[:, :, None, :], 0)
     memory = trunk_of(cfg, params, candidates)
-    if memory is None:
-        step = step_of(cfg, params, candidates, None, before.reshape(b, count * r, r))
+    if not isinstance(memory, ListMemory):
+        step = step_of(cfg, params, candidates, memory, before.reshape(b, count * r, r))
         # The first step is alike in all lists.
         first = step.scores[:, 0, 1:]
     else:
@@ -286,7 +342,7 @@ def list_logps(
     goes_on = jnp.log(-jnp.expm1(jnp.minimum(stops, -1e-7)))
     decisions = jnp.where(inside, jnp.where(tokens == STOP, stops, goes_on), 0.0)
     whole = None
-    if sets and memory is not None:
+    if sets and isinstance(memory, ListMemory):
         whole = _set_logps(cfg, params, candidates, memory, tokens, lengths)
     return ListLogps(jnp.where(inside, logps, 0.0), first, decisions, whole)
 

@@ -35,7 +35,7 @@ from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
 from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.credit import CreditKind, SharedLikelihood, with_credit, with_parts
 from dynarag_jax.sampling.distinct import importance_weights
-from dynarag_jax.sampling.encoder_lists import Drawn, make_list_writer
+from dynarag_jax.sampling.encoder_lists import Drawn, longest_list, make_list_writer
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import Chosen, Lists, PolicySampler
 from dynarag_jax.sampling.requests import request_key
@@ -151,6 +151,20 @@ class EncoderSampler:
                 results[i] = _read(out, row, pairs[i].count, sampling)
                 self.heard()
         return [results[i] for i in range(len(questions))]
+
+    def reading(self, question: Question, chosen: Chosen) -> tuple[int, int]:
+        """Passes over the candidates that a list took, and about how many word pieces they read.
+
+        The passages chosen before a step are not counted, and candidates that are read again count
+        as much as the others.
+        """
+        cfg, pairs = self.policy.cfg, self.maker.pairs(question)
+        once = sum(map(len, pairs.tokens))
+        if not cfg.reencode:
+            return 1, once
+        passes = min(len(chosen) + 1, longest_list(cfg, pairs.count) - 1)
+        share = min(cfg.reread / pairs.count, 1.0) if cfg.reread else 1.0
+        return passes, once + round((passes - 1) * share * once)
 
     def try_lists(
         self, questions: Sequence[Question], sampling: Sampling, samples: int = 1

@@ -48,7 +48,6 @@ class EncoderPolicyLists:
         return "encoder policy"
 
     def rank_lists(self, questions: Sequence[Question]) -> list[RankedList | InputError]:
-        again = self._sampler.policy.cfg.reencode > 0
         ranked: list[RankedList | InputError] = []
         found = self._sampler.try_lists(questions, self._sampling)
         for question, one in zip(questions, found, strict=True):
@@ -56,9 +55,8 @@ class EncoderPolicyLists:
                 ranked.append(one)
                 continue
             chosen = one.lists[0]
-            read = sum(map(len, self._sampler.maker.pairs(question).tokens))
-            calls = len(chosen) + 1 if again else 1
-            ranked.append(RankedList(chosen, calls=calls, tokens=read * calls, shown=one.shown))
+            calls, read = self._sampler.reading(question, chosen)
+            ranked.append(RankedList(chosen, calls=calls, tokens=read, shown=one.shown))
         return ranked
 
     def explain(self, question: Question, chosen: Chosen | None = None) -> ExplainedList:

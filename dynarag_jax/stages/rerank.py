@@ -204,7 +204,7 @@ def rerank_by_encoder(
                     if isinstance(one, InputError):
                         rejects.append({"id": question.id, "reason": str(one)})
                     else:
-                        calls = len(one.lists[0]) + 1 if policy.cfg.reencode else 1
+                        calls, _ = sampler.reading(question, one.lists[0])
                         reranked = Reranked(one.lists[0], calls, one.shown)
                         rows.append(record(given[question.id], reranked))
                 bar.update(len(group))

@@ -59,6 +59,9 @@ class EncoderTraining:
     reencode: int = 0
     """word pieces of each chosen passage that the next step reads again, beside each candidate;
     0 reads candidates once"""
+    reread: int = 0
+    """of ``reencode``: candidates that later steps read again, those that score best before
+    anything is chosen; 0 reads all"""
     pieces: int = 160
     """word pieces of a pair at most; longer passages are cut, and counted"""
     negatives: int = 0
@@ -70,10 +73,14 @@ class EncoderTraining:
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise InputError(f"encoder: rate = {self.rate} must lie in (0, 1]")
-        if self.negatives < 0:
-            raise InputError(f"encoder: negatives = {self.negatives} must not be negative")
-        if self.reencode < 0:
-            raise InputError(f"encoder: reencode = {self.reencode} must not be negative")
+        for name in ("reencode", "reread", "negatives"):
+            if getattr(self, name) < 0:
+                raise InputError(f"encoder: {name} = {getattr(self, name)} must not be negative")
+        if self.reread and not self.reencode:
+            raise InputError(
+                f"encoder: reread = {self.reread} is of a policy that reads again what was chosen; "
+                f"set reencode, too"
+            )
         if self.reencode and self.trained.part == "frozen":
             raise InputError(
                 f"encoder: reencode = {self.reencode} reads what was chosen anew each step, and "

@@ -98,7 +98,7 @@ def begin_encoder_policy(
         shape = replace(options.head, vectors=stored.encoder.width)
         cfg = EncoderPolicyConfig(
             stored.encoder, shape, options.pooling, options.interaction, options.reencode,
-            options.pieces, max_list,
+            options.reread, options.pieces, max_list,
         )  # fmt: skip
         head = init_list_head(shape, jax.random.key(seed))
     remat: Any = stage.model.remat

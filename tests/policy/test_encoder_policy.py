@@ -23,7 +23,7 @@ from dynarag_jax.models.list_head import (
     remember,
     step_scores,
 )
-from dynarag_jax.models.pairs import PairBatch
+from dynarag_jax.models.pairs import PairBatch, pairs_with_chosen
 from dynarag_jax.objectives.terms import (
     Dpo,
     Grpo,
@@ -40,6 +40,9 @@ from dynarag_jax.policy.encoder_policy import (
     count_policy_parameters,
     list_logps,
     policy_table,
+    step_of,
+    trunk_of,
+    vectors_of,
 )
 
 ENCODER = EncoderConfig(vocab=40, width=12, layers=2, heads=3, mlp=16, positions=48)
@@ -48,8 +51,11 @@ VECTORS = EncoderPolicyConfig(encoder=ENCODER, head=HEAD, pieces=16, max_list=4)
 PLAIN = dataclasses.replace(VECTORS, head=ListHeadConfig(layers=0, vectors=12))
 INSIDE = dataclasses.replace(VECTORS, interaction=True)
 AGAIN = dataclasses.replace(VECTORS, reencode=3)
+SOME = dataclasses.replace(AGAIN, reread=2)
 VARIANTS = pytest.mark.parametrize(
-    "cfg", [VECTORS, PLAIN, INSIDE, AGAIN], ids=["by itself", "plain", "interaction", "reencode"]
+    "cfg",
+    [VECTORS, PLAIN, INSIDE, AGAIN, SOME],
+    ids=["by itself", "plain", "interaction", "reencode", "reread"],
 )
 
 
@@ -122,6 +128,39 @@ def test_the_probabilities_of_all_lists_sum_to_one(cfg, longest):
     assert len(lists) == {2: 17, 4: 65}[longest]
     assert np.exp(whole).sum() == pytest.approx(1, abs=1e-5)
     assert np.exp(whole).max() < 0.9  # no single list has it all
+
+
+def test_later_steps_read_the_best_of_the_first_again():
+    n, params = 5, params_of(AGAIN)
+    candidates = candidates_of(AGAIN, n, seed=3)
+    assert SOME.reread == 2
+    tokens = jnp.asarray([[[4, 2]]])
+    first = step_of(AGAIN, params, candidates, None, jnp.zeros((1, 1, 0), jnp.int32)).scores[0, 0]
+    best = np.argsort(-np.asarray(first[1:]))[:2]
+    # By hand: vectors of the question alone, and of the best those behind what was chosen.
+    vectors, scores = (np.array(x[0]) for x in vectors_of(AGAIN, params, candidates.pairs))
+    pairs = pairs_with_chosen(candidates.pairs, tokens, AGAIN.reencode, ENCODER.positions)
+    again, anew = (np.array(x[0]) for x in vectors_of(AGAIN, params, pairs))
+    assert np.abs(again[best] - vectors[best]).min(-1).max() > 1e-3
+    vectors[best], scores[best] = again[best], anew[best]
+    memory = remember(
+        HEAD, params["head"], vectors[None], jnp.asarray(scores)[None], candidates.where,
+        candidates.retriever,
+    )  # fmt: skip
+    chosen = jnp.zeros((1, 1, n + 1), bool).at[0, 0, jnp.asarray([2, 4])].set(True)
+    expected = step_scores(HEAD, params["head"], memory, chosen)
+    shared = trunk_of(SOME, params, candidates)
+    found = step_of(SOME, params, candidates, shared, tokens)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    whole = step_of(AGAIN, params, candidates, None, tokens)
+    assert np.abs(found.scores - whole.scores).max() > 1e-3
+    # Where all are among the best, it is reading all of them.
+    every = dataclasses.replace(SOME, reread=n)
+    assert trunk_of(every, params, candidates) is None
+    with pytest.raises(InputError, match="needs the passages, not their vectors"):
+        trunk_of(SOME, params, candidates._replace(pairs=None))
+    with pytest.raises(InputError, match="reread = 2 is of a policy that reads again"):
+        dataclasses.replace(VECTORS, reread=2)
 
 
 def moved(candidates, order):

@@ -55,6 +55,10 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+GREEDY = Sampling(temperature=0.0)
+"""The likeliest at every step."""
+
+
 class Settings(NamedTuple):
     """The settings of rows [S]: the fields of ``Sampling``."""
 

@@ -36,11 +36,13 @@ class Drawn(NamedTuple):
       tokens: [B, L, R], 1-based candidates, 0 at the end and behind it.
       lengths: [B, L], steps, that of stopping included.
       logps: [B, L, R], log-probabilities of the steps at temperature 1; 0 behind a list's end.
+      stops: [B, L, R], those of stopping at each step; 0 behind a list's end.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     logps: jax.Array
+    stops: jax.Array
 
 
 class _Drawing(NamedTuple):
@@ -74,12 +76,14 @@ def draw_lists(
     *,
     lists: int,
     sampling: Sampling,
+    endless: bool = False,
 ) -> Drawn:
     """Draw ``lists`` lists of every question, each for itself; at temperature 0 the greedy one.
 
     Args:
       keys: [B] random keys, one a question.
       sampling: temperature, top_p, top_k and min_p, which every step applies.
+      endless: stop only where nothing else is left; log-probabilities are of the policy that may.
     """
     b, n = candidates.where.shape
     r = longest_list(cfg, n)
@@ -96,25 +100,32 @@ def draw_lists(
         drawn = at.drawn
         scores, mask = step_of(cfg, params, candidates, memory, drawn.tokens[..., :most])
         scores = jnp.where(mask, scores, -jnp.inf)
+        asked = scores
+        if endless:
+            left = mask[..., 1:].any(-1)
+            asked = scores.at[..., STOP].set(jnp.where(left, -jnp.inf, scores[..., STOP]))
         now = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, at.place)))(own)
         token = choose(
-            scores, now, settings, random=sampling.temperature > 0, filters=sampling.filters
+            asked, now, settings, random=sampling.temperature > 0, filters=sampling.filters
         )
         logps = jax.nn.log_softmax(scores, axis=-1)
         logp = jnp.take_along_axis(logps, token[..., None], axis=-1)[..., 0]
         token = jnp.where(at.finished, STOP, token).astype(jnp.int32)
         logp = jnp.where(at.finished, 0.0, logp)
+        stop = jnp.where(at.finished, 0.0, logps[..., STOP])
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at.place, axis=2)
         drawn = Drawn(
             put(drawn.tokens, token[..., None]),
             drawn.lengths + ~at.finished,
             put(drawn.logps, logp[..., None]),
+            put(drawn.stops, stop[..., None]),
         )
         return _Drawing(at.place + 1, at.finished | (token == STOP), drawn)
 
     empty = Drawn(
         jnp.zeros((b, lists, r), jnp.int32),
         jnp.zeros((b, lists), jnp.int32),
+        jnp.zeros((b, lists, r), jnp.float32),
         jnp.zeros((b, lists, r), jnp.float32),
     )
     at = _Drawing(jnp.zeros((), jnp.int32), jnp.zeros((b, lists), bool), empty)
@@ -168,13 +179,17 @@ def find_lists(
 
 
 def make_list_writer(
-    cfg: EncoderPolicyConfig, mesh: Mesh, lists: int, sampling: Sampling
+    cfg: EncoderPolicyConfig, mesh: Mesh, lists: int, sampling: Sampling, endless: bool = False
 ) -> Callable[[Params, CandidateBatch, Any], Drawn | SearchResult]:
     """A jitted ``writer(params, candidates, keys)`` on ``mesh``, by the sampling's method.
 
+    ``endless`` lists, of ``draw_lists``, are drawn independently.
+
     Questions are spread over the batch axes; it is compiled once for every padded shape.
     """
-    write = draw_lists if sampling.method == "independent" else find_lists
+    write: Callable[..., Any] = find_lists
+    if sampling.method == "independent":
+        write = partial(draw_lists, endless=endless)
 
     def write_lists(params: Params, candidates: CandidateBatch, keys: Any) -> Drawn | SearchResult:
         return write(cfg, params, candidates, keys, lists=lists, sampling=sampling)

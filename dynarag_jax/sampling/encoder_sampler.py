@@ -32,7 +32,7 @@ from dynarag_jax.records import Question, valid_list
 from dynarag_jax.rewards.scorer import Answered, Scorer
 from dynarag_jax.rollout_records import Rollout, Trajectory
 from dynarag_jax.sampling.answer_server import NoAnswer, ServerAnswers
-from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.choice import GREEDY, Sampling
 from dynarag_jax.sampling.credit import CreditKind, SharedLikelihood, with_credit, with_parts
 from dynarag_jax.sampling.distinct import importance_weights
 from dynarag_jax.sampling.encoder_lists import Drawn, longest_list, make_list_writer
@@ -67,7 +67,7 @@ class EncoderSampler:
         self.maker, self.team = policy.pair_maker(), ProcessTeam(None)
         self.heard: Callable[[], None] = lambda: None
         """called for every question as its lists are written"""
-        self._writers: dict[tuple[int, Sampling], Callable[..., Any]] = {}
+        self._writers: dict[tuple[int, Sampling, bool], Callable[..., Any]] = {}
         rows = named(policy.mesh, ("batch",))
         self._scorer = jax.jit(
             lambda params, candidates, lists, lengths: (
@@ -132,13 +132,41 @@ class EncoderSampler:
         Raises:
           InputError: a question has no passages, or too many.
         """
-        key = (samples, sampling)
+        results: dict[int, Lists] = {}
+        for i, row, count, out in self._written(questions, sampling, samples):
+            results[i] = _read(out, row, count, sampling)
+        return [results[i] for i in range(len(questions))]
+
+    def endless(self, questions: Sequence[Question]) -> list[tuple[Chosen, tuple[float, ...]]]:
+        """Greedy lists that stop only where nothing else is left.
+
+        Returns:
+          A list for every question, and at each of its passages by how much, in log-probability,
+          it was preferred to stopping; less than 0 where the policy would have stopped.
+
+        Raises:
+          InputError: a question has no passages, or too many.
+        """
+        results: dict[int, tuple[Chosen, tuple[float, ...]]] = {}
+        for i, row, _, out in self._written(questions, GREEDY, 1, endless=True):
+            size = int(out.lengths[row, 0]) - 1
+            margins = (out.logps - out.stops)[row, 0, :size]
+            results[i] = tuple(out.tokens[row, 0, :size].tolist()), tuple(margins.tolist())
+        return [results[i] for i in range(len(questions))]
+
+    def _written(
+        self, questions: Sequence[Question], sampling: Sampling, samples: int,
+        endless: bool = False,
+    ) -> Iterator[tuple[int, int, int, Any]]:  # fmt: skip
+        """Of every question, in some order, its place, and its row in what a program wrote."""
+        key = (samples, sampling, endless)
         if key not in self._writers:
             policy = self.policy
-            self._writers[key] = make_list_writer(policy.cfg, policy.mesh, samples, sampling)
+            self._writers[key] = make_list_writer(
+                policy.cfg, policy.mesh, samples, sampling, endless
+            )
         pairs = [self.maker.pairs(question) for question in questions]
         vectors = self._kept(questions)
-        results: dict[int, Lists] = {}
         for places, rows, n, t in self._batches(pairs, samples):
             seeds = np.zeros(rows, np.uint32)
             seeds[: len(places)] = [request_key(self.seed, questions[i].id) for i in places]
@@ -148,9 +176,8 @@ class EncoderSampler:
             out = self._writers[key](self.policy.params, candidates, keys)
             out = jax.tree.map(np.asarray, out)
             for row, i in enumerate(places):
-                results[i] = _read(out, row, pairs[i].count, sampling)
+                yield i, row, pairs[i].count, out
                 self.heard()
-        return [results[i] for i in range(len(questions))]
 
     def reading(self, question: Question, chosen: Chosen) -> tuple[int, int]:
         """Passes over the candidates that a list took, and about how many word pieces they read.

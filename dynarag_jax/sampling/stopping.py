@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.calibration import NEVER, ListBias
 from dynarag_jax.records import Question
-from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.choice import GREEDY
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import Chosen, PolicySampler
-
-GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,12 @@ def drawn_paths(sampler: EncoderSampler, questions: Sequence[Question]) -> list[
     Raises:
       InputError: a question has no passages, or too many.
     """
-    longest = [one.lists[0] for one in sampler.with_bias(NEVER).lists(questions, GREEDY)]
-    lists = [[one[:at] for at in range(len(one) + 1)] for one in longest]
-    logps = sampler.logps(questions, lists)
     return [
-        _path(each, [(*chosen, 0) for chosen in each], values)
-        for each, values in zip(lists, logps, strict=True)
+        StopPath(
+            tuple(longest[:at] for at in range(len(longest) + 1)),
+            (*margins, float("-inf")),
+        )
+        for longest, margins in sampler.endless(questions)
     ]
 
 

@@ -12,7 +12,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.policy.encoder_policy import STOP, step_of, trunk_of
 from dynarag_jax.policy.pair_tokens import collate_pairs, padded_count, padded_pieces
 from dynarag_jax.records import Question, valid_list
-from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.choice import GREEDY, Sampling
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.serving.policies import (
     BatchedLists,
@@ -21,8 +21,6 @@ from dynarag_jax.serving.policies import (
     ListStep,
     RankedList,
 )
-
-GREEDY = Sampling(temperature=0.0)
 
 
 class EncoderPolicyLists:

@@ -41,10 +41,10 @@ from dynarag_jax.processes import once, wait
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.records import Question
 from dynarag_jax.sampling.answer_server import GeneratorConfig
+from dynarag_jax.sampling.choice import GREEDY
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
-from dynarag_jax.sampling.stopping import GREEDY
 from dynarag_jax.stages.common.curves import (
     figures_of,
     lister_and_reader,

@@ -14,10 +14,10 @@ import pytest
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.calibration import ListBias
 from dynarag_jax.policy.model import load_policy
-from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.choice import GREEDY, Sampling
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
-from dynarag_jax.sampling.stopping import GREEDY, stop_paths
+from dynarag_jax.sampling.stopping import stop_paths
 from dynarag_jax.sharding import make_mesh
 from tests.sampling.small_encoder import small_encoder_policy
 

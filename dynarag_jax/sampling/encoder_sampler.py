@@ -77,6 +77,12 @@ class EncoderSampler:
             out_shardings=rows,
         )
 
+    @property
+    def together(self) -> int:
+        """Questions after which what was found should be kept: a minute's work or less."""
+        # Reading again takes a pass a step, in batches of few questions.
+        return max(self.batch // 4, 1) if self.policy.cfg.reencode else 4 * self.batch
+
     def with_bias(self, bias: ListBias) -> EncoderSampler:
         """The same policy with a bias on ending lists."""
         own = EncoderSampler(self.policy.with_bias(bias), self.batch, self.seed, self._store)

@@ -87,6 +87,11 @@ class PolicySampler:
 
     # ------------------------------------------------------------------ lists
 
+    @property
+    def together(self) -> int:
+        """Questions after which what was found should be kept: some batches."""
+        return 4 * self.batch
+
     def list_engine(self, samples: int) -> Engine:
         """The engine that writes ``samples`` lists a question."""
         if samples not in self._list_engines:

@@ -38,6 +38,7 @@ from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.serving.reranker import Reranker
@@ -229,6 +230,43 @@ def test_behavior_cloning_learns_which_and_how_many(ran):
     assert "0 needed" in page
     lines = [line for _, line in read_jsonl(ran["evaluate"] / "predictions.jsonl")]
     assert len(lines) == 40 * len(scores)
+
+
+def test_lists_that_were_drawn_before_a_kill_are_not_drawn_again(ran, monkeypatch):
+    stages = ran.stages | {
+        name: replace(ran.stages["evaluate"], rules=RulesConfig(), scorer="", top_k=())
+        for name in ("whole", "killed")
+    }
+
+    def go(name):
+        context = Context(ran.run, stages, name)
+        return run_stage(context, program_of(name, stages[name]).run)
+
+    def lines(name):
+        return [line for _, line in read_jsonl(ran[name] / "predictions.jsonl")]
+
+    go("whole")
+    asked = []
+    draw = EncoderSampler.try_lists
+
+    def counted(self, questions, sampling, samples=1):
+        if len(asked) == 24:
+            raise KeyboardInterrupt
+        asked.extend(q.id for q in questions)
+        return draw(self, questions, sampling, samples)
+
+    monkeypatch.setattr(EncoderSampler, "together", 8)
+    monkeypatch.setattr(EncoderSampler, "try_lists", counted)
+    with pytest.raises(KeyboardInterrupt):
+        go("killed")
+    assert len(asked) == 24
+    assert not (ran["killed"] / "predictions.jsonl").exists()
+    # Two models over 40 questions, as they came and shuffled: 160 lists.
+    asked.append("more")
+    go("killed")
+    assert len(asked) == 161
+    assert lines("killed") == lines("whole")
+    assert not list(ran["killed"].glob("lists*"))
 
 
 def test_a_policy_that_reads_again_learns_sets_state_by_state(ran):

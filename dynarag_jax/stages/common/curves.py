@@ -119,7 +119,7 @@ def paths_of(
     ):
         todo = [q for q in questions if q.id not in rows.done]
         bar.start_at(len(questions) - len(todo), len(questions))
-        for group, mine in sampler.team.groups(todo, 4 * sampler.batch):
+        for group, mine in sampler.team.groups(todo, sampler.together):
             for question, path in zip(mine, stop_paths(sampler, mine), strict=True):
                 # Of the last list, which has no alternative, no number is written.
                 rows.append({"id": question.id, "lists": path.lists, "needs": path.needs[:-1]})

@@ -21,7 +21,7 @@ from dynarag_jax.evaluation.tuning import read_tuning, retriever_scores, rule_sy
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.files import read_jsonl, write_json
 from dynarag_jax.launch.context import Context
-from dynarag_jax.parts import SharedRows, by_system
+from dynarag_jax.parts import SharedRows, by_system, parts
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.processes import ProcessTeam, once
 from dynarag_jax.records import Question
@@ -104,7 +104,10 @@ def evaluate_encoders(
     systems = [*own_systems, *fixed]
     # Who reads in common answers in common; an encoder policy is every process's own.
     team = ProcessTeam(context.mesh if stage.reader else None)
-    with opened(context, directory / "predictions.jsonl", team, by_system) as rows:
+    with (
+        opened(context, directory / "lists.jsonl", team, by_system) as drawn,
+        opened(context, directory / "predictions.jsonl", team, by_system) as rows,
+    ):
         mine = {
             system: team.mine([q for q in questions if f"{system}/{q.id}" not in rows.done])
             for system in systems
@@ -122,10 +125,12 @@ def evaluate_encoders(
             sampler = encoder_sampler(context, stage, policy)
             for how in seen:
                 some = mine[name + how]
-                own = written(context, sampler, stage, some, name + how, bool(how))
+                own = written(context, sampler, stage, some, name + how, bool(how), drawn)
                 chosen[name + how] = dict(zip((q.id for q in some), own, strict=True))
         predict(context, stage, rows, mine, chosen)
         rows.finish(f"{system}/{q.id}" for system in systems for q in questions)
+    # The predictions hold the lists.
+    once(lambda: [path.unlink() for path in parts(directory, "lists")])
     once(lambda: conclude(context, stage, questions, systems, own_systems))
     draw_curves(context, stage, models, questions, given, by_benchmark(metrics=stage.metrics))
 
@@ -194,23 +199,49 @@ def written(
     questions: Sequence[Question],
     system: str,
     shuffled: bool,
+    drawn: SharedRows,
 ) -> list[Chosen | InputError]:
-    """A policy's lists, in the positions of the questions as they came."""
-    orders = [tuple(range(1, len(question.passages) + 1)) for question in questions]
-    asked = list(questions)
-    if shuffled:
-        seed = context.run.seed
-        mixed = [
-            q.shuffled(len(q.passages), random.Random(f"shuffle {seed} {q.id}")) for q in questions
-        ]
-        asked, orders = [q for q, _ in mixed], [order for _, order in mixed]
-    with context.progress(len(asked), f"lists of {system}") as bar:
+    """A policy's lists, in the positions of the questions as they came.
+
+    Args:
+      drawn: keeps them as they come; those that stand there are not drawn again.
+    """
+    standing = {
+        line["id"]: line
+        for path in parts(drawn.path.parent, drawn.path.stem)
+        for _, line in read_jsonl(path)
+        if line["system"] == system
+    }
+    found: dict[str, Chosen | InputError] = {
+        q.id: InputError(line["failed"]) if line["failed"] else tuple(line["list"])
+        for q in questions
+        if (line := standing.get(q.id))
+    }
+    left = [q for q in questions if q.id not in found]
+    with context.progress(len(questions), f"lists of {system}") as bar:
+        bar.start_at(len(found), len(questions))
         sampler.heard = lambda: bar.update(1)
-        found = sampler.try_lists(asked, stage.sampling)
-    return [
-        one if isinstance(one, InputError) else tuple(order[i - 1] for i in one.lists[0])
-        for one, order in zip(found, orders, strict=True)
-    ]
+        for at in range(0, len(left), sampler.together):
+            some = left[at : at + sampler.together]
+            orders = [tuple(range(1, len(q.passages) + 1)) for q in some]
+            asked = list(some)
+            if shuffled:
+                seed = context.run.seed
+                mixed = [
+                    q.shuffled(len(q.passages), random.Random(f"shuffle {seed} {q.id}"))
+                    for q in some
+                ]
+                asked, orders = [q for q, _ in mixed], [order for _, order in mixed]
+            lists_of_some = sampler.try_lists(asked, stage.sampling)
+            for question, one, order in zip(some, lists_of_some, orders, strict=True):
+                failed = str(one) if isinstance(one, InputError) else ""
+                own = () if isinstance(one, InputError) else one.lists[0]
+                chosen = tuple(order[i - 1] for i in own)
+                drawn.append(
+                    {"system": system, "id": question.id, "list": chosen, "failed": failed}
+                )
+                found[question.id] = InputError(failed) if failed else chosen
+    return [found[q.id] for q in questions]
 
 
 def predict(

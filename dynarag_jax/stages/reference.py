@@ -28,7 +28,8 @@ from dynarag_jax.records import Question
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import Rollout, read_rollouts, rollout_to_json
 from dynarag_jax.sampling.answer_scoring import with_answers
-from dynarag_jax.sampling.encoder_sampler import EncoderSampler, with_list_logps
+from dynarag_jax.sampling.encoder_rollouts import with_list_logps
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rescoring import with_logps
 from dynarag_jax.stages.common.encoder_samplers import encoder_sampler

@@ -23,7 +23,8 @@ from dynarag_jax.rollout_records import Rollout, rollout_to_json, signal_figures
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
 from dynarag_jax.sampling.answer_server import ServerAnswers
 from dynarag_jax.sampling.credit import SharedLikelihood
-from dynarag_jax.sampling.encoder_sampler import EncoderSampler, roll_out_lists
+from dynarag_jax.sampling.encoder_rollouts import roll_out_lists
+from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.list_sources import Reject
 from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.stages.common.encoder_samplers import encoder_sampler, reader_of

@@ -18,7 +18,6 @@ it in eight bits, with the page beside this file:
 
 from dataclasses import replace
 
-from dynarag_jax.evaluation.tuning import RULES, RulesConfig
 from dynarag_jax.exchange.python_package import PackageConfig
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.objectives.terms import Objectives, SetNll, TokenNll
@@ -61,7 +60,6 @@ stages = {
     "evaluate": replace(
         before["evaluate"],
         models={"reads again": "{run}/sft/model", "calibrated": "{run}/calibrate/model"},
-        rules=RulesConfig(names=RULES, tuning="{run}/label/development.jsonl"),
         curve=CurveConfig(),
         dtype="bfloat16",
     ),

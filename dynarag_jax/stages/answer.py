@@ -149,7 +149,7 @@ def run(context: Context, stage: Answer) -> None:
             pairs = zip(questions, chosen[name], strict=True)
             todo = [pair for pair in pairs if pair[0].id not in rows.done]
             bar.start_at(len(questions) - len(todo), len(questions))
-            for group, mine in team.groups(todo, 4 * sampler.batch):
+            for group, mine in team.groups(todo, sampler.together):
                 some, own = [q for q, _ in mine], [one for _, one in mine]
                 with counted(sampler, bar, len(group)):
                     for question, found in answer(sampler, some, own, generator):

@@ -135,7 +135,7 @@ def run(context: Context, stage: Rerank) -> None:
                 + (f"; {len(done)} stand" if done else "")
             )
             # Some batches at once, so that the windows of many questions meet.
-            for group, mine in team.groups(todo, 4 * sampler.batch):
+            for group, mine in team.groups(todo, sampler.together):
                 expected = expected_prompts(group, stage.prompts, stage.windows)[1]
                 with counted(sampler, bar, expected):
                     found = try_rerank(sampler, mine, stage.sampling, stage.windows)
@@ -198,7 +198,7 @@ def rerank_by_encoder(
                     rejects.append({"id": own, "reason": too_many(given[own], ids)})
             todo = [q for q in kept if q.id not in done]
             bar.start_at(len(questions) - len(todo), len(questions))
-            for group, mine in team.groups(todo, 4 * stage.batch):
+            for group, mine in team.groups(todo, sampler.together):
                 found = sampler.try_lists(mine, stage.sampling)
                 for question, one in zip(mine, found, strict=True):
                     if isinstance(one, InputError):

@@ -129,7 +129,7 @@ def predict(
     """
     left = [i for i, q in enumerate(questions) if f"{system}/{q.id}" not in rows.done]
     # Some batches at once, so that the windows of many questions meet.
-    for group, places in sampler.team.groups(left, 4 * sampler.batch):
+    for group, places in sampler.team.groups(left, sampler.together):
         part = [questions[i] for i in places]
         if isinstance(lists, Reranking):
             lines = _rerank_and_answer(sampler, lists, system, part, generator)

@@ -53,6 +53,7 @@ from dynarag_jax.stages.common.calibrated import calibrated
 from dynarag_jax.stages.common.candidates import OPEN, check_windows, to_rerank
 from dynarag_jax.stages.common.curves import CurveConfig, draw_curves
 from dynarag_jax.stages.common.encoder_evaluation import evaluate_encoders
+from dynarag_jax.stages.common.encoder_samplers import check_reader
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.predicting import PromptCount, counted
 from dynarag_jax.stages.common.servers import generator_of
@@ -107,11 +108,7 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_windows(self.windows, self.prompts, self.more_passages)
-        if self.reader_dtype and not self.reader:
-            raise InputError(
-                f"reader_dtype = '{self.reader_dtype}' is of a reader, and none is named; set "
-                f"'reader', or leave it empty"
-            )
+        check_reader(self.reader, self.reader_dtype)
 
 
 def choose(

@@ -48,6 +48,7 @@ from dynarag_jax.sampling.server import ServerConfig, ServerLists
 from dynarag_jax.stages.common.calibrated import say_left_out
 from dynarag_jax.stages.common.candidates import to_learn, too_many
 from dynarag_jax.stages.common.encoder_rollouts import sample_lists, say_unjudged
+from dynarag_jax.stages.common.encoder_samplers import check_reader
 from dynarag_jax.stages.common.files import opened
 from dynarag_jax.stages.common.servers import (
     added_up,
@@ -100,11 +101,7 @@ class SampleRollouts:
     def __post_init__(self) -> None:
         if self.generator.url:
             check_server_rewards(self.reward, self.answers)
-        if self.reader_dtype and not self.reader:
-            raise InputError(
-                f"reader_dtype = '{self.reader_dtype}' is of a reader, and none is named; set "
-                f"'reader', or leave it empty"
-            )
+        check_reader(self.reader, self.reader_dtype)
 
 
 def to_plan(stage: SampleRollouts) -> list[SamplingNeeds]:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.launch.context import Context
 from dynarag_jax.policy.encoder_model import EncoderPolicy
 from dynarag_jax.policy.kept_vectors import VectorStore
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.sampling.encoder_sampler import EncoderSampler
 from dynarag_jax.sampling.policy_sampler import PolicySampler
+
+
+def check_reader(reader: str, dtype: str) -> None:
+    """Raise InputError where a reader's type is given and no reader."""
+    if dtype and not reader:
+        raise InputError(
+            f"reader_dtype = '{dtype}' is of a reader, and none is named; set 'reader', or leave "
+            f"it empty"
+        )
 
 
 def encoder_sampler(context: Context, stage: Any, policy: EncoderPolicy) -> EncoderSampler:

@@ -4,7 +4,8 @@
 
 Reads question files that come with their candidates, of any format of docs/data.md, and writes
 train.jsonl, development.jsonl and evaluation.jsonl into RUN/mix. A question counts as the same by
-its normalized text, whatever file it stands in.
+its normalized text, whatever file it stands in. Candidates stand in random order, or with
+``scorer`` in that of a cross-encoder's scores, which they keep.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from dynarag_jax.config import INHERITED
+from dynarag_jax.data.mapping import FieldPaths
 from dynarag_jax.data.reading import Reading, read_questions
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
@@ -23,6 +27,8 @@ from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.processes import once
 from dynarag_jax.records import Question, write_questions
+from dynarag_jax.retrieval.relevance import load_scorer
+from dynarag_jax.stages.common.scores import score_once
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,25 @@ class Mix:
     """set -> its file of questions with candidates, to be trained on"""
     held_out: dict[str, str] = field(default_factory=dict)
     """set -> file of questions that are evaluated on, and left out of all others"""
+    left_out: tuple[str, ...] = ()
+    """further files whose questions are in no part"""
     limits: dict[str, int] = field(default_factory=dict)
     """set -> questions taken to train on at most, chosen by the seed; others take all"""
     held_out_limit: int = 0
     """questions of a held-out file, chosen by the seed; 0 takes all"""
+    evaluated: dict[str, int] = field(default_factory=dict)
+    """set to train on -> how many of its questions, chosen by the seed, are evaluated on instead"""
+    fields: dict[str, FieldPaths] = field(default_factory=dict)
+    """set -> where its records hold what, if their layout is none that is known (docs/data.md)"""
     development: float = 0.1
     """share of the questions to train on that is cut off for choosing and tuning"""
     shuffled: bool = True
     """candidates in an order drawn by the seed and the question: files may put the needed first"""
+    scorer: str = ""
+    """MonoT5 or cross-encoder whose scores order the candidates, best first, and stay with them:
+    what a retriever would hand over; empty leaves them as ``shuffled`` says"""
+    dtype: Literal["float32", "bfloat16"] = INHERITED
+    """what the scorer computes in"""
     answers_as_gold: tuple[str, ...] = ()
     """sets that do not say which passages are needed: those that contain an answer count"""
     one_suffices: tuple[str, ...] = ()
@@ -56,11 +73,19 @@ class Mix:
     def __post_init__(self) -> None:
         if not 0 <= self.development < 1:
             raise InputError(f"development = {self.development} must lie in [0, 1)")
-        named = (self.limits, self.answers_as_gold, self.one_suffices, self.unanswerable)
+        named = (
+            self.limits, self.fields, self.answers_as_gold, self.one_suffices, self.unanswerable
+        )  # fmt: skip
         for name in itertools.chain.from_iterable(named):
             if name not in {**self.train, **self.held_out}:
                 raise InputError(
                     f"mix: '{name}' is none of the sets {', '.join(self.train) or '(none)'}"
+                )
+        for name, count in self.evaluated.items():
+            if name not in self.train or count < 1:
+                raise InputError(
+                    f"mix: evaluated.{name} = {count} must be a positive number of questions of a "
+                    f"set to train on: {', '.join(self.train)}"
                 )
         for name, share in self.unanswerable.items():
             if not 0 <= share <= 1:
@@ -73,10 +98,19 @@ def run(context: Context, stage: Mix) -> None:
         raise InputError("mix: name at least one set in 'train'")
     files = {f"train {n}": context.path(p) for n, p in stage.train.items()}
     files |= {f"held out {n}": context.path(p) for n, p in stage.held_out.items()}
-    context.manifest(inputs=files)
+    files |= {f"left out {p}": context.path(p) for p in stage.left_out}
+    scorer = {"scorer": context.model(stage.scorer)} if stage.scorer else {}
+    context.manifest(inputs=files | scorer)
     seed = context.run.seed if stage.seed is None else stage.seed
-    parts = once(lambda: mixed(context, stage, files, seed))
+    # All processes score, and know the questions then.
+    parts = (
+        mixed(context, stage, files, seed)
+        if stage.scorer
+        else once(lambda: mixed(context, stage, files, seed))
+    )
     directory = context.begin()
+    if stage.scorer and parts is not None:
+        parts = ordered(context, stage, parts)
 
     def write() -> None:
         for name, part in (parts or {}).items():
@@ -101,6 +135,9 @@ def mixed(
         own = read(context, stage, name, files[f"held out {name}"], seed)
         own = drawn(own, stage.held_out_limit, f"{seed}/held out/{name}")
         held += [q for q in own if taken.setdefault(normalize(q.text), name) == name]
+    for path in stage.left_out:
+        others = read_questions(files[f"left out {path}"], context.log, Reading(repeats="drop"))
+        taken |= {normalize(question.text): path for question in others}
     train: list[Question] = []
     for name in stage.train:
         own = read(context, stage, name, files[f"train {name}"], seed)
@@ -112,10 +149,35 @@ def mixed(
                 kept.append(question)
         if len(kept) < len(own):
             context.log(f"{name}: {len(own) - len(kept)} questions are held out or come twice")
+        if count := stage.evaluated.get(name, 0):
+            own = drawn(kept, count, f"{seed}/evaluated/{name}")
+            held += own
+            apart = {question.id for question in own}
+            kept = [question for question in kept if question.id not in apart]
         train += drawn(kept, stage.limits.get(name, 0), f"{seed}/train/{name}")
     random.Random(f"{seed}/mix").shuffle(train)
     cut = round(stage.development * len(train))
     return {"development": train[:cut], "train": train[cut:], "evaluation": held}
+
+
+def ordered(
+    context: Context, stage: Mix, parts: Mapping[str, Sequence[Question]]
+) -> dict[str, list[Question]]:
+    """The parts with each question's candidates by the scorer, best first, with their scores."""
+    scorer = load_scorer(context.model(stage.scorer), stage.dtype)
+    found = {}
+    for name, part in parts.items():
+        output = context.stage_directory / f"scores-{name}.jsonl"
+        scores = score_once(context, scorer, output, name, part)
+        found[name] = [by_score(question, scores[question.id]) for question in part]
+    return found
+
+
+def by_score(question: Question, scores: Sequence[float]) -> Question:
+    """The question with its candidates by these scores, best first; equals stay as they stood."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    passages = (replace(question.passages[i], score=scores[i]) for i in order)
+    return replace(question, passages=tuple(passages), expert=None, expert_thought="")
 
 
 def _sets(questions: Sequence[Question]) -> list[str]:
@@ -136,7 +198,10 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
     Raises:
       InputError: none has.
     """
-    every = read_questions(str(path), context.log, Reading(repeats="drop"))
+    layout = Reading(repeats="drop")
+    if name in stage.fields:
+        layout = replace(layout, format="fields", fields=stage.fields[name])
+    every = read_questions(str(path), context.log, layout)
     found = []
     for question in every:
         if not question.passages:

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dynarag_jax.config import Run
+from dynarag_jax.data.mapping import FieldPaths
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tuning import RulesConfig
 from dynarag_jax.exchange.calibration import read_calibration
@@ -34,6 +35,7 @@ from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, read_questions, write_questions
+from dynarag_jax.retrieval.relevance import load_scorer, score_questions
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rollout_records import read_rollouts
 from dynarag_jax.sampling.answer_scoring import gold_likelihood
@@ -63,6 +65,7 @@ from dynarag_jax.stages import (
 )
 from dynarag_jax.stages.common import training as watched_training
 from dynarag_jax.stages.common.curves import CurveConfig
+from dynarag_jax.stages.mix import run as mix_run
 from dynarag_jax.training.encoder_run import ListInput
 from dynarag_jax.training.list_examples import behavior_lists
 from dynarag_jax.training.optimizer import OptimizerConfig
@@ -359,6 +362,61 @@ def test_drawn_negatives_stand_beside_all_that_is_needed(ran, tmp_path):
     assert twice[0] == twice[1]
     with pytest.raises(InputError, match="negatives = 2 is of behavior cloning"):
         ran("feedback", encoder=fewer.encoder)
+
+
+def test_candidates_stand_in_the_order_of_a_scorer_and_keep_its_scores(ran):
+    """The scores are those that the label stage of the same run finds, by a pass of its own."""
+    cross = str(ran.place / "cross")
+    ran.stages["ordered"] = replace(ran.stages["mix"], scorer=cross)
+    ran("ordered")
+    plain = {q.id: q for q in read_questions(ran["mix"] / "train.jsonl")}
+    ordered = read_questions(ran["ordered"] / "train.jsonl")
+    assert {q.id for q in ordered} == set(plain)
+    for question, found in score_questions(load_scorer(cross), ordered):
+        given = [p.score for p in question.passages]
+        assert given == sorted(given, reverse=True)
+        assert len(set(given)) > 1
+        assert {p.id for p in question.passages} == {p.id for p in plain[question.id].passages}
+        assert question.gold == plain[question.id].gold
+        np.testing.assert_allclose(given, found, atol=1e-6)
+
+
+def test_questions_are_cut_off_to_evaluate_on_and_read_by_their_fields(ran, tmp_path):
+    rows = [
+        {"asked": f"who made w{i}", "said": [f"w{i}"], "found": [{"t": f"w{i} did"}, {"t": "no"}]}
+        for i in range(20)
+    ]
+    others = '{"question": "Who made w3?", "answer": ["w3"]}\n'
+    (tmp_path / "others.jsonl").write_text(others)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paths = FieldPaths(question="asked", answers="said", passages="found[].t")
+    mix = Mix(
+        train={"rows": str(tmp_path / "rows.jsonl"), "one": str(ran.place / "one.jsonl")},
+        left_out=(str(tmp_path / "others.jsonl"),),
+        fields={"rows": paths},
+        answers_as_gold=("rows",),
+        evaluated={"rows": 6},
+        limits={"one": 9},
+        development=0.5,
+    )
+    run_stage(Context(replace(ran.run, directory=str(tmp_path)), {"mix": mix}, "mix"), mix_run)
+    parts = {
+        name: read_questions(tmp_path / "mix" / f"{name}.jsonl")
+        for name in ("train", "development", "evaluation")
+    }
+    assert {q.extra["dataset"] for q in parts["evaluation"]} == {"rows"}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 11, "development": 11, "evaluation": 6,
+    }  # fmt: skip
+    texts = {q.text for part in parts.values() for q in part}
+    assert len(texts) == 28
+    assert "who made w3" not in texts
+    for question in parts["evaluation"]:
+        assert [question.passages[i - 1].text for i in question.gold_list()] == [
+            f"{question.answers[0]} did"
+        ]
+    with pytest.raises(InputError, match=r"evaluated.two = 3 must be a positive number .*: one"):
+        Mix(train={"one": "x"}, held_out={"two": "y"}, evaluated={"two": 3})
 
 
 def test_where_one_passage_suffices_the_first_stays_alone(tmp_path):

@@ -75,7 +75,7 @@ stages = {
             "nothing_helps": f"{DATA}/hotpot-fullwiki-dev.jsonl.gz",
         },
         left_out=(f"{DATA}/hotpot-dev500-queries.jsonl.gz",),
-        limits={"nothing_helps": 400},
+        limits={"nq": 2000, "nothing_helps": 300},
         fields={"popqa": POPQA},
         answers_as_gold=("nq_retrieved", "popqa"),
         one_suffices=("nq_retrieved", "popqa"),

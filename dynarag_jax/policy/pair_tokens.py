@@ -20,6 +20,9 @@ from dynarag_jax.records import Question, passage_text
 COUNTS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 100, 128, 200, 256, 350, 500)
 """Padded numbers of candidates; more are refused."""
 
+FEW_COUNTS = (10, 20, 50, 100, 200, 500)
+"""The same where compiling for one more costs more than padding does."""
+
 PIECES = 32
 """Pairs are padded to a multiple of so many word pieces."""
 
@@ -155,9 +158,9 @@ class PairMaker:
         )
 
 
-def padded_count(n: int) -> int:
-    """Candidates that ``n`` are padded to."""
-    return next(count for count in COUNTS if count >= n)
+def padded_count(n: int, coarse: bool = False) -> int:
+    """Candidates that ``n`` are padded to; ``coarse`` is one of few numbers."""
+    return next(count for count in (FEW_COUNTS if coarse else COUNTS) if count >= n)
 
 
 def padded_pieces(longest: int, most: int) -> int:

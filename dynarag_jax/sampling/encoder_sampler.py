@@ -36,7 +36,10 @@ from dynarag_jax.sampling.requests import request_key
 from dynarag_jax.sharding import batch_shards, named
 
 POSITIONS = 1 << 16
-"""Word pieces that a device encodes at once: what stays of them is small."""
+"""Word pieces that a CPU encodes at once: what stays of them is small."""
+
+POSITIONS_ACCELERATOR = 1 << 19
+"""Word pieces that an accelerator encodes at once, some gigabytes of hidden states."""
 
 
 class EncoderSampler:
@@ -50,12 +53,17 @@ class EncoderSampler:
       batch: questions at once, at most.
       store: vectors of the policy's encoder: what it holds is not encoded again. A policy that
         reads again what was chosen has no use for it.
+      coarse: pad to few shapes; None does so on accelerators, which more compiled programs cost
+        more than padding does.
     """
 
     def __init__(
-        self, policy: EncoderPolicy, batch: int, seed: int, store: VectorStore | None = None
-    ):
+        self, policy: EncoderPolicy, batch: int, seed: int, store: VectorStore | None = None,
+        coarse: bool | None = None,
+    ):  # fmt: skip
         self._store = None if policy.cfg.reencode else store
+        on_cpu = policy.mesh.devices.flat[0].platform == "cpu"
+        self._coarse = not on_cpu if coarse is None else coarse
         self.policy, self.batch, self.seed = policy, max(batch, 1), seed
         self.maker, self.team = policy.pair_maker(), ProcessTeam(None)
         self.heard: Callable[[], None] = lambda: None
@@ -73,12 +81,14 @@ class EncoderSampler:
     @property
     def together(self) -> int:
         """Questions after which what was found should be kept: a minute's work or less."""
-        # Reading again takes a pass a step, in batches of few questions.
-        return max(self.batch // 4, 1) if self.policy.cfg.reencode else 4 * self.batch
+        # Reading again takes a CPU a pass a step, in batches of few questions.
+        slow = self.policy.cfg.reencode and not self._coarse
+        return max(self.batch // 4, 1) if slow else 4 * self.batch
 
     def with_bias(self, bias: ListBias) -> EncoderSampler:
         """The same policy with a bias on ending lists."""
-        own = EncoderSampler(self.policy.with_bias(bias), self.batch, self.seed, self._store)
+        policy = self.policy.with_bias(bias)
+        own = EncoderSampler(policy, self.batch, self.seed, self._store, self._coarse)
         own.heard = self.heard
         return own
 
@@ -89,13 +99,16 @@ class EncoderSampler:
         cfg, shards = self.policy.cfg, batch_shards(self.policy.mesh)
         groups: dict[tuple[int, int], list[int]] = {}
         for place, one in enumerate(pairs):
-            shape = padded_count(one.count), padded_pieces(one.longest, cfg.pieces)
+            pieces = cfg.pieces if self._coarse else padded_pieces(one.longest, cfg.pieces)
+            shape = padded_count(one.count, self._coarse), pieces
             groups.setdefault(shape, []).append(place)
         again = lists * (cfg.max_list + 1) if cfg.reencode else 1
         for (n, t), places in sorted(groups.items()):
-            rows = max(1, min(self.batch, POSITIONS // (n * t * again)))
-            # Few questions do not wait for the padding of many.
-            rows = min(rows, 1 << (len(places) - 1).bit_length())
+            most = POSITIONS_ACCELERATOR if self._coarse else POSITIONS
+            rows = max(1, min(self.batch, most // (n * t * again)))
+            if not self._coarse:
+                # Few questions do not wait for the padding of many.
+                rows = min(rows, 1 << (len(places) - 1).bit_length())
             rows = -(-rows // shards) * shards
             for at in range(0, len(places), rows):
                 yield places[at : at + rows], rows, n, t

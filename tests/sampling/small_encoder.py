@@ -16,7 +16,7 @@ from dynarag_jax.sharding import make_mesh
 WORDS = "where is port lies on river".split()
 
 
-def small_encoder_policy() -> EncoderPolicy:
+def small_encoder_policy(reencode: int = 0) -> EncoderPolicy:
     """A policy of random weights, none of which is at its start of zero or one."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *map(str, range(12))]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
@@ -28,11 +28,12 @@ def small_encoder_policy() -> EncoderPolicy:
     )
     cfg = EncoderPolicyConfig(
         encoder=EncoderConfig(
-            vocab=len(words), width=12, layers=1, heads=3, mlp=16, positions=32, types=2
+            vocab=len(words), width=12, layers=1, heads=3, mlp=16, positions=40, types=2
         ),
         head=ListHeadConfig(width=8, layers=1, steps=1, heads=2, mlp=12, vectors=12),
         pieces=24,
         max_list=3,
+        reencode=reencode,
     )
     rng = np.random.default_rng(0)
 

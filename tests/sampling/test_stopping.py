@@ -140,3 +140,16 @@ def test_beam_search_finds_the_most_probable_list_of_the_biased_policy(samplers,
 def test_windows_have_no_path(samplers, question):
     with pytest.raises(InputError, match=r"'q' has more passages than prompts\.ids = 4"):
         stop_paths(samplers["language model"], [question("q", 5)])
+
+
+@pytest.mark.parametrize("reencode", [0, 4])
+def test_few_padded_shapes_give_the_same_lists(question, reencode):
+    """What accelerators pad to is compared where shapes fit the questions."""
+    policy = small_encoder_policy(reencode=reencode)
+    asked = [question(f"q{i}", n) for i, n in enumerate((1, 3, 3, 7, 12))]
+    fine, coarse = (EncoderSampler(policy, 4, 0, coarse=how) for how in (False, True))
+    for sampling in (GREEDY, Sampling(temperature=1.0)):
+        found = [sampler.lists(asked, sampling, 3) for sampler in (fine, coarse)]
+        for one, other in zip(*found, strict=True):
+            assert one.lists == other.lists
+            np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)

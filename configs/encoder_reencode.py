@@ -5,10 +5,9 @@
 As configs/encoder.py, whose cross-encoder must stand in runs/reranker; in place of one reading of
 the candidates, one a step, with the first 32 word pieces of each chosen passage: the second hop's
 passage resembles what was found, not the question. Each example shows all needed candidates and
-seven others. Questions of NQ and PopQA come with passages that were really retrieved, of which one
-that holds the answer is kept; of some HotpotQA questions nothing that helps was left. How readily
-lists stop is set on development questions afterwards. Minutes on a GPU, two to three hours on two
-cores with bfloat16 products; docs/benchmarks.md has results.
+seven others. Questions of NQ come also with passages that were really retrieved, of which one that
+holds the answer is kept. How readily lists stop is set on development questions afterwards.
+Some 80 minutes of training on two cores with bfloat16 products; docs/benchmarks.md has results.
 
 ``dynarag export`` writes the calibrated policy, and with a name the source of a package that holds
 it in eight bits, with the page beside this file:
@@ -19,7 +18,6 @@ it in eight bits, with the page beside this file:
 
 from dataclasses import replace
 
-from dynarag_jax.data.mapping import FieldPaths
 from dynarag_jax.exchange.python_package import PackageConfig
 from dynarag_jax.launch.config_file import base_config
 from dynarag_jax.objectives.terms import Objectives, SetNll, TokenNll
@@ -30,55 +28,18 @@ before = one_reading.stages
 run = replace(one_reading.run, directory="runs/encoder_reencode")
 
 encoder = replace(before["sft"].encoder, reencode=32, pieces=160, negatives=7)
-DATA = "../shared/data"
-POPQA = FieldPaths(
-    question="question",
-    answers="answers",
-    id="id",
-    passages="retrieved_keyword[].text",
-    titles="retrieved_keyword[].title",
-)
-others = replace(
-    before["mix"],
-    train={
-        "popqa": f"{DATA}/popqa-1000-gold-retrieved.jsonl.gz",
-        # What was really retrieved, less the pages that help.
-        "nothing_helps": f"{DATA}/hotpot-fullwiki-dev.jsonl.gz",
-    },
-    left_out=(f"{DATA}/hotpot-dev500-queries.jsonl.gz", f"{DATA}/hotpot-distractor-new.jsonl.gz"),
-    fields={"popqa": POPQA},
-    answers_as_gold=("popqa",),
-    one_suffices=("popqa",),
-    unanswerable={"nothing_helps": 1.0},
-    evaluated={"popqa": 200, "nothing_helps": 200},
-    held_out={},
-    limits={},
-    development=0.0,
-    seed=0,
-)
+RETRIEVED = "../shared/data/nq-train-retrieved-top5.1000.jsonl.gz"
 
 stages = {
     "gather": before["gather"],
     "retrieve": before["retrieve"],
-    # Two kinds of questions of which a part is cut off to evaluate on.
-    "others": others,
     "mix": replace(
         before["mix"],
-        train=before["mix"].train
-        | {"nq_retrieved": f"{DATA}/nq-train-retrieved-top5.1000.jsonl.gz"}
-        | others.train,
-        left_out=(*others.left_out[:1], "{run}/others/evaluation.jsonl"),
-        limits={
-            "hotpotqa": 1100,
-            "nq": 300,
-            "nq_retrieved": 500,
-            "popqa": 200,
-            "nothing_helps": 200,
-        },
-        fields=others.fields,
-        answers_as_gold=("nq_retrieved", "popqa"),
-        one_suffices=("nq_retrieved", "popqa"),
-        unanswerable=others.unanswerable,
+        train=before["mix"].train | {"nq_retrieved": RETRIEVED},
+        limits={"hotpotqa": 500, "nq": 150, "nq_retrieved": 500},
+        answers_as_gold=("nq_retrieved",),
+        one_suffices=("nq_retrieved",),
+        held_out_limit=100,
         seed=0,
     ),
     "label": before["label"],
@@ -99,13 +60,6 @@ stages = {
     "evaluate": replace(
         before["evaluate"],
         models={"reads again": "{run}/sft/model", "calibrated": "{run}/calibrate/model"},
-        curve=CurveConfig(),
-        dtype="bfloat16",
-    ),
-    "evaluate_others": replace(
-        before["evaluate"],
-        models={"reads again": "{run}/sft/model", "calibrated": "{run}/calibrate/model"},
-        questions="{run}/others/evaluation.jsonl",
         curve=CurveConfig(),
         dtype="bfloat16",
     ),

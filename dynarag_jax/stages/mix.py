@@ -3,25 +3,29 @@
     dynarag mix configs/encoder.py
 
 Reads question files that come with their candidates, of any format of docs/data.md, and writes
-train.jsonl, development.jsonl and evaluation.jsonl into RUN/mix. A question counts as the same by
-its normalized text, whatever file it stands in. Candidates stand in random order, or with
-``scorer`` in that of a cross-encoder's scores, which they keep.
+train.jsonl, development.jsonl and evaluation.jsonl into RUN/mix, and into needed.md how many
+questions need how many passages. A question counts as the same by its normalized text, whatever
+file it stands in. Candidates stand in random order, or with ``scorer`` in that of a cross-encoder's
+scores, which they keep.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.config import INHERITED
 from dynarag_jax.data.mapping import FieldPaths
 from dynarag_jax.data.reading import Reading, read_questions
 from dynarag_jax.data.values import with_content_ids
 from dynarag_jax.errors import InputError
+from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.facts.expert import label_questions
 from dynarag_jax.launch.context import Context
 from dynarag_jax.metrics.normalizers import normalize
@@ -122,7 +126,27 @@ def run(context: Context, stage: Mix) -> None:
                 + ")"
             )
 
+        table = needed_table(parts or {})
+        with atomic_write(directory / "needed.md") as stream:
+            stream.write(table + "\n")
+        context.log(table)
+
     once(write)
+
+
+def needed_table(parts: Mapping[str, Sequence[Question]]) -> str:
+    """How many questions of each set and part need how many of their candidates, in Markdown."""
+    counts = Counter(
+        (part, str(q.extra["dataset"]), len(q.gold_list() or ()))
+        for part, questions in parts.items()
+        for q in questions
+    )
+    numbers = range(max((needed for _, _, needed in counts), default=0) + 1)
+    rows = [
+        [part, name, *(str(counts[part, name, needed] or "") for needed in numbers)]
+        for part, name in dict.fromkeys((part, name) for part, name, _ in counts)
+    ]
+    return markdown(["part", "set", *(f"need {needed}" for needed in numbers)], rows)
 
 
 def mixed(

@@ -408,6 +408,8 @@ def test_questions_are_cut_off_to_evaluate_on_and_read_by_their_fields(ran, tmp_
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 11, "development": 11, "evaluation": 6,
     }  # fmt: skip
+    table = (tmp_path / "mix" / "needed.md").read_text()
+    assert "| evaluation | rows |  | 6 |" in table
     texts = {q.text for part in parts.values() for q in part}
     assert len(texts) == 28
     assert "who made w3" not in texts

@@ -14,56 +14,19 @@ rollouts not counted.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dynarag_jax.data.reading import read_questions
-from dynarag_jax.evaluation.scoring import by_benchmark
-from dynarag_jax.files import read_json, read_jsonl
+from benchmarks.seeds import Rows, predictions, run_stages
+from dynarag_jax.files import read_json
 from dynarag_jax.metrics.intervals import bootstrap, paired_bootstrap
-from dynarag_jax.metrics.ranking import set_f1
 
 BEFORE = "behavior cloning"
 COLUMNS = ("objective", "answer", "set F1", "passages", "tokens", "seconds",
            "answer against cloning", "set F1 against cloning")  # fmt: skip
-
-Rows = dict[str, dict[str, Any]]
-"""Lines of predictions.jsonl by question: its id and text."""
-
-
-def run_seed(config: str, seed: int, directory: Path) -> None:
-    """One seed's run; finished stages are left as they are."""
-    program = "import sys; from dynarag_jax.launch.cli import main; main()"
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
-    command = [sys.executable, "-c", program, "run", config, "--run.seed", str(seed),
-               "--run.directory", str(directory)]  # fmt: skip
-    subprocess.run(command, env=environment, check=True)
-
-
-def predictions(directory: Path) -> dict[str, Rows]:
-    """A run's evaluated lists, by system and question, with their figures."""
-    found: dict[str, Rows] = {}
-    place = directory / "evaluate"
-    asked = read_json(place / "run.json")["config"]["questions"]
-    questions = {q.id: q for q in read_questions(asked.replace("{run}", str(directory)))}
-    answered = by_benchmark()
-    for _, line in read_jsonl(place / "predictions.jsonl"):
-        question = questions[line["id"]]
-        # Lines of encoder policies leave them to the tables.
-        if "set_f1" not in line and question.gold is not None:
-            line["set_f1"] = set_f1(line["chosen"], question.gold)
-        if "score" not in line and line["answer"] is not None:
-            line["score"] = next(iter(answered(question, line["answer"]).values()))
-        # Seeds ask other questions under the same ids, or the same questions.
-        found.setdefault(line["system"], {})[f"{question.id} {question.text}"] = line
-    return found
 
 
 def seconds(directory: Path, system: str) -> float | None:
@@ -129,8 +92,8 @@ def main() -> None:
     where = Path(given.directory or f"runs/{Path(given.config).stem}")
     directories = [where / str(seed) for seed in given.seeds]
     for seed, directory in zip(given.seeds, directories, strict=True):
-        run_seed(given.config, seed, directory)
-    runs = [predictions(directory) for directory in directories]
+        run_stages(given.config, directory, seed)
+    runs = [predictions(directory)[0] for directory in directories]
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     for system in runs[0]:

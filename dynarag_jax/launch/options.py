@@ -43,6 +43,15 @@ YES = (
     dataclasses.field(default=False),
 )
 
+ONLY = (
+    "only",
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="stages to run, in the config's order; those before them must stand"),
+    ],
+    dataclasses.field(default=()),
+)
+
 _SHORT = re.compile(r"^(--(?:[A-Za-z_]\w*\.)?)lr(=.*)?$", re.DOTALL)
 
 T = TypeVar("T")
@@ -58,6 +67,7 @@ class StageRequest:
       stage: the name of the one to run.
       plan: what to plan it for, instead of running it.
       yes: what stands may be made anew without asking.
+      only: of a whole config file, the stages to run; empty for all.
     """
 
     run: Run
@@ -65,6 +75,7 @@ class StageRequest:
     stage: str
     plan: PlanOptions | None = None
     yes: bool = False
+    only: tuple[str, ...] = ()
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
@@ -120,17 +131,20 @@ def load_run(path: PathLike, arguments: Sequence[str] = (), prog: str = "") -> S
     """A whole config file, with options for any of its stages.
 
     Raises:
-      InputError: the file is wrong.
+      InputError: the file is wrong, or has no stage of a name that ``--only`` gives.
       SystemExit: an option is, or asks for help.
     """
     run, stages = read_config(path)
     run, stages = _inherited(run, stages, arguments)
-    options = _options({"run": run} | stages, yes=True)
+    options = _options({"run": run} | stages, whole=True)
     description = "All stages of the run, in order: " + ", ".join(stages)
     prog = f"{prog or program_name()} {path}"
     changed = parse(options, arguments, prog=prog, description=description)
     given = {name: getattr(changed, name) for name in stages}
-    return StageRequest(changed.run, given, "", None, changed.yes)
+    for name in changed.only:
+        if name not in stages:
+            raise InputError(f"--only {name}: {path} has no such stage{nearest(name, stages)}")
+    return StageRequest(changed.run, given, "", None, changed.yes, changed.only)
 
 
 def load_stage(
@@ -256,10 +270,10 @@ def _inherited(
     return changed.run, {name: inherit(changed.run, one) for name, one in stages.items()}
 
 
-def _options(values: Mapping[str, Any], yes: bool = False) -> Any:
+def _options(values: Mapping[str, Any], whole: bool = False) -> Any:
     """One dataclass that holds all values under their names."""
     fields: list[Any] = [(name, type(value)) for name, value in values.items()]
-    fields += [YES] if yes else []
+    fields += [YES, ONLY] if whole else []
     return dataclasses.make_dataclass("Options", fields, frozen=True)(*values.values())
 
 

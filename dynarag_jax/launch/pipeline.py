@@ -1,11 +1,15 @@
-"""Run every stage of a config file in order: done ones are skipped, others continue."""
+"""Run the stages of a config file in order: done ones are skipped, others continue.
+
+dynarag run configs/quickstart.py
+dynarag run configs/quickstart.py --run.seed 1 --only sft rollout feedback evaluate
+"""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from dynarag_jax import processes
@@ -29,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def run_config(arguments: Sequence[str], prog: str) -> None:
-    """Run ``CONFIG.py [--run.field value] [--STAGE.field value]``.
+    """Run ``CONFIG.py [--run.field value] [--STAGE.field value] [--only STAGE ...]``.
 
     Raises:
       InputError: the config file is missing or wrong, or a stage finds its input wrong.
@@ -41,19 +45,23 @@ def run_config(arguments: Sequence[str], prog: str) -> None:
         raise InputError(f"the config file comes first: {prog} CONFIG.py [--field value ...]")
     request = load_run(arguments[0], arguments[1:], prog)
     start_jax(request.run)
-    check.require(request.run, request.stages)
-    run_all(request.run, request.stages, request.yes)
+    check.require(request.run, request.stages, request.only, alone=bool(request.only))
+    run_all(request.run, request.stages, request.yes, request.only)
 
 
-def run_all(run: Run, stages: Mapping[str, Any], yes: bool = False) -> None:
+def run_all(
+    run: Run, stages: Mapping[str, Any], yes: bool = False, only: Collection[str] = ()
+) -> None:
     """Run the stages; each one's directory says whether it stands.
 
     Args:
       yes: make anew what stands without asking.
+      only: names of the stages to run; empty for all.
     """
     programs = {name: program_of(name, stage) for name, stage in stages.items()}
     # A server's options may stand beside the stages; it is started by itself.
-    bodies = {name: one.run for name, one in programs.items() if one.in_a_run}
+    wanted = only or stages
+    bodies = {n: one.run for n, one in programs.items() if one.in_a_run and n in wanted}
     began, fresh = time.monotonic(), 0
     tell = say if processes.is_primary() else lambda text: None
     for number, (name, body) in enumerate(bodies.items(), 1):

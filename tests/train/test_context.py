@@ -127,8 +127,12 @@ def test_a_pipeline_makes_only_what_a_change_reaches(place, counting, monkeypatc
             launch_pipeline.main(["good.py", *overrides])
         said = capsys.readouterr().err
         assert stop.value.code == 0, said
-        return re.findall(r"^\[\d/2\] (\w+): done in", said, re.MULTILINE)
+        return re.findall(r"^\[\d/\d\] (\w+): done in", said, re.MULTILINE)
 
+    assert pipeline("--only", "count") == ["count"]
+    assert not (place / "runs/a/again").exists()
+    assert pipeline() == ["again"]
+    (place / "words.txt").write_text("one two three four five")
     assert pipeline() == ["count", "again"]
     assert pipeline() == []
     assert pipeline("--again.steps", "9") == ["again"]
@@ -136,6 +140,11 @@ def test_a_pipeline_makes_only_what_a_change_reaches(place, counting, monkeypatc
     assert pipeline("--again.steps", "9", "--count.steps", "9") == ["count"]
     (place / "words.txt").write_text("one")
     assert pipeline("--again.steps", "9", "--count.steps", "9") == ["count", "again"]
+    with pytest.raises(SystemExit):
+        launch_pipeline.main(["good.py", "--only", "agian"])
+    assert "--only agian: good.py has no such stage (did you mean 'again'?)" in (
+        capsys.readouterr().err
+    )
     monkeypatch.delattr(counting, "run")
     with pytest.raises(SystemExit) as stop:
         launch_pipeline.main(["good.py"])

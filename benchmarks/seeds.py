@@ -3,10 +3,11 @@
     python -m benchmarks.seeds configs/encoder_mixed.py --seeds 0 1 2 \
         --shared gather retrieve others mix label
     python -m benchmarks.seeds configs/real.py --seeds 0 1 2 --at-once 3 \
-        --shared gather retrieve mix label reader sft --rollout.limit 1000
+        --shared gather retrieve mix label reader sft -- --rollout.limit 1000
 
 The stages named as shared are run once, the others once a seed, each seed in a directory of its own
-under ``runs/CONFIG``; what is done is not done again. Further options are those of ``dynarag run``.
+under ``runs/CONFIG-seeds``; what is done is not done again. What follows ``--`` are options of
+``dynarag run``.
 Then a table for every evaluation, in Markdown: a question counts by its mean over the seeds, the
 mean over sets stands with its interval over questions, and behind it the lowest and highest seed;
 each model less the best of all systems that no seed trains.
@@ -181,7 +182,9 @@ def main() -> None:
     parser.add_argument(
         "--directory", default="", help="where runs go; runs/ and the config's name"
     )
-    given, options = parser.parse_known_args()
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    given, options = parser.parse_args(words[:cut]), words[cut + 1 :]
     _, stages = load_config(given.config, options)
     if unknown := [name for name in given.shared if name not in stages]:
         parser.error(f"--shared {unknown[0]}: {given.config} has {', '.join(stages)}")

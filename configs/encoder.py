@@ -107,6 +107,8 @@ stages = {
         samples=8,
         sampling=Sampling(temperature=1.0),
         reward=RewardWeights(em=0.0, passages=0.0, set_f1=1.0),
+        # Feedback compares its log-probabilities with these.
+        dtype=numerics.dtype,
     ),
     "feedback": Feedback(
         policy="encoder",

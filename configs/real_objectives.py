@@ -42,8 +42,9 @@ frozen = {
     "accumulate": 1,
 }
 feedback = replace(before["feedback"], **frozen)
+rollout = replace(before["rollout"], dtype=DecoderConfig().dtype)
 likely = replace(
-    before["rollout"],
+    rollout,
     reward=world.stages["likely"].reward,
     reader=READER,
     reader_dtype="bfloat16",
@@ -78,8 +79,8 @@ stages = {
         reranker=replace(before["sft"].reranker, objectives=in_order),
         **frozen,
     ),
-    "rollout": before["rollout"],
-    "by_step": replace(before["rollout"], credit="gains"),
+    "rollout": rollout,
+    "by_step": replace(rollout, credit="gains"),
     "likely": likely,
     "contrast": Contrast(questions="{run}/label/train.jsonl"),
     "contrasted": Reference(rollouts="{run}/contrast/rollouts.jsonl"),

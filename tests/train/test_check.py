@@ -18,6 +18,7 @@ from dynarag_jax.exchange.tokenizers import train_bpe, train_word_level
 from dynarag_jax.launch import check, checks
 from dynarag_jax.launch.checks import Subject
 from dynarag_jax.launch.cli import main
+from dynarag_jax.launch.config_file import read_config
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.lora import LoraConfig
@@ -41,6 +42,7 @@ from dynarag_jax.stages import (
 )
 from dynarag_jax.training.optimizer import OptimizerConfig
 
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[a-z]*.py"))
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
     "hidden_size": 4096, "num_hidden_layers": 32,
@@ -211,6 +213,27 @@ def test_packages_are_those_that_the_configuration_needs(place, monkeypatch):
     silent = Sft(init="model", reranker=Stream(batch=0, objectives=terms))
     own = subject(sft=silent, retrieve=Retrieve(questions=("train.jsonl",)))
     assert problems(checks.check_packages(own)) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_no_config_compares_log_probabilities_of_two_types(config):
+    run, stages = read_config(config)
+    stages = {name: inherit(run, stage) for name, stage in stages.items()}
+    assert checks.check_logps(replace(subject(), run=run, stages=stages)) == []
+
+
+def test_log_probabilities_of_another_type_are_a_problem():
+    """What the stage refuses once it has read the rollouts is said before any is sampled."""
+    rollout, feedback = SampleRollouts(dtype="float32"), Feedback(model=DecoderConfig())
+    assert checks.check_logps(subject(rollout=rollout, feedback=feedback)) == []
+    rounded = replace(feedback, model=DecoderConfig(dtype="bfloat16"))
+    (found,) = checks.check_logps(subject(rollout=rollout, feedback=rounded))
+    assert (found.level, found.stage, found.sure) == ("problem", "feedback", True)
+    assert "model.dtype is bfloat16, and 'rollout' computes" in found.text
+    assert "in float32: their difference would be rounding" in found.text
+    # Where no log-probability on record is read, types may differ.
+    alone = replace(rounded, reranker=Stream(batch=8, objectives=Objectives()))
+    assert checks.check_logps(subject(rollout=rollout, feedback=alone)) == []
 
 
 def test_servers_without_a_key_are_noted_and_judges_without_a_url_refused(place, monkeypatch):

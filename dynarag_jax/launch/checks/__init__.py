@@ -3,7 +3,7 @@
 Each check is a function from a ``Subject`` to findings. A check that cannot know says nothing.
 """
 
-from dynarag_jax.launch.checks.agreement import check_agreement, check_keys
+from dynarag_jax.launch.checks.agreement import check_agreement, check_keys, check_logps
 from dynarag_jax.launch.checks.finding import Finding, Subject
 from dynarag_jax.launch.checks.lengths import check_candidates, check_lengths
 from dynarag_jax.launch.checks.machine import check_disk, check_memory
@@ -15,6 +15,7 @@ CHECKS = (
     check_packages,
     check_keys,
     check_agreement,
+    check_logps,
     check_lengths,
     check_candidates,
     check_memory,
@@ -31,6 +32,7 @@ __all__ = [
     "check_disk",
     "check_keys",
     "check_lengths",
+    "check_logps",
     "check_memory",
     "check_packages",
     "check_paths",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from urllib.parse import urlsplit
 
@@ -43,6 +44,34 @@ def check_agreement(subject: Subject) -> list[Finding]:
                 )
     if values and not findings and len(chosen) > 1:
         findings.append(Finding("ok", "", "stages agree on prompts and types"))
+    return findings
+
+
+def check_logps(subject: Subject) -> list[Finding]:
+    """Find stages that would compare log-probabilities of one type with their own of another."""
+    findings = []
+    for name, stage in subject.chosen():
+        made = re.match(r"\{run\}/([^/]+)/", getattr(stage, "rollouts", None) or "")
+        source = subject.stages.get(made[1]) if made else None
+        if "Train" not in kinds(stage) or getattr(source, "dtype", None) is None:
+            continue
+        streams = [getattr(stage, stream, None) for stream in ("reranker", "answers")]
+        read = [
+            kind
+            for stream in streams
+            if stream is not None and stream.batch
+            for kind in ("reference", "behavior")
+            if stream.objectives.reads(kind)
+        ]
+        if read and source.dtype != stage.model.dtype:
+            findings.append(
+                Finding(
+                    "problem", name,
+                    f"model.dtype is {stage.model.dtype}, and '{made[1]}' computes the "
+                    f"log-probabilities that it reads in {source.dtype}: their difference would be "
+                    f"rounding; give both one type",
+                )
+            )  # fmt: skip
     return findings
 
 

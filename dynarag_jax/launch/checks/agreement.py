@@ -52,8 +52,9 @@ def check_logps(subject: Subject) -> list[Finding]:
     findings = []
     for name, stage in subject.chosen():
         made = re.match(r"\{run\}/([^/]+)/", getattr(stage, "rollouts", None) or "")
-        source = subject.stages.get(made[1]) if made else None
-        if "Train" not in kinds(stage) or getattr(source, "dtype", None) is None:
+        source = made[1] if made else ""
+        there = getattr(subject.stages.get(source), "dtype", None)
+        if "Train" not in kinds(stage) or there is None:
             continue
         streams = [getattr(stage, stream, None) for stream in ("reranker", "answers")]
         read = [
@@ -63,12 +64,12 @@ def check_logps(subject: Subject) -> list[Finding]:
             for kind in ("reference", "behavior")
             if stream.objectives.reads(kind)
         ]
-        if read and source.dtype != stage.model.dtype:
+        if read and there != stage.model.dtype:
             findings.append(
                 Finding(
                     "problem", name,
-                    f"model.dtype is {stage.model.dtype}, and '{made[1]}' computes the "
-                    f"log-probabilities that it reads in {source.dtype}: their difference would be "
+                    f"model.dtype is {stage.model.dtype}, and '{source}' computes the "
+                    f"log-probabilities that it reads in {there}: their difference would be "
                     f"rounding; give both one type",
                 )
             )  # fmt: skip

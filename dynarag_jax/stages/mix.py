@@ -16,6 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -106,18 +107,15 @@ def run(context: Context, stage: Mix) -> None:
     scorer = {"scorer": context.model(stage.scorer)} if stage.scorer else {}
     context.manifest(inputs=files | scorer)
     seed = context.run.seed if stage.seed is None else stage.seed
-    # All processes score, and know the questions then.
-    parts = (
-        mixed(context, stage, files, seed)
-        if stage.scorer
-        else once(lambda: mixed(context, stage, files, seed))
-    )
+    # To score, every process needs the questions.
+    make = partial(mixed, context, stage, files, seed)
+    parts = (make() if stage.scorer else once(make)) or {}
     directory = context.begin()
-    if stage.scorer and parts is not None:
+    if stage.scorer:
         parts = ordered(context, stage, parts)
 
     def write() -> None:
-        for name, part in (parts or {}).items():
+        for name, part in parts.items():
             write_questions(directory / f"{name}.jsonl", part)
             sets = {s: sum(q.extra["dataset"] == s for q in part) for s in _sets(part)}
             context.log(
@@ -126,7 +124,7 @@ def run(context: Context, stage: Mix) -> None:
                 + ")"
             )
 
-        table = needed_table(parts or {})
+        table = needed_table(parts)
         with atomic_write(directory / "needed.md") as stream:
             stream.write(table + "\n")
         context.log(table)
@@ -157,8 +155,9 @@ def mixed(
     held: list[Question] = []
     for name in stage.held_out:
         own = read(context, stage, name, files[f"held out {name}"], seed)
-        own = drawn(own, stage.held_out_limit, f"{seed}/held out/{name}")
-        held += [q for q in own if taken.setdefault(normalize(q.text), name) == name]
+        own = [q for q in own if taken.setdefault(normalize(q.text), name) == name]
+        # What is not drawn is held out all the same.
+        held += drawn(own, stage.held_out_limit, f"{seed}/held out/{name}")
     for path in stage.left_out:
         others = read_questions(files[f"left out {path}"], context.log, Reading(repeats="drop"))
         taken |= {normalize(question.text): path for question in others}

@@ -381,6 +381,26 @@ def test_candidates_stand_in_the_order_of_a_scorer_and_keep_its_scores(ran):
         np.testing.assert_allclose(given, found, atol=1e-6)
 
 
+def test_held_out_questions_that_are_not_drawn_are_not_trained_on_either(ran, tmp_path):
+    held = read_questions(ran.place / "held.jsonl")
+    both = [*held, *read_questions(ran.place / "one.jsonl")[:20]]
+    write_questions(tmp_path / "both.jsonl", both)
+    mix = Mix(
+        train={"both": str(tmp_path / "both.jsonl")},
+        held_out={"held": str(ran.place / "held.jsonl")},
+        held_out_limit=5,
+    )
+    run_stage(Context(replace(ran.run, directory=str(tmp_path)), {"mix": mix}, "mix"), mix_run)
+    seen = [
+        question.text
+        for name in ("train", "development")
+        for question in read_questions(tmp_path / "mix" / f"{name}.jsonl")
+    ]
+    assert len(seen) == 20
+    assert not {question.text for question in held} & set(seen)
+    assert len(read_questions(tmp_path / "mix" / "evaluation.jsonl")) == 5
+
+
 def test_questions_are_cut_off_to_evaluate_on_and_read_by_their_fields(ran, tmp_path):
     rows = [
         {"asked": f"who made w{i}", "said": [f"w{i}"], "found": [{"t": f"w{i} did"}, {"t": "no"}]}

@@ -383,7 +383,8 @@ def test_candidates_stand_in_the_order_of_a_scorer_and_keep_its_scores(ran):
 
 def test_held_out_questions_that_are_not_drawn_are_not_trained_on_either(ran, tmp_path):
     held = read_questions(ran.place / "held.jsonl")
-    both = [*held, *read_questions(ran.place / "one.jsonl")[:20]]
+    others = read_questions(ran.place / "one.jsonl")[:20]
+    both = [*held, *(replace(question, id=f"other {question.id}") for question in others)]
     write_questions(tmp_path / "both.jsonl", both)
     mix = Mix(
         train={"both": str(tmp_path / "both.jsonl")},
@@ -396,8 +397,9 @@ def test_held_out_questions_that_are_not_drawn_are_not_trained_on_either(ran, tm
         for name in ("train", "development")
         for question in read_questions(tmp_path / "mix" / f"{name}.jsonl")
     ]
-    assert len(seen) == 20
-    assert not {question.text for question in held} & set(seen)
+    texts = {question.text for question in held}
+    assert not texts & set(seen)
+    assert set(seen) == {question.text for question in both} - texts
     assert len(read_questions(tmp_path / "mix" / "evaluation.jsonl")) == 5
 
 

@@ -35,8 +35,7 @@ _COLLECTIVES = (
 # Instructions that move nothing by themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "copy-done"),
-    *(f"{name}-done" for name in _COLLECTIVES),
+    *("call", "async", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"),
 }
 
 
@@ -247,20 +246,39 @@ def _kernel(step: ProgramLine) -> str:
 
 def _traffic(step: ProgramLine, one: Computation, computations: Mapping[str, Computation]) -> float:
     """Bytes of main memory that an instruction reads and writes."""
-    if step.operation in _FREE or step.operation.removesuffix("-start") in _COLLECTIVES:
-        return 0.0
-    if step.operation == "dynamic-slice":
-        return 2.0 * _total(step.result, in_main_memory=True)
-    if step.operation == "dynamic-update-slice":
-        return 2.0 * _total(_result_of(step.operands[1], one), in_main_memory=True)
-    if step.operation != "fusion":
+    operation = step.operation.removesuffix("-start")
+    if operation in _FREE or operation in _COLLECTIVES or operation.endswith("-done"):
+        return 0.0  # what was begun counts where it begins
+    if operation in ("slice", "dynamic-slice"):
+        return _part_traffic(_made(step), _result_of(step.operands[0], one))
+    if operation == "dynamic-update-slice":
+        whole, update = (_result_of(name, one) for name in step.operands[:2])
+        return _part_traffic(update, whole)
+    if operation == "copy" and step.operation != operation:
+        return float(_total(step.result, in_main_memory=True))  # holds where from and where to
+    if operation != "fusion":
         read = sum(_total(_result_of(name, one), in_main_memory=True) for name in step.operands)
-        return float(read + _total(step.result, in_main_memory=True))
+        return float(read + _total(_made(step), in_main_memory=True))
     called = re.search(r"\bcalls=%?([\w.-]+)", step.rest)
     inner = computations.get(called[1]) if called else None
     if inner is None:
         return float(_total(step.result, in_main_memory=True))
     return _fusion_traffic(step, one, inner)
+
+
+def _made(step: ProgramLine) -> str:
+    """The type of what an instruction makes; the result of one that begins holds operands before
+    it, and a flag behind."""
+    if not step.operation.endswith("-start"):
+        return step.result
+    arrays = list(_ARRAY.finditer(step.result))
+    return ", ".join(shape[0] for shape in arrays[len(step.operands) :] if shape[2])
+
+
+def _part_traffic(part: str, whole: str) -> float:
+    """Bytes of a part that is read from, or written into, the whole: where either lies there."""
+    size = _total(part)
+    return float(_total(part, in_main_memory=True) + (size if _total(whole, True) else 0))
 
 
 def _fusion_traffic(step: ProgramLine, one: Computation, inner: Computation) -> float:

@@ -138,7 +138,7 @@ def _calls(
         inside = re.findall(r"%?([\w.-]+)", branches[1]) if branches else either
         # Which branch runs is not known here: the average.
         return [(name, 1 / len(inside)) for name in inside]
-    if step.operation in ("fusion", "call", "async-start"):
+    if step.operation in ("fusion", "call", "call-start", "async-start"):
         return [(named[key], 1.0) for key in ("calls", "to_apply") if key in named]
     return []
 

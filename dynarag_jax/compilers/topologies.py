@@ -149,12 +149,27 @@ def _describe_tpus(topology: Topology) -> Sequence[Any]:
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """What a compiler says of a program, for one device and one run of it.
+class ProgramMade:
+    """What a compiler made, for one device.
 
     Attributes:
       arguments, outputs, temporary: bytes of memory; outputs that take arguments' places are not
         counted again.
+      text: of the optimized program.
+    """
+
+    arguments: int
+    outputs: int
+    temporary: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler says of a program, for one device and one run of it.
+
+    Attributes:
+      arguments, outputs, temporary: bytes of memory, as of ``ProgramMade``.
       costs: operations, bytes and collectives.
     """
 
@@ -177,11 +192,8 @@ class CompilerFails(InputError):
     """The target's compiler fails on a program, and not for its size."""
 
 
-def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) -> Compiled:
-    """Compile, and read what came out.
-
-    Args:
-      trips: of loops that run as often as their data say, as of ``read_program``.
+def compile_text(lowered: jax.stages.Lowered) -> ProgramMade:
+    """Compile for the devices that a program was lowered for.
 
     Raises:
       TooLarge: a device has too little memory; the line has the compiler's own words.
@@ -201,9 +213,22 @@ def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) ->
     memory: Any = program.memory_analysis()
     arguments, aliased = memory.argument_size_in_bytes, memory.alias_size_in_bytes
     outputs = memory.output_size_in_bytes - aliased
-    temporary = memory.temp_size_in_bytes
-    costs = read_program(program.as_text() or "", trips)
-    return Compiled(arguments, outputs, temporary, costs)
+    return ProgramMade(arguments, outputs, memory.temp_size_in_bytes, program.as_text() or "")
+
+
+def read_made(made: ProgramMade, trips: Sequence[float] = ()) -> Compiled:
+    """What a compiled program costs.
+
+    Args:
+      trips: of loops that run as often as their data say, as of ``read_program``.
+    """
+    costs = read_program(made.text, trips)
+    return Compiled(made.arguments, made.outputs, made.temporary, costs)
+
+
+def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) -> Compiled:
+    """Compile, and read what came out; raises and arguments as of the two above."""
+    return read_made(compile_text(lowered), trips)
 
 
 @dataclass(frozen=True)

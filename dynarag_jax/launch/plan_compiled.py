@@ -9,7 +9,9 @@ takes minutes, and what it found is kept.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +23,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dynarag_jax.compilers.program_costs import Collective, ProgramCosts
+from dynarag_jax.atomic import atomic_write
 from dynarag_jax.compilers.topologies import (
     Compiled,
+    ProgramMade,
     Roofline,
     Topology,
     by_kind,
-    compile_program,
+    compile_text,
     describe,
+    read_made,
     roofline,
 )
 from dynarag_jax.errors import InputError
-from dynarag_jax.files import read_json, write_json
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.sharding import Sizes, mesh_of
 from dynarag_jax.training.compiled import lower_step
@@ -168,26 +171,23 @@ def _version(package: str) -> str:
 def _compiled(
     lowered: jax.stages.Lowered, topology: Topology, trips: Sequence[float]
 ) -> tuple[Compiled, bool]:
-    """What the compiler says, kept by the program's text and the compilers' versions."""
+    """What the compiler says, kept by the program's text and the compilers' versions.
+
+    Kept is what was made and not how it was read, so that a better reading needs no compiler.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    made_of = [lowered.as_text(), topology.name, str(topology.slices), str(tuple(trips))]
-    made_of += [_version(package) for package in ("jax", "jaxlib", "libtpu", "dynarag_jax")]
+    made_of = [lowered.as_text(), topology.name, str(topology.slices)]
+    made_of += [_version(package) for package in ("jax", "jaxlib", "libtpu")]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
-    path = Path(cache) / "dynarag_jax" / "compiled" / f"{key}.json"
+    path = Path(cache) / "dynarag_jax" / "compiled" / f"{key}.json.gz"
     if path.is_file():
-        return _from_json(read_json(path)), True
-    found = compile_program(lowered, trips)
+        return read_made(ProgramMade(**json.loads(gzip.decompress(path.read_bytes()))), trips), True
+    made = compile_text(lowered)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dataclasses.asdict(found))
-    return found, False
-
-
-def _from_json(value: Any) -> Compiled:
-    costs = value["costs"]
-    collectives = tuple(Collective(**one) for one in costs["collectives"])
-    largest = tuple((size, shape) for size, shape in costs["largest"])
-    costs = ProgramCosts(**costs | {"collectives": collectives, "largest": largest})
-    return Compiled(**value | {"costs": costs})
+    kept = json.dumps(dataclasses.asdict(made)).encode()
+    with atomic_write(path, "wb") as file:
+        file.write(gzip.compress(kept, mtime=0))
+    return read_made(made, trips), False
 
 
 def attention_operations(

@@ -47,11 +47,13 @@ from dynarag_jax.models.layers import (
     rematerialized,
     rms_norm,
     rotate,
+    scaled,
     score_rows,
     stacked_layers,
 )
 from dynarag_jax.models.modules import TableModule
 from dynarag_jax.models.parts import branches_in_parts
+from dynarag_jax.models.products import vocabulary_rows
 from dynarag_jax.sharding import axis_size, constrain, context_mesh, position_order
 
 __all__ = [
@@ -207,7 +209,7 @@ def trunk_and_branches(
         own = jnp.broadcast_to(positions[1], inputs.shape)
         trunk, inputs = trunk[:, order], _end_to_end(inputs, parts)
         positions = (jnp.asarray(order), _end_to_end(own, parts))
-    streams = (embed(cfg, params, trunk), embed(cfg, params, inputs))
+    streams = (_embedded(cfg, params, trunk), _embedded(cfg, params, inputs))
     # Where weights are gathered for their products, they are gathered once for both streams. Not on
     # TPUs, whose compiler sends and computes more for adapters so (docs/benchmarks.md).
     mesh = context_mesh()
@@ -247,6 +249,14 @@ def trunk_and_branches(
     first = last_hidden(x, lengths, order)[:, None, None]
     first = jnp.broadcast_to(first, (*branches.shape[:2], 1, x.shape[-1]))
     return x, jnp.concatenate([first, y], axis=2)
+
+
+def _embedded(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """``embed`` of tokens whose last axis is cut over the mesh's sequence axis, if it has one."""
+    if axis_size("positions") == 1:
+        return embed(cfg, params, tokens)
+    flat = vocabulary_rows(tokens.reshape(len(tokens), -1), params["embedding"], cfg.dtype)
+    return scaled(cfg, flat.reshape(*tokens.shape, -1))
 
 
 def _end_to_end(x: jax.Array, parts: int) -> jax.Array:

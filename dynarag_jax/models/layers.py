@@ -245,7 +245,11 @@ def over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[Any
 
 def embed(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """Token embeddings [..., D] of tokens [...]."""
-    x = jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype)
+    return scaled(cfg, jnp.take(params["embedding"], tokens, axis=0).astype(cfg.dtype))
+
+
+def scaled(cfg: DecoderConfig, x: jax.Array) -> jax.Array:
+    """Rows of the embedding [..., D] as the first layer reads them."""
     scale = cfg.embedding_scale * (math.sqrt(cfg.width) if cfg.scaled_embedding else 1.0)
     return x if scale == 1 else x * jnp.asarray(scale, cfg.dtype)
 

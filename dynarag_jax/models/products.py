@@ -159,3 +159,32 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 vocabulary_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def vocabulary_rows(tokens: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+    """``w[tokens]`` on a mesh that cuts rows, positions, and the vocabulary's matrix.
+
+    The tokens travel to the matrix, and each device sends the columns that it holds of all tokens
+    to these. Left to itself, a compiler gathers a matrix that lies over both axes on every device,
+    and makes its whole gradient there.
+
+    Args:
+      tokens: int32 [B, T], rows over the batch axes, positions over theirs; w: [V, D], as stored.
+
+    Returns:
+      [B, T, D] of ``dtype``, laid out as the tokens.
+    """
+    columns, parts = axes_of("embed"), axes_of("vocab")
+
+    def own(tokens: jax.Array, w: jax.Array) -> jax.Array:
+        every = jax.lax.all_gather(tokens, columns)  # [parts of D, B, T]
+        place = every - jax.lax.axis_index(parts) * len(w)
+        here = (place >= 0) & (place < len(w))
+        rows = jnp.take(w, jnp.clip(place, 0, len(w) - 1), axis=0).astype(dtype)
+        rows = jax.lax.psum(jnp.where(here[..., None], rows, 0), parts)  # one of them is not 0
+        return jax.lax.all_to_all(rows, columns, 0, 3, tiled=True)[0]
+
+    places = ("batch", "positions")
+    return jax.shard_map(
+        own, in_specs=(spec(places), spec(("vocab", "embed"))), out_specs=spec((*places, None))
+    )(tokens, w)

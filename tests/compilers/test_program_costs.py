@@ -133,6 +133,37 @@ def test_groups_are_read_in_each_way_they_are_written(line, expected):
     assert [(one.kind, one.sent) for one in costs.collectives] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        # A part of 2 rows of 8 is read, and stays near; or is read and written back.
+        (("((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={}",
+          "f32[2,16]{1,0:S(1)} slice-done(%made)"), 128),
+        (("((f32[8,16]{1,0}), f32[2,16]{1,0}, s32[]{:S(2)}) slice-start(%x), slice={}",
+          "f32[2,16]{1,0} slice-done(%made)"), 256),
+        (("f32[2,16]{1,0:S(1)} slice(%x), slice={}",), 128),
+        # What is brought near is read once; a copy within main memory is written, too.
+        (("(f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%x)",
+          "f32[8,16]{1,0:S(1)} copy-done(%made)"), 512),
+        (("(f32[8,16]{1,0}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%x)",
+          "f32[8,16]{1,0} copy-done(%made)"), 1024),
+        # What runs beside the rest counts as what it runs.
+        (("((f32[8,16]{1,0}), f32[8,16]{1,0}, u32[]) call-start(%x), to_apply=%sine",
+          "f32[8,16]{1,0} call-done(%made)"), 1024),
+    ],
+    ids=["near", "back", "at once", "copied near", "copied", "beside"],
+)  # fmt: skip
+def test_what_is_begun_and_done_apart_moves_once(lines, expected):
+    sine = HEAD.split("ENTRY")[0] + (
+        "%sine (b: f32[8,16]) -> f32[8,16] {\n  %b = f32[8,16]{1,0} parameter(0)\n"
+        "  ROOT %s = f32[8,16]{1,0} sine(%b)\n}\n\nENTRY" + HEAD.split("ENTRY")[1]
+    )
+    steps = "\n".join(
+        f"  %{name} = {line}" for name, line in zip(("made", "done"), lines, strict=False)
+    )
+    assert read_program(f"{sine}{steps}\n}}\n").traffic == expected
+
+
 SIZES = st.integers(1, 4)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynarag_jax.models.products import add_bias, matmul
-from dynarag_jax.sharding import make_mesh
+from dynarag_jax.models.products import add_bias, matmul, vocabulary_rows
+from dynarag_jax.sharding import make_mesh, named
 
 RNG = np.random.default_rng(0)
 X, W, B = (RNG.normal(size=s).astype(np.float32) for s in ((24, 16), (16, 40), (40,)))
@@ -53,3 +53,31 @@ def test_products_of_a_batch_by_vmap() -> None:
     assert together.shape == (2, 24, 40)
     np.testing.assert_array_equal(together[1], 2 * together[0])
     np.testing.assert_array_equal(together[0], matmul(x[0], jnp.asarray(W)))
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2, 2), (2, 2, 2, 1), (1, 1, 4, 2)], ids=str)
+def test_rows_of_a_vocabulary_that_is_cut_every_way(sizes: tuple[int, int, int, int]) -> None:
+    data, fsdp, sequence, tensor = sizes
+    mesh = make_mesh(data, fsdp, tensor, sequence=sequence, devices=jax.devices()[:8])
+    w, g = (RNG.normal(size=s).astype(np.float32) for s in ((32, 16), (4, 8, 16)))
+    tokens = RNG.integers(0, 32, (4, 8)).astype(np.int32)
+
+    def score(w: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
+        return (vocabulary_rows(tokens, w, dtype).astype(jnp.float32) * g).sum()
+
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(w, named(mesh, ("vocab", "embed"))),
+            jax.device_put(tokens, named(mesh, ("batch", "positions"))),
+        )
+        rows = jax.jit(vocabulary_rows, static_argnums=2)(placed[1], placed[0], "float32")
+        dw = jax.jit(jax.grad(score), static_argnums=2)(*placed, "float32")
+        rounded = jax.jit(jax.grad(score), static_argnums=2)(*placed, "bfloat16")
+    np.testing.assert_array_equal(rows, w[tokens])
+    expected = np.zeros_like(w)
+    np.add.at(expected, tokens, g)
+    np.testing.assert_allclose(dw, expected, rtol=1e-6, atol=1e-6)
+    layout = named(mesh, ("vocab", "embed"))
+    assert all(x.sharding.is_equivalent_to(layout, 2) for x in (dw, rounded))
+    # Each token's gradient is rounded once, and summed in float32.
+    np.testing.assert_allclose(rounded, expected, rtol=2**-7, atol=2**-6)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from typing import Any, cast
 
 import jax
 import pytest
 
-from dynarag_jax.compilers.program_costs import Collective, ProgramCosts
+from dynarag_jax.compilers import topologies
 from dynarag_jax.compilers.topologies import (
-    Compiled,
     CompilerFails,
     TooLarge,
     compile_program,
@@ -92,10 +90,20 @@ def test_kernels_count_by_their_shapes():
     assert plan_compiled.attention_operations(CFG, {"reranker": rows}, {}, 4) == 0
 
 
-def test_what_a_compiler_said_is_read_back_as_it_was():
-    one = Collective("all-gather", 2.0, 3.0, 4)
-    found = Compiled(1, 2, 3, ProgramCosts(5.0, 6.0, (one,), {"splash": 2.0}, ((7, "f32[7]"),)))
-    assert plan_compiled._from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+def test_what_a_compiler_made_is_kept_and_read_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    x = jax.ShapeDtypeStruct((8, 4), "float32")
+    lowered = jax.jit(lambda x: x.T @ x).lower(x)
+    topology = read_topology("v5e:2x2")
+    first, kept = plan_compiled._compiled(lowered, topology, ())
+    assert not kept
+    assert first.costs.operations == 2 * 8 * 4 * 4
+    monkeypatch.setattr(plan_compiled, "compile_text", lambda _: pytest.fail("compiled again"))
+    assert plan_compiled._compiled(lowered, topology, ()) == (first, True)
+    # Kept is the program's text: what is read otherwise needs no compiler.
+    costs = dataclasses.replace(first.costs, operations=7.0)
+    monkeypatch.setattr(topologies, "read_program", lambda *_: costs)
+    assert plan_compiled._compiled(lowered, topology, ())[0].costs == costs
 
 
 class Fails:

@@ -3,13 +3,17 @@
     python -m benchmarks.compile                       # what of the matrix is not in the file yet
     python -m benchmarks.compile --families llama3-8b --trained lora --meshes v5e:2x4/1x8x1
     python -m benchmarks.compile --meshes h100:1/1x1x1 h100:8/1x8x1 --card CARD.txtpb
+    python -m benchmarks.compile --families llama3-8b --tasks prefill decode --meshes v5e:2x4/1x8x1
     python -m benchmarks.compile --table               # the file's rows, nothing compiled
 
 Nothing runs, and no such machine is needed: steps are compiled from shapes for machines that are
 not here (``pip install 'dynarag_jax[compile]'`` for TPUs; for GPUs the extra ``cuda`` and
 ``--card``). A step is of one prompt of 8,192 tokens on each of data x fsdp shards, with one list
-of 80 tokens (sft), a pair of them (pair, DPO) or eight (group, GRPO), and AdamW. Each row takes
-minutes and is written into the file as it is done; a killed run goes on with the next one.
+of 80 tokens (sft), a pair of them (pair, DPO) or eight (group, GRPO), and AdamW. ``prefill`` and
+``decode`` are the sampler's programs for eight lists of each such prompt, in bfloat16, in a pool as
+large as memory allows. Each row takes minutes and is written into the file as it is done; a killed
+run goes on with the next one. ``2*v5e:16x16/2x256x1`` are two slices; what travels between them
+counts as if it did inside one.
 """
 
 from __future__ import annotations
@@ -26,20 +30,37 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from dynarag_jax.compilers.topologies import CompilerFails, TooLarge, by_kind, read_topology
+from dynarag_jax.compilers.topologies import (
+    CompilerFails,
+    TooLarge,
+    Topology,
+    by_kind,
+    read_topology,
+)
 from dynarag_jax.config import Run, inherit
 from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.exchange.configs import config_from_hf
 from dynarag_jax.files import read_json, write_json
-from dynarag_jax.launch.plan_compiled import GB, GIB, compile_step, compiler_version
+from dynarag_jax.launch.plan_compiled import (
+    GB,
+    GIB,
+    CompilerReport,
+    compile_report,
+    compile_step,
+    compiler_version,
+    mesh_for,
+)
+from dynarag_jax.launch.plan_programs import PoolPlan, plan_pools, pool_programs, written_by
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform, choose
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.objectives.terms import Dpo, Grpo, Objectives, TokenNll
 from dynarag_jax.prompts import PromptConfig
-from dynarag_jax.sharding import Sizes, sequence_parts
+from dynarag_jax.sampling.compiled import SamplingNeeds, Written, lower_pool
+from dynarag_jax.sharding import Sizes, abstract_mesh, sequence_parts, whole_prompts
 from dynarag_jax.stages.feedback import Feedback
+from dynarag_jax.stages.rollout import SampleRollouts
 from dynarag_jax.stages.sft import Sft
 from dynarag_jax.training.config import Stream, Train
 from dynarag_jax.training.flops import PaddedShape
@@ -79,10 +100,14 @@ MESHES = {
     "llama3-8b": ("v5e:2x4/1x8x1", "v6e:2x2/1x4x1", "v6e:8x8/1x64x1", "v5p:4x4x4/1x64x1"),
     "llama3-70b": ("v5p:8x8x8/1x512x1", "v5p:4x4x4/1x64x1"),
 }
-"""Slices, and data x fsdp x tensor on each; data x fsdp x sequence x tensor, too."""
+"""Slices, and data x fsdp x tensor on each; data x fsdp x sequence x tensor, too. ``2*`` before a
+slice takes two of them."""
 
 TASKS = {"sft": 1, "pair": 2, "group": 8}
 """Branches a prompt."""
+SAMPLING = ("prefill", "decode")
+"""A sampler's two programs."""
+LISTS = 8
 REMAT = ("full", "dots")
 PROMPT, BRANCH = 8192, 80
 LORA = LoraConfig(rank=16)
@@ -103,6 +128,23 @@ class Row:
         """What it is kept under."""
         return " ".join(dataclasses.astuple(self))
 
+    @property
+    def topology(self) -> Topology:
+        """The devices."""
+        slices, _, name = self.mesh.partition("/")[0].rpartition("*")
+        return read_topology(name, int(slices or 1))
+
+    @property
+    def sizes(self) -> Sizes:
+        """The mesh over them."""
+        sizes = tuple(int(size) for size in self.mesh.partition("/")[2].split("x"))
+        if len(sizes) not in (3, 4):
+            raise SystemExit(
+                f"--meshes {self.mesh}: give SLICE/DATAxFSDPxTENSOR, as v5e:2x4/1x8x1, or "
+                f"SLICE/DATAxFSDPxSEQUENCExTENSOR"
+            )
+        return sizes
+
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -110,7 +152,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--trained", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--remat", nargs="+", choices=REMAT, default=list(REMAT))
     parser.add_argument("--meshes", nargs="+", help="such as v5e:2x4/1x8x1; a family's own if none")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *SAMPLING), default=list(TASKS))
     parser.add_argument("--results", type=Path, default=Path("runs/compile.json"))
     parser.add_argument("--card", default="", help="XLA's description of the GPU, of h100:... rows")
     parser.add_argument("--seconds", type=float, default=0, help="begin no row after so many")
@@ -122,23 +164,28 @@ def rows_of(args: Any) -> Iterator[Row]:
     """The rows that are asked for, small models and the most usual choices first."""
     for family in args.families:
         for task in args.tasks:
+            if task in SAMPLING:
+                for mesh in args.meshes or MESHES[family]:
+                    yield Row(family, "none", "none", mesh, task)
+                continue
             for remat in args.remat:
                 for mesh in args.meshes or MESHES[family]:
                     for trained in args.trained:
                         yield Row(family, trained, remat, mesh, task)
 
 
+def shape_of(row: Row) -> DecoderConfig:
+    """The row's model."""
+    return config_from_hf(
+        FAMILIES[row.family] | {"max_position_embeddings": 2 * PROMPT}, row.family
+    )
+
+
 def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], Sizes]:
     """The row's stage, its model, its batch and its mesh."""
-    sizes = tuple(int(size) for size in row.mesh.partition("/")[2].split("x"))
-    if len(sizes) not in (3, 4):
-        raise SystemExit(
-            f"--meshes {row.mesh}: give SLICE/DATAxFSDPxTENSOR, as v5e:2x4/1x8x1, or "
-            f"SLICE/DATAxFSDPxSEQUENCExTENSOR"
-        )
-    full = row.trained == "full"
+    sizes, full = row.sizes, row.trained == "full"
     cfg = dataclasses.replace(
-        config_from_hf(FAMILIES[row.family] | {"max_position_embeddings": 2 * PROMPT}, row.family),
+        shape_of(row),
         dtype="bfloat16", param_dtype="float32" if full else "bfloat16", remat=row.remat,
     )  # fmt: skip
     batch, branches = sizes[0] * sizes[1], TASKS[row.task]
@@ -160,24 +207,58 @@ def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], Siz
 def planned(row: Row) -> MemoryPlan:
     """What ``--plan`` says of a row."""
     stage, cfg, streams, sizes = prepare(row)
-    tpu = read_topology(row.mesh.partition("/")[0]).is_tpu
-    platform = Platform("tpu") if tpu else Platform("cuda", True)
+    platform = Platform("tpu") if row.topology.is_tpu else Platform("cuda", True)
     kernel = choose(cfg, platform, sequence_parts(sizes)).kernel
     lora = stage.lora if stage.lora.rank else None
     return plan(cfg, list(streams.values()), sizes, stage.optimizer, 1, lora, kernel)
 
 
+def sampled(row: Row, mesh: Any) -> tuple[DecoderConfig, PoolPlan, SamplingNeeds, Written]:
+    """A sampling row's model, and the pool that it has on a mesh.
+
+    Raises:
+      InputError: there is no room for a prompt.
+    """
+    cfg = dataclasses.replace(
+        shape_of(row), dtype="bfloat16", param_dtype="bfloat16", remat="none"
+    )  # fmt: skip
+    stage = SampleRollouts(samples=LISTS)
+    prompts = PromptConfig(rerank_tokens=PROMPT)
+    needs = SamplingNeeds(
+        "", LISTS, False, prompts, stage.sampling, stage.batch, stage.engine, "bfloat16"
+    )
+    (written,) = written_by(needs)
+    found = plan_pools(cfg, mesh, needs, {"lists": written}, row.topology.accelerator.memory)
+    if found.pools["lists"] is None:
+        raise InputError("not one prompt a device has room for its cache")
+    return cfg, found, needs, written
+
+
+def compiled_program(row: Row, card: str) -> tuple[CompilerReport, int]:
+    """The row's program by its compiler; bytes that lie beside it."""
+    if row.task not in SAMPLING:
+        stage, cfg, streams, sizes = prepare(row)
+        return compile_step(row.topology, card, stage, cfg, streams, sizes, planned(row)), 0
+    mesh = mesh_for(row.topology, card, whole_prompts(row.sizes))
+    cfg, found, needs, written = sampled(row, mesh)
+    pool = found.pools["lists"]
+    assert pool is not None
+    lowered = lower_pool(cfg, mesh, pool[0], needs.engine, written)
+    program, trips, model, _ = pool_programs(cfg, lowered, row.topology.devices)[row.task]
+    report = compile_report(program, row.topology, model, trips=trips)
+    return report, max(0, found.held - report.found.arguments)
+
+
 def compiled(row: Row, card: str) -> dict[str, Any]:
     """What the compiler says of a row, to be kept."""
-    stage, cfg, streams, sizes = prepare(row)
-    topology = read_topology(row.mesh.partition("/")[0])
+    topology = row.topology
     began = time.monotonic()
     kept: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "compiler": compiler_version(topology),
     }
     try:
-        one = compile_step(topology, card, stage, cfg, streams, sizes, planned(row))
+        one, beside = compiled_program(row, card)
     except TooLarge as error:
         return kept | {"too_large": str(error), "seconds": time.monotonic() - began}
     except CompilerFails as error:
@@ -186,7 +267,7 @@ def compiled(row: Row, card: str) -> dict[str, Any]:
     return kept | {
         "seconds": time.monotonic() - began,
         "how": one.how,
-        "arguments": found.arguments,
+        "arguments": found.arguments + beside,
         "outputs": found.outputs,
         "temporary": found.temporary,
         "largest": [list(array) for array in found.costs.largest],
@@ -209,13 +290,16 @@ HEAD = (
 
 def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
     """A row of the table."""
-    estimate = planned(row).total
+    if row.task in SAMPLING:
+        estimate = sampled(row, abstract_mesh(whole_prompts(row.sizes)))[1].held
+    else:
+        estimate = planned(row).total
     first = [row.family, row.trained, row.remat, row.mesh, row.task, f"{estimate / GIB:.2f}"]
     if "too_large" in kept or "failed" in kept:
         why = "does not fit" if "too_large" in kept else "compiler fails"
         return [*first, why, *[""] * 7, f"{kept['seconds']:.0f}"]
     held = kept["arguments"] + kept["outputs"] + kept["temporary"]
-    memory = read_topology(row.mesh.partition("/")[0]).accelerator.memory
+    memory = row.topology.accelerator.memory
     return [
         *first,
         f"{held / GIB:.2f}",

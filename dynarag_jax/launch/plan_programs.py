@@ -117,6 +117,47 @@ def pool_work(cfg: DecoderConfig, shape: PoolShape, turn: int) -> tuple[float, f
     return forward[0], forward[1] - forward[2]
 
 
+@dataclasses.dataclass(frozen=True)
+class PoolPlan:
+    """What a device holds while a model samples.
+
+    Attributes:
+      weights: bytes; ``layers``: of those once more, as decoding reads them.
+      pools: by what is written: its pool and the bytes of its caches; None where not one prompt a
+        device has room.
+    """
+
+    weights: int
+    layers: int
+    pools: Mapping[str, tuple[PoolShape, int] | None]
+
+    @property
+    def held(self) -> int:
+        """Bytes, all pools' caches among them."""
+        return self.weights + self.layers + sum(pool[1] for pool in self.pools.values() if pool)
+
+
+def plan_pools(
+    cfg: DecoderConfig,
+    mesh: Any,
+    needs: SamplingNeeds,
+    written: Mapping[str, Written],
+    memory: int | None,
+) -> PoolPlan:
+    """The pools that a sampler opens on devices of so much memory (None is not known).
+
+    Raises:
+      InputError: the mesh does not divide the model.
+    """
+    weights, layers = resident_bytes(cfg, mesh)
+    free = memory - weights - layers if memory else None
+    pools = {}
+    for name, one in written.items():
+        pool = open_shape(cfg, mesh, needs, one, free)
+        pools[name] = None if pool is None else (pool, cache_bytes(cfg, mesh, pool))
+    return PoolPlan(weights, layers, pools)
+
+
 def _print_sampling(
     run: Run,
     stages: Mapping[str, Any],
@@ -137,51 +178,57 @@ def _print_sampling(
     m = run.mesh
     sizes = whole_prompts(mesh_sizes(m.data, m.fsdp, m.tensor, devices.count, m.sequence))
     mesh: Any = abstract_mesh(sizes) if topology is None else mesh_for(topology, card, sizes)
-    weights, layers = resident_bytes(cfg, mesh)
+    written = {one.name: one for one in written_by(needs, tokenizer)}
+    found = plan_pools(cfg, mesh, needs, written, devices.memory)
     print(f"{devices.count} x {devices.name}, mesh {described(sizes)}")
     print(
         f"{needs.model}: {count_parameters(cfg):,} parameters in {needs.dtype}; a device holds "
-        f"{weights / GIB:.2f} GiB of them, and {layers / GIB:.2f} GiB of layers once more, as "
-        f"decoding reads them"
+        f"{found.weights / GIB:.2f} GiB of them, and {found.layers / GIB:.2f} GiB of layers once "
+        f"more, as decoding reads them"
     )
     if tokenizer is None:
         print("no tokenizer at hand: each id of a list taken as one token")
-    caches: dict[str, tuple[PoolShape, int]] = {}
-    written = {one.name: one for one in written_by(needs, tokenizer)}
-    free = devices.memory - weights - layers if devices.memory else None
-    for name, one in written.items():
-        pool = open_shape(cfg, mesh, needs, one, free)
-        if pool is None:
+    for name, one in found.pools.items():
+        if one is None:
             print(
-                f"{name}: DOES NOT FIT: not one prompt of {one.prompt} tokens a device has room "
-                f"for its cache"
+                f"{name}: DOES NOT FIT: not one prompt of {written[name].prompt} tokens a device "
+                f"has room for its cache"
             )
             continue
-        caches[name] = pool, cache_bytes(cfg, mesh, pool)
+        pool, cache = one
         print(
             f"{name}: {pool.slots} prompts of {pool.prompt} tokens at once, {pool.branches} "
-            f"branch(es) of {pool.branch} tokens each; caches of {caches[name][1] / GIB:.2f} GiB "
-            f"a device"
+            f"branch(es) of {pool.branch} tokens each; caches of {cache / GIB:.2f} GiB a device"
         )
-    held = weights + layers + sum(size for _, size in caches.values())
-    print(f"in all {held / GIB:.2f} GiB a device, beside what is at work")
-    if topology is not None:
-        for name, (pool, _) in caches.items():
-            lowered = lower_pool(cfg, mesh, pool, needs.engine, written[name])
-            _print_pool(cfg, name, lowered, topology, held)
+    print(f"in all {found.held / GIB:.2f} GiB a device, beside what is at work")
+    for name, one in found.pools.items():
+        if topology is not None and one is not None:
+            lowered = lower_pool(cfg, mesh, one[0], needs.engine, written[name])
+            _print_pool(cfg, name, lowered, topology, found.held)
+
+
+def pool_programs(
+    cfg: DecoderConfig, lowered: LoweredPool, devices: int
+) -> dict[str, tuple[jax.stages.Lowered, tuple[float, ...], float, str]]:
+    """A pool's two programs: each with its loops' trips, the model's operations on one of so many
+    devices, and what one run of it is for."""
+    shape, turn = lowered.shape, int(lowered.decode_trips[0])
+    entering, writing = (of / devices for of in pool_work(cfg, shape, turn))
+    return {
+        "prefill": (
+            lowered.prefill, lowered.prefill_trips, entering, f"for {shape.entering} prompts"
+        ),
+        "decode": (
+            lowered.decode, lowered.decode_trips, writing, f"for a turn of {turn} tokens a branch"
+        ),
+    }  # fmt: skip
 
 
 def _print_pool(
     cfg: DecoderConfig, name: str, lowered: LoweredPool, topology: Topology, held: int
 ) -> None:
-    shape, turn = lowered.shape, int(lowered.decode_trips[0])
-    entering, writing = (of / topology.devices for of in pool_work(cfg, shape, turn))
-    for kind, program, trips, model, what in (
-        ("prefill", lowered.prefill, lowered.prefill_trips, entering,
-         f"for {shape.entering} prompts"),
-        ("decode", lowered.decode, lowered.decode_trips, writing,
-         f"for a turn of {turn} tokens a branch"),
-    ):  # fmt: skip
+    programs = pool_programs(cfg, lowered, topology.devices)
+    for kind, (program, trips, model, what) in programs.items():
         print(f"compiling the {kind} of {name} for {topology.name} ...", flush=True)
         report = compile_report(program, topology, model, trips=trips)
         beside = max(0, held - report.found.arguments)

@@ -270,6 +270,7 @@ def compiled(row: Row, card: str) -> dict[str, Any]:
         "arguments": found.arguments + beside,
         "outputs": found.outputs,
         "temporary": found.temporary,
+        "peak": found.peak + beside,
         "largest": [list(array) for array in found.costs.largest],
         "operations": one.operations,
         "model": one.model,

@@ -11,7 +11,11 @@ chip and step. MaxText (``maxtext`` on the package index, in an environment of i
 ``--python`` names) has no branches: a pair is two sequences, a group of eight eight, each of 8,192
 tokens in all, where ours is a prompt of 8,192 and lists of 80 beside it. Its step is lowered and
 compiled by its own ``train_compile``; its program's text is then read as ours is. MaxText computes
-scores of the vocabulary at every token, ours at those of the lists.
+scores of the vocabulary at every token, ours at those of the lists. To have both by one compiler,
+run ``benchmarks.compile`` by that Python, too (``PYTHONPATH=. MAXTEXT/bin/python -m
+benchmarks.compile``); the last line names the versions. The least time of a question and the MFU
+that it allows are those of the roofline, by the maker's numbers: each side's own model operations,
+a pair of sequences being twice one.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from dynarag_jax.compilers.topologies import by_kind, read_topology
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.files import read_json, write_json
 from dynarag_jax.launch.plan_compiled import GB, GIB, attention_operations
-from dynarag_jax.training.flops import PaddedShape
+from dynarag_jax.training.flops import PaddedShape, step_work
 
 SLICES = {"v5p:4x4x4": "v5p-128", "v6e:8x8": "v6e-64", "v5e:16x16": "v5e-256"}
 """What MaxText calls a slice."""
@@ -143,8 +147,26 @@ def compiled(python: Path, name: str, task: str, more: list[str]) -> dict[str, A
 
 HEAD = (
     "slice", "task", "GiB a chip: ours", "MaxText", "ratio", "TFLOP a question: ours", "MaxText",
-    "ratio", "GB sent a question: ours", "MaxText", "ratio",
+    "ratio", "GB sent a question: ours", "MaxText", "ratio", "s a question at least: ours",
+    "MaxText", "ratio", "MFU at most: ours", "MaxText",
 )  # fmt: skip
+
+
+def least_seconds(name: str, kept: dict[str, Any]) -> float:
+    """Of a step by the roofline."""
+    device = read_topology(name).accelerator
+    sent = sum(kept["sent"].values())
+    return max(
+        kept["operations"] / device.peak, kept["traffic"] / device.bandwidth, sent / device.links
+    )
+
+
+def model_operations(name: str, task: str) -> float:
+    """Of MaxText's model on one chip: whole sequences, each token's scores among them."""
+    _, cfg, _, _ = prepare(row_of(name, task))
+    chips = read_topology(name).devices
+    rows = PaddedShape(chips * TASKS[task], PROMPT, 0, 1, prompt_loss=True)
+    return step_work(cfg, [rows]).model / chips
 
 
 def cells(name: str, task: str, mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -161,7 +183,11 @@ def cells(name: str, task: str, mine: dict[str, Any], theirs: dict[str, Any]) ->
     found = [name, task]
     for ours, peers in pairs:
         found += [f"{ours:.1f}", f"{peers:.1f}", f"{ours / peers:.2f}"]
-    return found
+    ours, peers = (least_seconds(name, one) for one in (mine, theirs))
+    found += [f"{ours:.2f}", f"{peers:.2f}", f"{ours / peers:.2f}"]
+    peak = read_topology(name).accelerator.peak
+    useful = mine["model"], model_operations(name, task)
+    return found + [f"{of / peak / at:.0%}" for of, at in zip(useful, (ours, peers), strict=True)]
 
 
 def main() -> None:

@@ -155,12 +155,14 @@ class ProgramMade:
     Attributes:
       arguments, outputs, temporary: bytes of memory; outputs that take arguments' places are not
         counted again.
+      peak: bytes that are in use at most at one time, all of these among them.
       text: of the optimized program.
     """
 
     arguments: int
     outputs: int
     temporary: int
+    peak: int
     text: str
 
 
@@ -169,13 +171,14 @@ class Compiled:
     """What a compiler says of a program, for one device and one run of it.
 
     Attributes:
-      arguments, outputs, temporary: bytes of memory, as of ``ProgramMade``.
+      arguments, outputs, temporary, peak: bytes of memory, as of ``ProgramMade``.
       costs: operations, bytes and collectives.
     """
 
     arguments: int
     outputs: int
     temporary: int
+    peak: int
     costs: ProgramCosts
 
     @property
@@ -213,7 +216,8 @@ def compile_text(lowered: jax.stages.Lowered) -> ProgramMade:
     memory: Any = program.memory_analysis()
     arguments, aliased = memory.argument_size_in_bytes, memory.alias_size_in_bytes
     outputs = memory.output_size_in_bytes - aliased
-    return ProgramMade(arguments, outputs, memory.temp_size_in_bytes, program.as_text() or "")
+    temporary, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+    return ProgramMade(arguments, outputs, temporary, peak, program.as_text() or "")
 
 
 def read_made(made: ProgramMade, trips: Sequence[float] = ()) -> Compiled:
@@ -223,7 +227,7 @@ def read_made(made: ProgramMade, trips: Sequence[float] = ()) -> Compiled:
       trips: of loops that run as often as their data say, as of ``read_program``.
     """
     costs = read_program(made.text, trips)
-    return Compiled(made.arguments, made.outputs, made.temporary, costs)
+    return Compiled(made.arguments, made.outputs, made.temporary, made.peak, costs)
 
 
 def compile_program(lowered: jax.stages.Lowered, trips: Sequence[float] = ()) -> Compiled:

@@ -85,12 +85,15 @@ def _score(
 def chunk_positions(rows: int, positions: int, vocab: int) -> int:
     """How many positions of every row are projected at once, from a device's own shapes.
 
+    Chunks are alike, so that hardly any of their positions is padding.
+
     Args:
       rows, positions: of the batch on one device; vocab: its part of the vocabulary.
     """
     if rows * positions * vocab <= WHOLE:
         return positions
-    return min(positions, max(1, CHUNK // (rows * vocab)))
+    most = max(1, CHUNK // (rows * vocab))
+    return -(-positions // -(-positions // most))
 
 
 def token_logps(

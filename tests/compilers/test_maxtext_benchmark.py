@@ -26,12 +26,12 @@ def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys)
     ours = {
         "arguments": gib, "outputs": 0, "temporary": 3 * gib, "operations": 2e12,
         "sent": {"all-gather": 2e9, "all-reduce": 1e9}, "compiler": "libtpu 2",
-        "date": "2026-01-01",
+        "date": "2026-01-01", "traffic": 0.0, "model": 1e12,
     }  # fmt: skip
     theirs = {
         "arguments": 2 * gib, "outputs": 0, "temporary": 6 * gib, "operations": 8e12,
         "sent": {"all-gather": 12e9}, "versions": {"maxtext": "0", "jax": "1", "libtpu": "2"},
-        "date": "2026-01-02",
+        "date": "2026-01-02", "traffic": 2.765e12,
     }  # fmt: skip
     pair = maxtext.row_of(NAME, "pair")
     assert pair.name == "llama3-8b full full v5p:4x4x4/1x64x1 pair"
@@ -40,6 +40,18 @@ def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys)
     text = run(monkeypatch, capsys, tmp_path, "--tasks", "pair", "sft", "--table")
     row = "| v5p:4x4x4 | pair | 4.0 | 8.0 | 0.50 | 2.0 | 8.0 | 0.25 | 3.0 | 12.0 | 0.25 |"
     assert row in text
+    # Ours is bound by links (3e9 of 6e11 bytes a second), MaxText by memory, one second of it.
+    device = read_topology(NAME).accelerator
+    seconds = max(2e12 / device.peak, 3e9 / device.links)
+    traffic = 2.765e12 / device.bandwidth
+    rest = f" {seconds:.2f} | {traffic:.2f} | {seconds / traffic:.2f} |"
+    useful = maxtext.model_operations(NAME, "pair")
+    # Two sequences of 8,192 tokens: six operations a parameter (less the embedding) and token, and
+    # attention over half of all pairs of positions.
+    parameters, attended = 8.03e9 - 128256 * 4096, 32 * 12 * 4096 * 8192 / 2
+    assert useful == pytest.approx(2 * 8192 * (6 * parameters + attended), rel=0.01)
+    rest += f" {1e12 / device.peak / seconds:.0%} | {useful / device.peak / traffic:.0%} |"
+    assert row + rest in text
     # A task of which one side was not compiled is no row.
     assert "sft: not in" in text
     assert "| sft |" not in text

@@ -35,6 +35,7 @@ from dynarag_jax.compilers.topologies import (
     TooLarge,
     Topology,
     by_kind,
+    held_bytes,
     read_topology,
 )
 from dynarag_jax.config import Run, inherit
@@ -267,10 +268,10 @@ def compiled(row: Row, card: str) -> dict[str, Any]:
     return kept | {
         "seconds": time.monotonic() - began,
         "how": one.how,
-        "arguments": found.arguments + beside,
+        "held": held_bytes(found, topology) + beside,
+        "arguments": found.arguments,
         "outputs": found.outputs,
         "temporary": found.temporary,
-        "peak": found.peak + beside,
         "largest": [list(array) for array in found.costs.largest],
         "operations": one.operations,
         "model": one.model,
@@ -299,7 +300,7 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
     if "too_large" in kept or "failed" in kept:
         why = "does not fit" if "too_large" in kept else "compiler fails"
         return [*first, why, *[""] * 7, f"{kept['seconds']:.0f}"]
-    held = kept["arguments"] + kept["outputs"] + kept["temporary"]
+    held = kept["held"]
     memory = row.topology.accelerator.memory
     return [
         *first,
@@ -319,6 +320,11 @@ def main() -> None:
     """Compile what is missing and print the table."""
     args = options()
     results: dict[str, Any] = read_json(args.results) if args.results.is_file() else {}
+    if old := [
+        name for name, one in results.items() if not {"held", "too_large", "failed"} & {*one}
+    ]:
+        print(f"{args.results}: {len(old)} rows lack what is read now, and are left out")
+        results = {name: one for name, one in results.items() if name not in old}
     every = list(rows_of(args))
     if args.table and not args.meshes:
         asked = {(row.family, row.trained, row.remat, row.task) for row in every}

@@ -76,6 +76,7 @@ def jit_and_compile(*given, **named):
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
+        "held": memory.peak_memory_in_bytes,
         "versions": {name: version(name) for name in ("maxtext", "jax", "libtpu")},
     }
     open(folder + "/program", "w").write(made.as_text())
@@ -172,11 +173,8 @@ def model_operations(name: str, task: str) -> float:
 def cells(name: str, task: str, mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """A row of the table; a chip has one question, so that what it does is a question's."""
 
-    def held(one: dict[str, Any]) -> float:
-        return (one["arguments"] + one["outputs"] + one["temporary"]) / GIB
-
     pairs = (
-        (held(mine), held(theirs)),
+        (mine["held"] / GIB, theirs["held"] / GIB),
         (mine["operations"] / 1e12, theirs["operations"] / 1e12),
         (sum(mine["sent"].values()) / GB, sum(theirs["sent"].values()) / GB),
     )

@@ -181,10 +181,17 @@ class Compiled:
     peak: int
     costs: ProgramCosts
 
-    @property
-    def held(self) -> int:
-        """Bytes while the program runs: what is temporary is taken as one block when it starts."""
-        return self.arguments + self.outputs + self.temporary
+
+def held_bytes(found: Compiled, topology: Topology) -> int:
+    """Bytes that a device holds while the program runs.
+
+    GPUs take what is temporary as one block beside arguments and outputs. Of TPUs it is what is in
+    use at most: the figure of temporary memory that libtpu gives is more than it assigns, and it
+    compiles programs for which that would be too much (docs/benchmarks.md).
+    """
+    if topology.is_tpu:
+        return found.peak
+    return found.arguments + found.outputs + found.temporary
 
 
 class TooLarge(InputError):

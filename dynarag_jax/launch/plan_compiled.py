@@ -32,6 +32,7 @@ from dynarag_jax.compilers.topologies import (
     by_kind,
     compile_text,
     describe,
+    held_bytes,
     read_made,
     roofline,
 )
@@ -233,7 +234,7 @@ def report_lines(
     device, found = topology.accelerator, report.found
     costs, bounds = found.costs, report.bounds
     usable = USABLE * device.memory
-    held = found.held + beside
+    held = held_bytes(found, topology) + beside
     verdict = "fits" if held <= usable else "DOES NOT FIT"
     largest = ", ".join(f"{shape} {size / GIB:.2f}" for size, shape in costs.largest[:3])
     sent = "; ".join(
@@ -244,7 +245,7 @@ def report_lines(
         f"  arguments             {found.arguments / GIB:10.2f} GiB",
         *([f"  beside them           {beside / GIB:10.2f} GiB"] if beside else []),
         f"  temporary             {found.temporary / GIB:10.2f} GiB  the largest: {largest}",
-        f"  in all                {held / GIB:10.2f} GiB  the plan says "
+        f"  at most at one time   {held / GIB:10.2f} GiB  the plan says "
         f"{planned / GIB:.2f}, {planned / held - 1:+.0%}",
         f"  {verdict}: {held / usable:.0%} of the usable {usable / GIB:.1f} GiB",
         f"  {report.operations:.3e} operations, {report.operations / report.model:.2f} x the "

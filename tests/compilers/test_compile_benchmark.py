@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import compile as matrix
 from dynarag_jax.compilers.topologies import read_topology
-from dynarag_jax.sharding import mesh_sizes
+from dynarag_jax.errors import InputError
+from dynarag_jax.sharding import abstract_mesh, mesh_sizes
 
 PARAMETERS = {
     "smollm2-135m": 134_515_008,
@@ -65,7 +66,7 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     kept = {"date": "2026-01-02", "compiler": "libtpu 0", "seconds": 61.0}
     estimate = matrix.planned(row).total
     found = kept | {
-        "arguments": estimate // 4, "outputs": 0, "temporary": estimate // 4, "operations": 3e13,
+        "held": estimate // 2, "operations": 3e13,
         "model": 2e13, "traffic": 1e11, "sent": {"all-gather": 2e9, "all-reduce": 1e9},
         "bound": "compute", "bound_seconds": 0.2, "mfu": 0.5,
     }  # fmt: skip
@@ -86,6 +87,11 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     assert "| 30.0 | 1.50 | 3.0 | compute | 50% | 61 |" in first
     assert "| does not fit |" in second
     assert text.endswith("2 of 2 rows; libtpu 0; 2026-01-02\n")
+    # A row of an earlier version, which did not keep all that is read, is none.
+    file.write_text(json.dumps({row.name: {"arguments": 1}, other.name: rows[other.name]}))
+    text = run(monkeypatch, capsys, "--results", str(file), "--table")
+    assert "1 rows lack what is read now" in text and "\n1 of " in text
+    file.write_text(json.dumps(rows))
     # Of the whole matrix, what is not there is counted.
     text = run(monkeypatch, capsys, "--results", str(file), "--table")
     assert "\n3 of " in text and "3 of 3" not in text
@@ -96,3 +102,29 @@ def test_rows_that_stand_in_the_file_are_shown_and_not_compiled_again(
     assert "| h100:8/1x8x1 |" in text and "\n4 of " in text
     text = run(monkeypatch, capsys, "--results", str(file), "--table", "--families", "qwen3-4b")
     assert "h100" not in text
+
+
+def test_slices_of_several_and_a_samplers_programs_are_rows(tmp_path, monkeypatch, capsys):
+    row = matrix.Row("llama3-8b", "full", "full", "2*v5e:16x16/2x256x1", "sft")
+    assert (row.topology.slices, row.topology.devices, row.sizes) == (2, 512, (2, 256, 1))
+    assert matrix.planned(row).devices == 512
+    decode = matrix.Row("llama3-8b", "none", "none", "v5e:2x4/1x8x1", "decode")
+    cfg, found, needs, written = matrix.sampled(decode, abstract_mesh((1, 8, 1)))
+    # Eight lists of each prompt; weights in 2 bytes over 8 chips, and the layers once more.
+    assert (needs.lists, written.branches, written.prompt, cfg.dtype) == (8, 8, 8192, "bfloat16")
+    assert found.weights == pytest.approx(2 * PARAMETERS["llama3-8b"] / 8, rel=1e-3)
+    pool = found.pools["lists"]
+    assert pool is not None and pool[0].slots % 8 == 0
+    kept = {
+        "date": "2026-01-02", "compiler": "libtpu 0", "seconds": 61.0, "held": found.held,
+        "operations": 3e13, "model": 2e13, "sent": {}, "bound": "memory", "mfu": 0.25,
+    }  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps({decode.name: kept}))
+    only = ["--families", "llama3-8b", "--tasks", "decode", "--meshes", "v5e:2x4/1x8x1"]
+    text = run(monkeypatch, capsys, "--results", str(tmp_path / "rows.json"), *only)
+    assert "| llama3-8b | none | none | v5e:2x4/1x8x1 | decode |" in text
+    assert "| 1.00 |" in text and "1 of 1 rows" in text
+    # One chip has no room for a 70B, and says so.
+    large = matrix.Row("llama3-70b", "none", "none", "v5e:2x2/1x4x1", "decode")
+    with pytest.raises(InputError, match="not one prompt"):
+        matrix.sampled(large, abstract_mesh((1, 4, 1)))

@@ -24,12 +24,12 @@ def run(monkeypatch, capsys, folder, *arguments: str) -> str:
 def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys):
     gib = 2**30
     ours = {
-        "arguments": gib, "outputs": 0, "temporary": 3 * gib, "operations": 2e12,
+        "held": 4 * gib, "operations": 2e12,
         "sent": {"all-gather": 2e9, "all-reduce": 1e9}, "compiler": "libtpu 2",
         "date": "2026-01-01", "traffic": 0.0, "model": 1e12,
     }  # fmt: skip
     theirs = {
-        "arguments": 2 * gib, "outputs": 0, "temporary": 6 * gib, "operations": 8e12,
+        "held": 8 * gib, "operations": 8e12,
         "sent": {"all-gather": 12e9}, "versions": {"maxtext": "0", "jax": "1", "libtpu": "2"},
         "date": "2026-01-02", "traffic": 2.765e12,
     }  # fmt: skip

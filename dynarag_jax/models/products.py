@@ -114,6 +114,13 @@ def _bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]
 _biased.defvjp(_bias_forward, _bias_backward)
 
 
+GRADIENT = 1 << 26
+"""Numbers of the vocabulary's gradient that a device makes whole at once: 256 MB."""
+
+ALIGNED = 1024
+"""Its rows come in multiples of so many."""
+
+
 @jax.custom_vjp
 def vocabulary_scores(x: jax.Array, w: jax.Array) -> jax.Array:
     """``x @ w.T`` in float32 on a mesh that cuts the vocabulary's matrix by its width.
@@ -145,9 +152,13 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
         g, x = (part.reshape(-1, part.shape[-1]) for part in (g, x))
-        dw = jnp.matmul(g.T, x, preferred_element_type=jnp.float32)
-        dw = jax.lax.psum_scatter(dw, axes_of("embed"), scatter_dimension=1, tiled=True)
-        return jax.lax.psum(dw, axes_of("rows"))
+        size = max(ALIGNED, GRADIENT // x.shape[1] // ALIGNED * ALIGNED)
+        rows = []
+        for first in range(0, g.shape[1], size):
+            dw = jnp.matmul(g[:, first : first + size].T, x, preferred_element_type=jnp.float32)
+            dw = jax.lax.psum_scatter(dw, axes_of("embed"), scatter_dimension=1, tiled=True)
+            rows.append(jax.lax.psum(dw, axes_of("rows")))
+        return jnp.concatenate(rows)
 
     tokens = ("batch",) if x.ndim == 2 else ("batch", "positions")
     gradient = jax.shard_map(

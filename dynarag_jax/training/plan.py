@@ -20,6 +20,7 @@ from dynarag_jax.models.attention import BLOCK
 from dynarag_jax.models.config import DecoderConfig, Kernel
 from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
+from dynarag_jax.models.products import GRADIENT
 from dynarag_jax.policy.logprobs import chunk_positions
 from dynarag_jax.sharding import Sizes, abstract_mesh, axis_size, batch_shards
 from dynarag_jax.training.flops import PaddedShape, StepOperations, step_work
@@ -219,7 +220,11 @@ def _activations(
         gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor
     else:  # copied out of their stack, where a kernel or a library's product reads them
         gathered = a * matrices // tensor if kernel == "cudnn" else 0
-    head = (a + (4 if lora is None else 0)) * vocab * d if apart else 0
+    head = a * vocab * d if apart else 0
+    if apart and lora is None:
+        # Cut, its gradient is made whole a part at a time, of which one is sent meanwhile.
+        cut = axis_size("embed", mesh) > 1
+        head += 4 * min(vocab * d, 2 * GRADIENT if cut else vocab * d)
     return kept, offloaded, max(layer + gathered, scores + head)
 
 

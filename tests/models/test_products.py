@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynarag_jax.models.products import add_bias, matmul, vocabulary_rows
+from dynarag_jax.models import products
+from dynarag_jax.models.products import add_bias, matmul, vocabulary_rows, vocabulary_scores
 from dynarag_jax.sharding import make_mesh, named
 
 RNG = np.random.default_rng(0)
@@ -81,3 +82,25 @@ def test_rows_of_a_vocabulary_that_is_cut_every_way(sizes: tuple[int, int, int, 
     assert all(x.sharding.is_equivalent_to(layout, 2) for x in (dw, rounded))
     # Each token's gradient is rounded once, and summed in float32.
     np.testing.assert_allclose(rounded, expected, rtol=2**-7, atol=2**-6)
+
+
+@pytest.mark.parametrize("size", [1 << 26, 16 * 24, 1], ids=["at once", "three", "uneven"])
+def test_scores_of_a_vocabulary_whose_gradient_comes_in_parts(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(products, "GRADIENT", size)
+    monkeypatch.setattr(products, "ALIGNED", 8)
+    mesh = make_mesh(2, 2, 2, devices=jax.devices()[:8])
+    x, w, g = (RNG.normal(size=s).astype(np.float32) for s in ((8, 16), (60, 16), (8, 60)))
+
+    def score(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (vocabulary_scores(x, w) * g).sum()
+
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(x, named(mesh, ("batch", None))),
+            jax.device_put(w, named(mesh, ("vocab", "embed"))),
+        )
+        dx, dw = jax.jit(jax.grad(score, (0, 1)))(*placed)
+    np.testing.assert_allclose(dx, g @ w, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dw, g.T @ x, rtol=1e-5, atol=1e-5)

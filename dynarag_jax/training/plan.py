@@ -168,10 +168,13 @@ def _activations(
     flash = kernel != "plain"
     if not flash:  # sums of values in float32 (``attention.KEPT``)
         everything += 4 * q
-    # At the height of a layer's backward pass: its values and gradients as if none made way, which
-    # is about what the compiler of TPUs takes as a block (what lives in it is less).
-    height = 2 * everything
-    if kernel == "cudnn":
+    # At the height of a layer's backward pass: on TPUs four arrays of the MLP and four residual
+    # ones, as their compiler's peaks come out (docs/benchmarks.md).
+    height = a * (4 * f + 4 * d)
+    if kernel == "plain":
+        # Its values and gradients as if none made way.
+        height = 2 * everything
+    elif kernel == "cudnn":
         # XLA for GPUs takes what lives, and writes in place what it can: in the MLP's backward pass
         # its three arrays and their gradients; what entered the layer, both sums, both norms'
         # results and the gradient that came; queries, keys, values and the attended.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dynarag_jax.models import decoder
+from dynarag_jax.models import decoder, products
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layout import param_shardings
@@ -46,12 +46,11 @@ def chips(monkeypatch):
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
-def test_a_step_for_tpus_brings_no_scores_together(chips):
-    mesh = make_mesh(1, 4, 1, devices=chips)
+def made(mesh):
+    """Every array of the gradient's program that is made: size, shape and operation."""
     place = param_shardings(CFG, mesh)
-    shapes = jax.eval_shape(lambda key: decoder.init_params(CFG, key), jax.random.key(0))
     params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), SHAPES, place
     )
     rows = [
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh, ("batch",)))
@@ -66,12 +65,29 @@ def test_a_step_for_tpus_brings_no_scores_together(chips):
         assert Platform.here() == Platform("tpu")
         text = jax.jit(jax.grad(loss), out_shardings=place).lower(params, *rows).compile().as_text()
     assert "splash" in text
-    made = re.findall(r"= \(?(?:f32|bf16)\[([\d,]+)\]\S* ([\w-]+)\(", text)
-    sizes = [(math.prod(map(int, shape.split(","))), operation) for shape, operation in made]
+    found = re.findall(r"= \(?((?:f32|bf16)\[([\d,]+)\])\S* ([\w-]+)\(", text)
+    return [(math.prod(map(int, sizes.split(","))), shape, name) for shape, sizes, name in found]
+
+
+SHAPES = jax.eval_shape(lambda key: decoder.init_params(CFG, key), jax.random.key(0))
+
+
+def test_a_step_for_tpus_brings_no_scores_together(chips):
+    arrays = made(make_mesh(1, 4, 1, devices=chips))
     collectives = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-    sent = [size for size, name in sizes if name.removesuffix("-start") in collectives]
+    sent = [size for size, _, name in arrays if name.removesuffix("-start") in collectives]
     assert sent
-    assert max(sent) <= max(x.size for x in jax.tree.leaves(shapes))
+    assert max(sent) <= max(x.size for x in jax.tree.leaves(SHAPES))
     # Scores of all tokens by the vocabulary, and of all heads by all pairs of a prompt's positions.
     scores = {ROWS * BRANCHES * BRANCH * CFG.vocab, ROWS * CFG.heads * PROMPT * PROMPT}
-    assert not scores & {size for size, _ in sizes}
+    assert not scores & {size for size, _, _ in arrays}
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 1), (1, 2, 1, 2)], ids=["rows", "parts of prompts"])
+def test_no_device_makes_a_vocabularys_gradient_whole(chips, monkeypatch, sizes):
+    monkeypatch.setattr(products, "GRADIENT", CFG.vocab * CFG.width // 4)
+    data, fsdp, tensor, sequence = sizes
+    arrays = made(make_mesh(data, fsdp, tensor, sequence=sequence, devices=chips))
+    assert f"f32[{CFG.vocab},{CFG.width}]" not in {shape for _, shape, _ in arrays}
+    # Each device has its columns of it.
+    assert f"f32[{CFG.vocab},{CFG.width // 4}]" in {shape for _, shape, _ in arrays}

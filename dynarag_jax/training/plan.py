@@ -168,17 +168,21 @@ def _activations(
     flash = kernel != "plain"
     if not flash:  # sums of values in float32 (``attention.KEPT``)
         everything += 4 * q
-    # At the height of a layer's backward pass: on TPUs four arrays of the MLP and four residual
-    # ones, as their compiler's peaks come out (docs/benchmarks.md).
-    height = a * (4 * f + 4 * d)
-    if kernel == "plain":
-        # Its values and gradients as if none made way.
-        height = 2 * everything
-    elif kernel == "cudnn":
+    # At the height of a layer's backward pass: its values and gradients as if none made way.
+    height = 2 * everything
+    attending = 0
+    if kernel == "cudnn":
         # XLA for GPUs takes what lives, and writes in place what it can: in the MLP's backward pass
         # its three arrays and their gradients; what entered the layer, both sums, both norms'
         # results and the gradient that came; queries, keys, values and the attended.
         height = a * (6 * f + 6 * d + 2 * q + 2 * kv)
+    elif flash:
+        # That for TPUs keeps four arrays of each kind in the MLP's, as its peaks come out
+        # (docs/benchmarks.md), and has let go of the MLP's where it comes to attention.
+        height = a * (4 * f + 4 * d + 4 * q + 4 * kv)
+        if cfg.qk_norm:  # in float32, before and after
+            height += 8 * (q + kv)
+        attending = height - 4 * a * f
     kept = offloaded = 0
     layer = scores = 0
     for rows in streams:
@@ -186,8 +190,8 @@ def _activations(
         prompt = rows.prompt // parts
         tokens = local * (prompt + -(-rows.branches * (rows.branch - 1) // parts))
         # Scores of the branches over trunk and own keys: float32, and rounded for the product.
-        branches = local * rows.branches * (rows.branch - 1) * (prompt + rows.branch)
-        branches *= heads * (4 + 4 + a)
+        seen = local * rows.branches * (rows.branch - 1) * (prompt + rows.branch) * heads
+        branches = seen * (4 + 4 + a)
         entering = tokens * d * a
         # Of attention in blocks of queries: sums of values, maxima and sums of weights, in float32.
         stretches = 1 if parts == 1 else 2
@@ -207,7 +211,10 @@ def _activations(
         block = 0 if flash else local * heads * min(prompt // stretches, BLOCK) * rows.prompt
         # The keys and values of all positions, as gathered and in their order, and their gradients.
         everyones = 0 if parts == 1 else local * rows.prompt * 3 * 2 * kv * a
-        layer = max(layer, tokens * height + branches + 4 * 4 * block + everyones)
+        at_work = tokens * height + branches
+        if kernel == "splash":  # one of the two in float32 at a time
+            at_work = max(tokens * height, tokens * attending + seen * (4 + a))
+        layer = max(layer, at_work + 4 * 4 * block + everyones)
         positions = -(-rows.branches * rows.branch // parts) + (prompt if rows.prompt_loss else 0)
         chunk = local * chunk_positions(local, positions, vocab)
         scores = max(scores, 3 * 4 * chunk * vocab)

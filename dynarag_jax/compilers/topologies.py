@@ -53,6 +53,20 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def wraps(self) -> tuple[bool, bool, bool]:
+        """Along which sizes of a TPU slice its links close to a ring.
+
+        Three-dimensional slices are tori where all sizes are multiples of 4, the cubes that optical
+        switches join (arXiv 2304.01433, section 2); a v5e's or v6e's side of 16 is a whole pod's.
+        The compiler does not ask: told of no rings, it writes other collectives.
+        """
+        if len(self.shape) == 3:
+            closed = all(size % 4 == 0 for size in self.shape)
+            return closed, closed, closed
+        first, second = self.shape
+        return first == 16, second == 16, False
+
+    @property
     def is_tpu(self) -> bool:
         """Whether they are TPUs."""
         return self.accelerator.kinds[0].startswith("TPU")
@@ -137,10 +151,12 @@ def _describe_tpus(topology: Topology) -> Sequence[Any]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(name, value)
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.kind == "v4":  # whose chips' two cores are one device
+        more["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **more
+            platform="tpu", topology_name=topology.name, wrap=topology.wraps, **more
         ).devices
     except Exception as error:  # noqa: BLE001 - jaxlib raises plain runtime errors
         raise InputError(

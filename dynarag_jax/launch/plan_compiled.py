@@ -178,6 +178,7 @@ def _compiled(
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     made_of = [lowered.as_text(), topology.name, str(topology.slices)]
+    made_of += [str(topology.wraps)] if topology.is_tpu else []
     made_of += [_version(package) for package in ("jax", "jaxlib", "libtpu")]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     path = Path(cache) / "dynarag_jax" / "compiled" / f"{key}.json.gz"

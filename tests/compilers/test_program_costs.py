@@ -242,3 +242,19 @@ def test_topologies_count_their_devices():
     assert read_topology("v5e:16x16", slices=2).devices == 512
     assert read_topology("h100:2x8").devices == 16
     assert read_topology("h100:8").devices == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "rings"),
+    [
+        ("v5p:2x2x2", (False, False, False)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v5p:4x4x4", (True, True, True)),
+        ("v4:4x8x12", (True, True, True)),
+        ("v5e:2x4", (False, False, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v5e:16x16", (True, True, False)),
+    ],
+)
+def test_slices_have_the_rings_that_they_are_built_with(name, rings):
+    assert read_topology(name).wraps == rings

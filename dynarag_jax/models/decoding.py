@@ -1,4 +1,4 @@
-"""The decoder at inference: prompts computed in chunks, then one token of every branch at a time.
+"""The decoder at inference: prompts, whole or in chunks, then one token of every branch at a time.
 
 The caches lie as the matrix products of one token read them, keys [K, P] and values [P, K] of each
 head, and apart for each layer: a decoding step reads each byte once and moves none. (Read through
@@ -21,10 +21,13 @@ from dynarag_jax.models.decoder import BranchCache, TrunkCache
 from dynarag_jax.models.layers import (
     Layer,
     after_attention,
+    attend_trunk,
     embed,
+    last_hidden,
     logits,
     norm,
     output_embedding,
+    over_layers,
     project_qkv,
     ready,
     score_rows,
@@ -202,6 +205,28 @@ def prefill(
     )
     kept = TrunkCache(cache.k[..., :p], cache.v[..., :p, :])
     return norm(cfg, last, params["final_norm"]), kept
+
+
+def prefill_whole(
+    cfg: DecoderConfig, params: Params, trunk: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, TrunkCache]:
+    """``prefill`` of whole trunks at once, by the platform's flash kernel, from nothing.
+
+    Each weight is read, and on a mesh gathered, once for all tokens. Takes and returns what
+    ``prefill`` does.
+    """
+    positions = jnp.arange(trunk.shape[1])
+
+    def layer(x: jax.Array, w: Layer) -> tuple[jax.Array, TrunkCache]:
+        w = ready(cfg, w)
+        q, k, v = project_qkv(cfg, w, x, positions)
+        x = after_attention(cfg, w, x, attend_trunk(cfg, w, q, k, v, lengths))
+        kept = TrunkCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+        return constrain(x, "batch", None, None), kept
+
+    x = constrain(embed(cfg, params, trunk), "batch", None, None)
+    x, cache = over_layers(cfg, layer, x, stacked_layers(cfg, params))
+    return norm(cfg, last_hidden(x, lengths), params["final_norm"]), _pin(cache)
 
 
 # ---------------------------------------------------------------------------- tokens

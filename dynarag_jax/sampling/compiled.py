@@ -143,7 +143,8 @@ def lower_pool(
     # Prompts of full length: chunk after chunk, each over the keys before it and its own.
     chunks = -(-shape.prompt // pool.chunk)
     turn = max(1, min(engine.turn, shape.branch - 1))  # a prompt's end writes the first token
-    trips = (float(chunks), (chunks + 1) / 2), (float(turn),)
+    entering = () if pool.whole else (float(chunks), (chunks + 1) / 2)
+    trips = entering, (float(turn),)
     return LoweredPool(shape, lowered[0], trips[0], lowered[1], trips[1])
 
 

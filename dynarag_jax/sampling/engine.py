@@ -306,7 +306,7 @@ class Engine:
             for h in range(own)
         ]
         used = [0] * own
-        sharing = self.config.share and self._length > pool.chunk
+        sharing = self.config.share and not pool.whole and self._length > pool.chunk
         while waiting and any(free) and len(later) < 4 * rows * own:
             request = waiting.popleft()
             # A prompt that begins as one about to enter waits until that one's cache is there.

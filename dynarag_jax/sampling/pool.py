@@ -17,12 +17,20 @@ from jax.sharding import Mesh
 
 from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
+from dynarag_jax.models.kernels import choose
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
 from dynarag_jax.sampling.pool_sizes import PoolShape
 from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
-from dynarag_jax.sharding import laid_out, named, spec
+from dynarag_jax.sharding import batch_shards, constrain, laid_out, named, spec
+
+
+CHUNK = 256
+"""Tokens of a prompt computed at a time where no flash kernel computes it whole."""
+
+AT_ONCE = 8192
+"""Tokens of whole prompts that a device computes at a time, or one prompt that is longer."""
 
 
 class Entering(NamedTuple):
@@ -95,7 +103,12 @@ def fill_row(
 class Pool:
     """Slots on a mesh, and the compiled programs over them.
 
+    Args:
+      chunk: tokens of a prompt computed at a time; 0 computes prompts whole where the platform has
+        a flash kernel for the model, and elsewhere ``CHUNK`` tokens at a time.
+
     Attributes:
+      whole: whether prompts are computed whole; then none begins with another slot's trunk.
       slots: the state; None until ``reset``, and after a program failed with it.
     """
 
@@ -103,7 +116,9 @@ class Pool:
         self, cfg: DecoderConfig, mesh: Mesh, shape: PoolShape, grammar: Grammar | None, chunk: int
     ):
         self.cfg, self.mesh, self.shape, self.grammar = cfg, mesh, shape, grammar
-        self.chunk = min(chunk, shape.prompt)
+        with jax.set_mesh(mesh):
+            self.whole = not chunk and choose(cfg).kernel != "plain"
+        self.chunk = min(chunk or CHUNK, shape.prompt)
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
         trunk = named(mesh, ("batch", "kv_heads", None, None))
@@ -196,6 +211,11 @@ class Pool:
 
         def read_prompts(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
             rows = self._fresh_rows(entering)
+            place = self._local(_put_rows, "rows", "rows", "rows")
+            if self.whole:
+                hidden, trunks = self._read_whole(params, slots.trunk_cache, entering)
+                rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
+                return Slots(trunks, slots.branch_cache, place(slots.rows, rows, entering.into))
             cache = start = None
             if shared:
                 start = entering.start
@@ -207,7 +227,6 @@ class Pool:
             )
             rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
             put = self._local(_put, "trunk", "stacked", "trunk")
-            place = self._local(_put_rows, "rows", "rows", "rows")
             return Slots(
                 TrunkCache(
                     put(slots.trunk_cache.k, computed.k, entering.into),
@@ -224,6 +243,36 @@ class Pool:
             out_shardings=self._layout,
             donate_argnums=1,
         )
+
+    def _read_whole(
+        self, params: Params, trunks: TrunkCache, entering: Entering
+    ) -> tuple[jax.Array, TrunkCache]:
+        """Hidden states [F, D] of the prompts' last tokens, and all trunks with theirs put in.
+
+        Each device computes some of its prompts at a time.
+        """
+        shards = batch_shards(self.mesh)
+        own = len(entering.into) // shards
+        most = max(1, AT_ONCE // self.shape.prompt)
+        each = max(n for n in range(1, min(own, most) + 1) if own % n == 0)
+
+        def turns(x: jax.Array) -> jax.Array:
+            x = x.reshape(shards, own // each, each, *x.shape[1:]).swapaxes(0, 1)
+            x = x.reshape(own // each, shards * each, *x.shape[3:])
+            return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+        put = self._local(_put, "trunk", "stacked", "trunk")
+
+        def turn(trunks: TrunkCache, rows: Any) -> tuple[TrunkCache, jax.Array]:
+            trunk, lengths, into = rows
+            hidden, made = decoding.prefill_whole(self.cfg, params, trunk, lengths)
+            kept = TrunkCache(put(trunks.k, made.k, into), put(trunks.v, made.v, into))
+            return kept, hidden
+
+        asked = (entering.trunk, entering.lengths, entering.into)
+        trunks, hidden = jax.lax.scan(turn, trunks, jax.tree.map(turns, asked))
+        hidden = hidden.reshape(-1, shards, each, hidden.shape[-1]).swapaxes(0, 1)
+        return constrain(hidden.reshape(shards * own, -1), "batch", None), trunks
 
     def decode(
         self, params: Params, arrays: decoding.LayerArrays, mode: Mode, want: int, steps: int

@@ -22,8 +22,9 @@ class EngineConfig:
     cache_gib: float = 0.0
     """memory for caches over all devices of a run; 0 takes what is free. Fewer prompts than asked
     for are in flight where they do not fit, and a request that never fits is refused by name"""
-    chunk: int = 256
-    """tokens of a prompt computed at a time"""
+    chunk: int = 0
+    """tokens of a prompt computed at a time; 0 computes prompts whole where the platform has a
+    flash kernel for the model, and elsewhere 256 tokens at a time"""
     refill: float = 0.25
     """share of the slots that must be free before waiting prompts enter"""
     turn: int = 64
@@ -32,18 +33,17 @@ class EngineConfig:
     """times that prompts enter a pool before another length that waits has its turn, for requests
     that come without end; 0 finishes one length after the other"""
     share: int = 64
-    """a prompt that begins with this many tokens of one in flight takes them from its cache;
-    0 computes every prompt whole"""
+    """a prompt that begins with this many tokens of one in flight takes them from its cache, where
+    prompts are computed in chunks; 0 computes all tokens of every prompt"""
 
     def __post_init__(self) -> None:
         if self.cache_gib < 0:
             raise InputError(f"engine: cache_gib = {self.cache_gib} must not be negative")
         if not 0 < self.refill <= 1:
             raise InputError(f"engine: refill = {self.refill} must lie in (0, 1]")
-        for name in ("chunk", "turn"):
-            if getattr(self, name) < 1:
-                raise InputError(f"engine: {name} = {getattr(self, name)} must be positive")
-        for name in ("share", "patience"):
+        if self.turn < 1:
+            raise InputError(f"engine: turn = {self.turn} must be positive")
+        for name in ("chunk", "share", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"engine: {name} = {getattr(self, name)} must not be negative")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
+from dynarag_jax.sampling import pool as pool_module
 from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import Pool
-from dynarag_jax.sampling.pool_sizes import slot_bytes
+from dynarag_jax.sampling.pool_sizes import pool_shape, slot_bytes
 from dynarag_jax.sampling.requests import STOPS, EngineConfig, Request
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.sharding import make_mesh
@@ -39,11 +41,18 @@ def params():
 
 
 def engine(
-    params, slots=4, mesh=ONE, seed=0, grammar: Grammar | None = GRAMMAR, lengths=(32,), **how
+    params,
+    slots=4,
+    mesh=ONE,
+    seed=0,
+    grammar: Grammar | None = GRAMMAR,
+    lengths=(32,),
+    cfg=CFG,
+    **how,
 ):
     config = EngineConfig(**({"chunk": 8, "turn": 5, "share": 4} | how))
     return Engine(
-        CFG, params, mesh, branches=N, max_tokens=R, lengths=lengths, slots=slots, seed=seed,
+        cfg, params, mesh, branches=N, max_tokens=R, lengths=lengths, slots=slots, seed=seed,
         grammar=grammar, config=config,
     )  # fmt: skip
 
@@ -135,6 +144,27 @@ def same(first, second):
 def test_results_do_not_depend_on_slots_order_chunks_or_sharing(params, found, how):
     again = {r.id: r for r in engine(params, **how).run(mixed()[::-1])}
     same(found, again)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 2)], ids=["alone", "on a mesh"])
+def test_prompts_computed_whole_by_a_flash_kernel_give_the_same(monkeypatch, params, found, sizes):
+    """Splash attention, interpreted here; a device computes two prompts of its four at a time."""
+    monkeypatch.setattr(pool_module, "AT_ONCE", 64)
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    flash = dataclasses.replace(CFG, attention="splash")
+    one = engine(params, slots=4 * sizes[1], mesh=mesh, cfg=flash, chunk=0, refill=1.0)
+    again = {r.id: r for r in one.run(mixed())}
+    same(found, again)
+    assert one.work.shared_tokens == 0
+    assert one.work.prompt_tokens == sum(len(r.prompt) for r in mixed())
+
+
+def test_without_a_flash_kernel_prompts_come_in_chunks(params):
+    made = {
+        chunk: Pool(CFG, ONE, pool_shape(4, 512, N, R, 0.25, 1), GRAMMAR, chunk) for chunk in (0, 8)
+    }
+    assert not made[0].whole and made[0].chunk == 256
+    assert not made[8].whole and made[8].chunk == 8
 
 
 def test_the_seed_decides(params, found):
@@ -322,7 +352,7 @@ def test_no_length_waits_forever_behind_another(params):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"cache_gib": -1}, {"refill": 0}, {"chunk": 0}, {"share": -1}, {"patience": -1}]
+    "setting", [{"cache_gib": -1}, {"refill": 0}, {"chunk": -1}, {"share": -1}, {"patience": -1}]
 )
 def test_settings_without_sense_are_refused(setting):
     with pytest.raises(Exception, match="engine: "):

@@ -94,7 +94,7 @@ def count_runs(
     fused: set[str] = set()
     for name in order:
         for step in computations[name].instructions.values():
-            for callee, factor in _calls(step, computations):
+            for callee, factor in _calls(step, computations, computations[name]):
                 inside = depth[name]
                 if factor is None:
                     factor = trips[inside] if inside < len(trips) else 1.0
@@ -116,7 +116,7 @@ def _reached(computations: Mapping[str, Computation], entry: str) -> Iterator[st
             return
         seen.add(name)
         for step in computations[name].instructions.values():
-            for callee, _ in _calls(step, computations):
+            for callee, _ in _calls(step, computations, computations[name]):
                 visit(callee)
         done.append(name)
 
@@ -125,12 +125,12 @@ def _reached(computations: Mapping[str, Computation], entry: str) -> Iterator[st
 
 
 def _calls(
-    step: ProgramLine, computations: Mapping[str, Computation]
+    step: ProgramLine, computations: Mapping[str, Computation], within: Computation
 ) -> list[tuple[str, float | None]]:
     """The computations that an instruction runs, and how often; None where the data decide."""
     named = dict(re.findall(r"\b(calls|to_apply|body|condition)=%?([\w.-]+)", step.rest))
     if step.operation == "while":
-        trips = _trips(step, computations, named.get("condition", ""))
+        trips = _trips(step, computations, within, named)
         return [(named["body"], trips), (named["condition"], None if trips is None else trips + 1)]
     if step.operation == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", step.rest)
@@ -144,23 +144,65 @@ def _calls(
 
 
 def _trips(
-    step: ProgramLine, computations: Mapping[str, Computation], condition: str
+    step: ProgramLine,
+    computations: Mapping[str, Computation],
+    within: Computation,
+    named: Mapping[str, str],
 ) -> float | None:
     """How often a loop runs: as the compiler noted it, or as a counter is compared; else None."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', step.rest):
         return float(known[1])
-    one = computations.get(condition)
+    one = computations.get(named.get("condition", ""))
     compares = one.root if one is not None else None
     if one is None or compares is None or not _is_comparison(compares, computations):
         return None
     limits = [
-        int(match[1])
+        limit for name in compares.operands if (limit := _constant(one.instructions.get(name)))
+    ]
+    if not limits:
+        return None
+    counted = [
+        int(place[1])
         for name in compares.operands
         if (made := one.instructions.get(name)) is not None
-        and made.operation == "constant"
-        and (match := re.match(r"\((\d+)\)", made.rest))
+        and made.operation == "get-tuple-element"
+        and (place := re.search(r"\bindex=(\d+)", made.rest))
     ]
-    return float(max(limits)) if limits else None
+    begins, by = 0, 1
+    if counted:
+        begins = _constant(_element(within, step.operands[0], counted[0])) or 0
+        by = _added(computations, computations[named["body"]], counted[0]) or 1
+    # A loop that the compiler unrolled counts by more than one.
+    return float(max(0, -((begins - max(limits)) // by)))
+
+
+def _constant(step: ProgramLine | None) -> int | None:
+    """The number that an instruction is; None where it is none."""
+    if step is None or step.operation != "constant":
+        return None
+    found = re.match(r"\((-?\d+)\)", step.rest)
+    return int(found[1]) if found else None
+
+
+def _element(one: Computation, name: str, place: int) -> ProgramLine | None:
+    """What stands at a place of a tuple."""
+    made = one.instructions.get(name)
+    if made is None or made.operation != "tuple" or place >= len(made.operands):
+        return None
+    return one.instructions.get(made.operands[place])
+
+
+def _added(computations: Mapping[str, Computation], body: Computation, place: int) -> int | None:
+    """What a loop's body adds to its counter, at a place of what it carries."""
+    made = _element(body, body.root.name, place) if body.root is not None else None
+    if made is not None and made.operation == "fusion":
+        called = re.search(r"\bcalls=%?([\w.-]+)", made.rest)
+        body = computations.get(called[1] if called else "", body)
+        made = body.root
+    if made is None or made.operation != "add":
+        return None
+    numbers = (_constant(body.instructions.get(name)) for name in made.operands)
+    return next((number for number in numbers if number), None)
 
 
 def _is_comparison(step: ProgramLine, computations: Mapping[str, Computation]) -> bool:

@@ -25,7 +25,6 @@ from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
 from dynarag_jax.sharding import batch_shards, constrain, laid_out, named, spec
 
-
 CHUNK = 256
 """Tokens of a prompt computed at a time where no flash kernel computes it whole."""
 

@@ -84,6 +84,41 @@ def test_loops_that_the_data_end_run_as_often_as_is_said():
     assert read_program(text, (7,)).operations == 4 * once
 
 
+LOOP = """HloModule made
+
+%body (c: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {
+  %c = (u32[], f32[8,8]) parameter(0)
+  %i = u32[] get-tuple-element(%c), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%c), index=1
+  %by = u32[] constant(BY)
+  %next = u32[] add(%i, %by)
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %out = (u32[], f32[8,8]) tuple(%next, %y)
+}
+
+%goes (d: (u32[], f32[8,8])) -> pred[] {
+  %d = (u32[], f32[8,8]) parameter(0)
+  %j = u32[] get-tuple-element(%d), index=0
+  %limit = u32[] constant(9)
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %first = u32[] constant(FIRST)
+  %begin = (u32[], f32[8,8]) tuple(%first, %a)
+  %loop = (u32[], f32[8,8]) while(%begin), condition=%goes, body=%body
+  ROOT %end = f32[8,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(("first", "by"), [(0, 1), (0, 2), (3, 2), (1, 4), (9, 1)])
+def test_a_loop_that_counts_otherwise_runs_as_often_as_it_counts(first, by):
+    text = LOOP.replace("FIRST", str(first)).replace("BY", str(by))
+    assert read_program(text).operations == len(range(first, 9, by)) * 2 * 8**3
+
+
 def test_collectives_send_what_rings_send(mesh):
     """A gathered weight, and gradients that are summed and scattered or summed for all."""
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))

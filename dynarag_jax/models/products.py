@@ -153,8 +153,10 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
         g, x = (part.reshape(-1, part.shape[-1]) for part in (g, x))
         size = max(ALIGNED, GRADIENT // x.shape[1] // ALIGNED * ALIGNED)
-        rows = []
+        rows: list[jax.Array] = []
         for first in range(0, g.shape[1], size):
+            if len(rows) > 1:  # not before the last but one is on its way
+                g = jax.lax.optimization_barrier((g, rows[-2]))[0]
             dw = jnp.matmul(g[:, first : first + size].T, x, preferred_element_type=jnp.float32)
             dw = jax.lax.psum_scatter(dw, axes_of("embed"), scatter_dimension=1, tiled=True)
             rows.append(jax.lax.psum(dw, axes_of("rows")))

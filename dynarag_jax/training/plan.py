@@ -98,7 +98,7 @@ def plan(
     # Microbatches add to a float32 sum, beside the gradient of the one at work.
     width = moments_of.itemsize if accumulate == 1 else moments_of.itemsize + 4
     gradients = adapted // moments_of.itemsize * width
-    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, kernel)
+    kept, offloaded, working = _activations(cfg, streams, mesh, accumulate, lora, kernel, gradients)
     if optimizer.offload:
         # They pass through the device one array at a time at best, all at once at worst.
         offloaded, working = offloaded + moments, max(working, moments)
@@ -152,6 +152,7 @@ def _activations(
     accumulate: int,
     lora: Any,
     kernel: Kernel,
+    gradients: int,
 ) -> tuple[int, int, int]:
     """Bytes kept on the device, kept on the host, and at work."""
     a, d = jnp.dtype(cfg.dtype).itemsize, cfg.width
@@ -237,7 +238,9 @@ def _activations(
         # Cut, its gradient is made whole a part at a time, of which one is sent meanwhile.
         cut = axis_size("embed", mesh) > 1
         head += 4 * min(vocab * d, 2 * GRADIENT if cut else vocab * d)
-    return kept, offloaded, max(layer + gathered, scores + head)
+    # Scores come before the layers' gradients have a place, which the compiler of TPUs knows.
+    early = gradients if kernel == "splash" else 0
+    return kept, offloaded, max(layer + gathered, scores + head - early)
 
 
 def _in_blocks(positions: int) -> int:

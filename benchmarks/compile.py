@@ -47,12 +47,11 @@ from dynarag_jax.launch.plan_compiled import (
     GB,
     GIB,
     CompilerReport,
-    compile_report,
     compile_step,
     compiler_version,
     mesh_for,
 )
-from dynarag_jax.launch.plan_programs import PoolPlan, plan_pools, pool_programs, written_by
+from dynarag_jax.launch.plan_programs import PoolPlan, compile_pool, plan_pools, written_by
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.kernels import Platform, choose
 from dynarag_jax.models.lora import LoraConfig
@@ -245,8 +244,7 @@ def compiled_program(row: Row, card: str) -> tuple[CompilerReport, int]:
     pool = found.pools["lists"]
     assert pool is not None
     lowered = lower_pool(cfg, mesh, pool[0], needs.engine, written)
-    program, trips, model, _ = pool_programs(cfg, lowered, row.topology.devices)[row.task]
-    report = compile_report(program, row.topology, model, trips=trips)
+    report = compile_pool(cfg, lowered, row.task, row.topology)
     return report, max(0, found.held - report.found.arguments)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,6 +24,8 @@ from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.launch.plan import Devices, PlanOptions, target_of
 from dynarag_jax.launch.plan_compiled import (
     GIB,
+    CompilerReport,
+    attention_operations,
     compile_report,
     devices_for,
     head_line,
@@ -207,33 +209,58 @@ def _print_sampling(
             _print_pool(cfg, name, lowered, topology, found.held)
 
 
-def pool_programs(
-    cfg: DecoderConfig, lowered: LoweredPool, devices: int
-) -> dict[str, tuple[jax.stages.Lowered, tuple[float, ...], float, str]]:
-    """A pool's two programs: each with its loops' trips, the model's operations on one of so many
-    devices, and what one run of it is for."""
+class PoolProgram(NamedTuple):
+    """One of a pool's two programs.
+
+    Attributes:
+      trips: of its loops; ``model``: the model's operations on one device; ``what``: one run of it.
+    """
+
+    lowered: jax.stages.Lowered
+    trips: tuple[float, ...]
+    model: float
+    what: str
+
+
+def pool_programs(cfg: DecoderConfig, lowered: LoweredPool, devices: int) -> dict[str, PoolProgram]:
+    """A pool's programs by name, on so many devices."""
     shape, turn = lowered.shape, int(lowered.decode_trips[0])
     entering, writing = (of / devices for of in pool_work(cfg, shape, turn))
+    prompts, tokens = f"for {shape.entering} prompts", f"for a turn of {turn} tokens a branch"
     return {
-        "prefill": (
-            lowered.prefill, lowered.prefill_trips, entering, f"for {shape.entering} prompts"
-        ),
-        "decode": (
-            lowered.decode, lowered.decode_trips, writing, f"for a turn of {turn} tokens a branch"
-        ),
-    }  # fmt: skip
+        "prefill": PoolProgram(lowered.prefill, lowered.prefill_trips, entering, prompts),
+        "decode": PoolProgram(lowered.decode, lowered.decode_trips, writing, tokens),
+    }
+
+
+def compile_pool(
+    cfg: DecoderConfig, lowered: LoweredPool, kind: str, topology: Topology
+) -> CompilerReport:
+    """What the compiler says of one of a pool's programs, by its name.
+
+    Raises:
+      TooLarge: it does not fit.
+    """
+    one = pool_programs(cfg, lowered, topology.devices)[kind]
+    rows = {"": PaddedShape(lowered.at_once, lowered.shape.prompt, 1, 1)}
+    return compile_report(
+        one.lowered,
+        topology,
+        one.model,
+        lambda kernels: attention_operations(cfg, rows, kernels, topology.devices),
+        one.trips,
+    )
 
 
 def _print_pool(
     cfg: DecoderConfig, name: str, lowered: LoweredPool, topology: Topology, held: int
 ) -> None:
-    programs = pool_programs(cfg, lowered, topology.devices)
-    for kind, (program, trips, model, what) in programs.items():
+    for kind, one in pool_programs(cfg, lowered, topology.devices).items():
         print(f"compiling the {kind} of {name} for {topology.name} ...", flush=True)
-        report = compile_report(program, topology, model, trips=trips)
+        report = compile_pool(cfg, lowered, kind, topology)
         beside = max(0, held - report.found.arguments)
         print(f"{kind} of {name}, {head_line(report, topology)}")
-        print("\n".join(report_lines(report, topology, held, what, beside)))
+        print("\n".join(report_lines(report, topology, held, one.what, beside)))
 
 
 # ---------------------------------------------------------------------------- embedding

@@ -75,6 +75,7 @@ class LoweredPool:
       shape: of the pool.
       prefill: prompts enter; its loops run ``prefill_trips`` times.
       decode: a turn of tokens; its loop runs ``decode_trips`` times.
+      at_once: prompts that all devices compute at a time, where they compute them whole.
     """
 
     shape: PoolShape
@@ -82,6 +83,7 @@ class LoweredPool:
     prefill_trips: tuple[float, ...]
     decode: jax.stages.Lowered
     decode_trips: tuple[float, ...]
+    at_once: int
 
 
 def open_shape(
@@ -145,7 +147,8 @@ def lower_pool(
     turn = max(1, min(engine.turn, shape.branch - 1))  # a prompt's end writes the first token
     entering = () if pool.whole else (float(chunks), (chunks + 1) / 2)
     trips = entering, (float(turn),)
-    return LoweredPool(shape, lowered[0], trips[0], lowered[1], trips[1])
+    at_once = pool.each * batch_shards(mesh)
+    return LoweredPool(shape, lowered[0], trips[0], lowered[1], trips[1], at_once)
 
 
 def resident_bytes(cfg: DecoderConfig, mesh: Mesh) -> tuple[int, int]:

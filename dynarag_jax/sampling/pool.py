@@ -108,6 +108,7 @@ class Pool:
 
     Attributes:
       whole: whether prompts are computed whole; then none begins with another slot's trunk.
+      each: of them, how many a device computes at a time.
       slots: the state; None until ``reset``, and after a program failed with it.
     """
 
@@ -118,6 +119,9 @@ class Pool:
         with jax.set_mesh(mesh):
             self.whole = not chunk and choose(cfg).kernel != "plain"
         self.chunk = min(chunk or CHUNK, shape.prompt)
+        own = shape.entering // batch_shards(mesh)
+        most = max(1, AT_ONCE // shape.prompt)
+        self.each = max(n for n in range(1, min(own, most) + 1) if own % n == 0)
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
         trunk = named(mesh, ("batch", "kv_heads", None, None))
@@ -251,9 +255,7 @@ class Pool:
         Each device computes some of its prompts at a time.
         """
         shards = batch_shards(self.mesh)
-        own = len(entering.into) // shards
-        most = max(1, AT_ONCE // self.shape.prompt)
-        each = max(n for n in range(1, min(own, most) + 1) if own % n == 0)
+        own, each = len(entering.into) // shards, self.each
 
         def turns(x: jax.Array) -> jax.Array:
             x = x.reshape(shards, own // each, each, *x.shape[1:]).swapaxes(0, 1)

@@ -318,9 +318,8 @@ def main() -> None:
     """Compile what is missing and print the table."""
     args = options()
     results: dict[str, Any] = read_json(args.results) if args.results.is_file() else {}
-    if old := [
-        name for name, one in results.items() if not {"held", "too_large", "failed"} & {*one}
-    ]:
+    known = {"held", "too_large", "failed"}
+    if old := [name for name, one in results.items() if known.isdisjoint(one)]:
         print(f"{args.results}: {len(old)} rows lack what is read now, and are left out")
         results = {name: one for name, one in results.items() if name not in old}
     every = list(rows_of(args))

@@ -5,10 +5,12 @@
         --retrieve.corpus.files corpus.jsonl --retrieve.questions train.jsonl evaluation.jsonl \
         --sft.init /models/Meta-Llama-3-8B-Instruct
 
-As configs/llama3_8b.py, with adapters of rank 16 beside frozen bfloat16 weights, one prompt of
-8,192 tokens on each device at a time, and the paper's batches of 32. What the compilers of these
-machines say of a step is in docs/benchmarks.md. Other sizes of the Llama family, Qwen, Mistral and
-Gemma are the same command with another ``--sft.init``; where one does not fit, ``--plan`` says so.
+As configs/llama3_8b.py, with adapters of rank 16 beside frozen bfloat16 weights, and the paper's
+batches of 32, eight prompts at a time. On fewer than eight devices keep it at one prompt of 8,192
+tokens on each: ``--sft.accumulate 8 --feedback.accumulate 8`` on four devices, 32 on one. What the
+compilers of these machines say of a step is in docs/benchmarks.md. Other sizes of the Llama family,
+Qwen, Mistral and Gemma are the same command with another ``--sft.init``; where one does not fit,
+``--plan`` says so.
 """
 
 from dataclasses import replace
@@ -25,7 +27,7 @@ trained = {
     "lora": LoraConfig(rank=16),
     # Only the numerics are taken from here; the shape is the checkpoint's.
     "model": DecoderConfig(dtype="bfloat16", param_dtype="bfloat16", remat="full"),
-    # A device of 8: four prompts a step, one at a time.
+    # Of eight devices each has four prompts a step, one at a time.
     "accumulate": 4,
 }
 

@@ -156,9 +156,8 @@ def _trips(
     compares = one.root if one is not None else None
     if one is None or compares is None or not _is_comparison(compares, computations):
         return None
-    limits = [
-        limit for name in compares.operands if (limit := _constant(one.instructions.get(name)))
-    ]
+    constants = (_constant(one.instructions.get(name)) for name in compares.operands)
+    limits = [limit for limit in constants if limit is not None]
     if not limits:
         return None
     counted = [

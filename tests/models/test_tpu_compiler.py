@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dynarag_jax.compilers.topologies import describe, read_topology
 from dynarag_jax.models import decoder, products
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.kernels import Platform
@@ -27,27 +28,15 @@ CFG = DecoderConfig(
     dtype="bfloat16", remat="full", tied=False,
 )  # fmt: skip
 ROWS, PROMPT, BRANCHES, BRANCH = 8, 256, 2, 41
+SHAPES = jax.eval_shape(lambda key: decoder.init_params(CFG, key), jax.random.key(0))
 
 
 @pytest.fixture
-def chips(monkeypatch):
+def chips():
     """Describes slices of a v5e."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: the step is not compiled for a TPU")
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5e-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    from jax.experimental import topologies
-
-    def described(shape):
-        name = f"v5e:{shape}"
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-
-    return described
+    return lambda shape: describe(read_topology(f"v5e:{shape}"))
 
 
 def made(mesh, length=PROMPT):
@@ -71,9 +60,6 @@ def made(mesh, length=PROMPT):
     assert "splash" in text
     found = re.findall(r"= \(?((?:f32|bf16)\[([\d,]+)\])\S* ([\w-]+)\(", text)
     return [(math.prod(map(int, sizes.split(","))), shape, name) for shape, sizes, name in found]
-
-
-SHAPES = jax.eval_shape(lambda key: decoder.init_params(CFG, key), jax.random.key(0))
 
 
 def test_a_step_for_tpus_brings_no_scores_together(chips):

@@ -30,8 +30,9 @@ from dynarag_jax.models.encoder_parts import (
     layer_norm,
     layer_stacks,
     over_layers,
+    product,
 )
-from dynarag_jax.models.products import add_bias, matmul
+from dynarag_jax.models.products import add_bias, columns
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -80,9 +81,9 @@ class _Texts(NamedTuple):
     there: jax.Array | None
 
 
-def _dense(w: Params, name: str, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+def _dense(w: Params, name: str, x: jax.Array, some: slice = slice(None)) -> jax.Array:
     """A matrix and its bias, or some of their columns, as they are stored: [T, I] -> [T, O]."""
-    return add_bias(matmul(x, w[name][:, columns]), w[f"{name}_bias"][columns])
+    return add_bias(product(w, name, x, some), w[f"{name}_bias"][some])
 
 
 def _attention(
@@ -93,8 +94,8 @@ def _attention(
     d = cfg.width
 
     def by_heads(flat: jax.Array, parts: int) -> list[jax.Array]:
-        split = flat.reshape(b, -1, parts, cfg.heads, d // cfg.heads)
-        return [split[:, :, i].transpose(0, 2, 1, 3) for i in range(parts)]  # [B, H, T, K]
+        split = (p.reshape(b, -1, cfg.heads, d // cfg.heads) for p in columns(flat, parts))
+        return [p.transpose(0, 2, 1, 3) for p in split]  # [B, H, T, K]
 
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
     if first_only:

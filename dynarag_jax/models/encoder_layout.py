@@ -18,6 +18,7 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.models.config import Parameter
 from dynarag_jax.models.encoder import parameter_shapes
 from dynarag_jax.models.encoder_parts import EncoderConfig, Params
+from dynarag_jax.models.lora import LowRank
 
 TrainedPart = Literal["frozen", "last", "lora", "full"]
 
@@ -144,17 +145,22 @@ def whole_encoder(
 
     Args:
       joined: one stack of layers, as files have it; else frozen layers stay a stack of their own,
-        through which no gradient is computed.
+        through which no gradient is computed, and adapters stay beside their matrices
+        (``encoder_parts.product``), whose gradients need not be computed either.
     """
     if trained.part == "frozen":
         return base
     if trained.part == "full":
         return part
     if trained.part == "lora":
-        layers = dict(base["layers"])
-        for name, pair in part["adapters"].items():
-            product = jnp.einsum("ldr,lrf->ldf", pair["a"], pair["b"])
-            layers[name] = layers[name] + product * (trained.alpha / trained.rank)
+        layers, scale = dict(base["layers"]), trained.alpha / trained.rank
+        for name, pair in part["adapters"].items() if joined else ():
+            layers[name] += jnp.einsum("ldr,lrf->ldf", pair["a"], pair["b"]) * scale
+        if not joined:
+            layers["adapters"] = {
+                name: LowRank(pair["a"], pair["b"], None, scale, 0.0)
+                for name, pair in part["adapters"].items()
+            }
         return {**base, "layers": layers, "head": part["head"]}
     lower = {name: x[: cfg.layers - trained.layers] for name, x in base["layers"].items()}
     both: Any = (lower, part["layers"])

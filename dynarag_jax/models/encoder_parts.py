@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from dynarag_jax.models.products import matmul
 
 Params = Mapping[str, Any]
 
@@ -75,6 +77,23 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
+def product(w: Params, name: str, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+    """A layer's matrix applied to x, or some of its columns, with the adapter beside it if any.
+
+    Args:
+      w: a layer's arrays; ``adapters`` among them holds a ``lora.LowRank`` for a name.
+      x: [T, I].
+
+    Returns:
+      [T, O] in the type of x.
+    """
+    y = matmul(x, w[name][:, columns])
+    if name in w.get("adapters", ()):
+        pair = w["adapters"][name]
+        y += replace(pair, b=pair.b[:, columns]).apply(x, stream=x.ndim)
+    return y
+
+
 def over_layers(cfg: EncoderConfig, body: Any, x: jax.Array, xs: Any) -> jax.Array:
     """Scan ``body`` over stacked layers, or write them out, rematerialized as ``cfg`` says."""
     count = len(jax.tree.leaves(xs)[0])
@@ -93,16 +112,55 @@ def layer_stacks(layers: Any) -> list[Params]:
     return list(layers) if isinstance(layers, tuple | list) else [layers]
 
 
+@jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention of q, k, v [B, H, T, K] over what is visible, [B, 1, T or 1, T]."""
+    """Attention of q, k, v [B, H, T, K] over what is visible, [B, 1, T or 1, T].
+
+    Gradients compute the weights anew from the log-sum-exp, as flash attention does (arXiv
+    2205.14135): no [T, T] array is kept between the passes.
+    """
+    return _attended(q, k, v, visible)[0]
+
+
+def _attended(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     size = q.shape[-1]
     scores = jnp.matmul(q * size**-0.5, k.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores, -jnp.inf)
     # Dividing the values, not the weights, spares a pass over the [T, T] arrays.
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    top = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
     values = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    return values.astype(v.dtype)
+    return values.astype(v.dtype), top + jnp.log(total)
+
+
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
+) -> tuple[jax.Array, Any]:
+    values, sums = _attended(q, k, v, visible)
+    return values, (q, k, v, visible, values, sums)
+
+
+def _attend_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    visible, sums = kept[3], kept[5]
+    dtypes = [x.dtype for x in kept[:3]]
+    wide = jnp.promote_types(jnp.float32, g.dtype)
+    q, k, v, values, g = (x.astype(wide) for x in (*kept[:3], kept[4], g))
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.matmul(q * scale, k.transpose(0, 1, 3, 2))
+    weights = jnp.where(visible, jnp.exp(scores - sums), 0)
+    dv = jnp.matmul(weights.transpose(0, 1, 3, 2), g)
+    # What the softmax takes off is the same for all keys of a query.
+    off = (values * g).sum(axis=-1, keepdims=True)
+    ds = weights * (jnp.matmul(g, v.transpose(0, 1, 3, 2)) - off)
+    dq, dk = jnp.matmul(ds, k) * scale, jnp.matmul(ds.transpose(0, 1, 3, 2), q) * scale
+    dq, dk, dv = (x.astype(t) for x, t in zip((dq, dk, dv), dtypes, strict=True))
+    return dq, dk, dv, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_across(

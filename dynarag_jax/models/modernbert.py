@@ -20,8 +20,9 @@ from dynarag_jax.models.encoder_parts import (
     layer_norm,
     layer_stacks,
     over_layers,
+    product,
 )
-from dynarag_jax.models.products import matmul
+from dynarag_jax.models.products import columns
 
 
 def parameter_shapes(cfg: EncoderConfig, scored: bool = False) -> dict[str, Any]:
@@ -82,8 +83,8 @@ def encode(
     def layer(x: jax.Array, at: Any) -> tuple[jax.Array, None]:
         w, windowed, first = at
         normed = jnp.where(first, x, _norm(cfg, x, w["attention_norm_scale"]))
-        qkv = matmul(normed, w["qkv"]).reshape(b, t, 3, cfg.heads, -1)
-        q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        qkv = (p.reshape(b, t, cfg.heads, -1) for p in columns(product(w, "qkv", normed), 3))
+        q, k, v = (p.transpose(0, 2, 1, 3) for p in qkv)
         rotation = rotations[windowed.astype(jnp.int32)]
         # A position of padding sees itself at least, so that none gives NaN.
         visible = (there[:, None] | jnp.eye(t, dtype=bool)) & (near | ~windowed)
@@ -94,9 +95,10 @@ def encode(
             # No order, and no distance: the others' first positions are met without rotation,
             # and those of position 0 have none.
             values = attend_across(turned, keys, v, visible[:, None], across, q)
-        x = x + matmul(values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width), w["output"])
-        hidden, gate = jnp.split(matmul(_norm(cfg, x, w["mlp_norm_scale"]), w["up"]), 2, axis=-1)
-        return x + matmul(gelu(hidden) * gate, w["down"]), None
+        x = x + product(w, "output", values.transpose(0, 2, 1, 3).reshape(b * t, cfg.width))
+        normed = _norm(cfg, x, w["mlp_norm_scale"])
+        hidden, gate = jnp.split(product(w, "up", normed), 2, axis=-1)
+        return x + product(w, "down", gelu(hidden) * gate), None
 
     windowed = np.array(cfg.windowed or (False,) * cfg.layers)
     begin = 0

@@ -81,7 +81,10 @@ def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = kept
     g = g.astype(x.dtype)
     dx = _product(g, w.astype(x.dtype).T, x.dtype)
-    if x.ndim == 2:
+    if x.ndim == 2 and _one_cpu() and g.shape[1] < x.shape[1]:
+        # Of the two the narrower one is turned: a copy there.
+        dw = _product(g.T, x, jnp.float32).T
+    elif x.ndim == 2:
         dw = _product(x.T, g, jnp.float32)
     else:
         tokens = tuple(range(x.ndim - 1))
@@ -112,6 +115,27 @@ def _bias_backward(bias: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 _biased.defvjp(_bias_forward, _bias_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def columns(x: jax.Array, parts: int) -> tuple[jax.Array, ...]:
+    """The columns of x [T, parts O] in equal parts, each [T, O]."""
+    return tuple(jnp.split(x, parts, axis=1))
+
+
+def _columns_forward(x: jax.Array, parts: int) -> tuple[tuple[jax.Array, ...], None]:
+    return columns(x, parts), None
+
+
+def _columns_backward(parts: int, _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
+    del parts
+    if _one_cpu():
+        # Joined within what computes them, XLA on CPU takes 10 ns a number.
+        gradients = jax.lax.optimization_barrier(gradients)
+    return (jnp.concatenate(gradients, axis=1),)
+
+
+columns.defvjp(_columns_forward, _columns_backward)
 
 
 GRADIENT = 1 << 26

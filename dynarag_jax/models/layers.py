@@ -133,7 +133,7 @@ def _project(layer: Layer, name: str, x: jax.Array, axes: int = 1) -> jax.Array:
     inside, outside = _AXES[name]
     if layer.stays:
         flat = constrain(flat, "rows", inside)
-    y = matmul(flat, w.reshape(inner, -1))
+    y = matmul(flat, w.reshape(inner, -1), axes=None if layer.stays else _AXES[name])
     if name in layer.adapters:
         y += layer.adapters[name].apply(flat, stream=x.ndim)
     if layer.stays and outside == "embed":

@@ -16,23 +16,31 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from dynarag_jax.models.kernels import Platform
+from dynarag_jax.rings import has_rings, scattered_sum
 from dynarag_jax.sharding import axes_of, constrain, context_mesh, spec
 
+Axes = tuple[str, str] | None
+"""Logical axes of a matrix's input and output; None where it is not said how it lies."""
 
-def matmul(x: jax.Array, w: jax.Array, out: Any = None) -> jax.Array:
+
+def matmul(x: jax.Array, w: jax.Array, out: Any = None, axes: Axes = None) -> jax.Array:
     """``x @ w`` in the type of ``x``.
 
     Args:
       x: [..., I] activations; w: [I, O] weights as they are stored.
       out: type of the result; that of ``x`` by default.
+      axes: logical axes of w, which lies on the mesh so, while the rows of x lie over the batch
+        axes: on slices whose mesh runs through several rings of links, its gradient is then
+        summed along one ring after the other (``rings``).
 
     Returns:
       [..., O].
     """
     out = jnp.dtype(out or x.dtype)
-    if x.dtype == w.dtype and (x.dtype != jnp.bfloat16 or not _one_cpu()):
+    plain = x.dtype != jnp.bfloat16 or not _one_cpu()
+    if x.dtype == w.dtype and plain and not _by_rings(axes):
         return jnp.matmul(x, w, preferred_element_type=out)
-    return _mixed(x, w, out)
+    return _mixed(x, w, out, axes)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -55,6 +63,11 @@ def _one_cpu() -> bool:
     return (mesh is None or mesh.size == 1) and Platform.here().name == "cpu"
 
 
+def _by_rings(axes: Axes) -> bool:
+    """Whether the gradient of a matrix with these axes is summed along one ring after the other."""
+    return axes is not None and has_rings(axes_of("embed"))
+
+
 def _rows_first(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(major_to_minor=(0, 1)))
 
@@ -67,21 +80,23 @@ def _product(x: jax.Array, w: jax.Array, out: Any) -> jax.Array:
     return _rows_first(y).astype(out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mixed(x: jax.Array, w: jax.Array, out: Any) -> jax.Array:
-    return _product(x, w.astype(x.dtype), out)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x: jax.Array, w: jax.Array, out: Any, axes: Axes) -> jax.Array:
+    return _product(x, _at_hand(w, x.dtype, axes), out)
 
 
-def _forward(x: jax.Array, w: jax.Array, out: Any) -> tuple[jax.Array, Any]:
-    return _mixed(x, w, out), (x, w)
+def _forward(x: jax.Array, w: jax.Array, out: Any, axes: Axes) -> tuple[jax.Array, Any]:
+    return _mixed(x, w, out, axes), (x, w)
 
 
-def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(out: Any, axes: Axes, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     del out
     x, w = kept
     g = g.astype(x.dtype)
-    dx = _product(g, w.astype(x.dtype).T, x.dtype)
-    if x.ndim == 2 and _one_cpu() and g.shape[1] < x.shape[1]:
+    dx = _product(g, _at_hand(w, x.dtype, axes).T, x.dtype)
+    if axes is not None and _by_rings(axes):
+        dw = _along_rings(x, g, axes)
+    elif x.ndim == 2 and _one_cpu() and g.shape[1] < x.shape[1]:
         # Of the two the narrower one is turned: a copy there.
         dw = _product(g.T, x, jnp.float32).T
     elif x.ndim == 2:
@@ -93,6 +108,39 @@ def _backward(out: Any, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 _mixed.defvjp(_forward, _backward)
+
+
+def _at_hand(w: jax.Array, dtype: Any, axes: Axes) -> jax.Array:
+    """The weights as products read them.
+
+    Where a step's gradients are summed along rings, whole on every device by one layout, which both
+    passes ask for: XLA gathers a matrix again for each other shape that it reads it in.
+    """
+    w = w.astype(dtype)
+    if axes is None or not _by_rings(axes):
+        return w
+    return constrain(w, *(None if axis == "embed" else axis for axis in axes))
+
+
+def _along_rings(x: jax.Array, g: jax.Array, axes: tuple[str, str]) -> jax.Array:
+    """The gradient [I, O] of weights with these axes, each device's part on that device."""
+    rows = ("batch",) if x.ndim == 2 else ("batch", "positions")
+    inside, outside = (None if axis == "embed" else axis for axis in axes)
+
+    def own_rows(x: jax.Array, g: jax.Array) -> jax.Array:
+        every = tuple(range(x.ndim - 1))
+        # Cut along its first dimension: parts of fewer than 128 columns are not sent as such.
+        sides = (x, g) if axes[0] == "embed" else (g, x)
+        dw = jnp.tensordot(*sides, (every, every), preferred_element_type=jnp.float32)
+        dw = jax.lax.psum(scattered_sum(dw, axes_of("embed"), 0), axes_of("rows"))
+        return dw if axes[0] == "embed" else dw.T
+
+    return jax.shard_map(
+        own_rows,
+        in_specs=(spec((*rows, inside)), spec((*rows, outside))),
+        out_specs=spec(axes),
+        check_vma=False,  # which knows no sums over groups of devices
+    )(x, g)
 
 
 @jax.custom_vjp
@@ -182,7 +230,7 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
             if len(rows) > 1:  # not before the last but one is on its way
                 g = jax.lax.optimization_barrier((g, rows[-2]))[0]
             dw = jnp.matmul(g[:, first : first + size].T, x, preferred_element_type=jnp.float32)
-            dw = jax.lax.psum_scatter(dw, axes_of("embed"), scatter_dimension=1, tiled=True)
+            dw = scattered_sum(dw, axes_of("embed"), 1)
             rows.append(jax.lax.psum(dw, axes_of("rows")))
         return jnp.concatenate(rows)
 
@@ -191,6 +239,7 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         own_tokens,
         in_specs=(spec((*tokens, "vocab")), spec((*tokens, None))),
         out_specs=spec(("vocab", "embed")),
+        check_vma=False,  # which knows no sums over groups of devices
     )
     return jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)
 

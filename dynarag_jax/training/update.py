@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dynarag_jax.models.config import Params
 from dynarag_jax.objectives.diagnostics import list_figures
 from dynarag_jax.objectives.terms import LossInputs, Objectives
+from dynarag_jax.rings import along, rings_of
 from dynarag_jax.sharding import on_host, require_host_memory
 from dynarag_jax.training.meter import batch_figures, reference_kl
 
@@ -145,12 +146,12 @@ class Step:
         self, state: State, batches: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
         """One update; ``state`` is given away."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), along(rings_of(self.mesh)):
             return self.jitted(state, {name: batches[name] for name in self.streams}, self.rest)
 
     def lower(self, state: State, batches: Mapping[str, Any]) -> jax.stages.Lowered:
         """The update as a program, from arrays or from their shapes; nothing is computed."""
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), along(rings_of(self.mesh)):
             rows = {name: batches[name] for name in self.streams}
             return self.jitted.lower(state, rows, self.rest)
 

@@ -76,6 +76,33 @@ def test_hidden_states_equal_transformers(pair):
     assert np.abs(theirs[3, 0] - theirs[5, 0]).max() > 0.1
 
 
+def test_gradients_equal_transformers(pair):
+    model, cfg, params = pair
+    tokens, lengths = batch()
+    inside = np.arange(32) < lengths[:, None]
+    weights = np.random.default_rng(1).normal(size=(6, 32, 24)) * inside[..., None]
+    weights = weights.astype(np.float32)
+    model.zero_grad()
+    theirs = model(
+        torch.tensor(tokens, dtype=torch.long),
+        attention_mask=torch.tensor(inside, dtype=torch.long),
+    ).last_hidden_state
+    (theirs * torch.tensor(weights)).sum().backward()
+    ours = jax.jit(jax.grad(lambda p: (encode(cfg, p, tokens, lengths) * weights).sum()))(params)
+    for i, layer in enumerate(model.encoder.layer):
+        attention = layer.attention.self
+        parts = [getattr(attention, n).weight.grad.numpy().T for n in ("query", "key", "value")]
+        np.testing.assert_allclose(
+            ours["layers"]["qkv"][i], np.concatenate(parts, axis=1), rtol=1e-3, atol=2e-3
+        )
+        np.testing.assert_allclose(
+            ours["layers"]["down"][i], layer.output.dense.weight.grad.numpy().T, 1e-3, 2e-3
+        )
+    embedded = model.embeddings.word_embeddings.weight.grad.numpy()
+    # torch gives its padding token no gradient.
+    np.testing.assert_allclose(ours["tokens"][1:], embedded[1:], rtol=1e-3, atol=2e-3)
+
+
 def test_what_stands_in_the_padding_changes_nothing(pair):
     _, cfg, params = pair
     tokens, lengths = batch()
@@ -137,8 +164,8 @@ def test_first_positions_alone_are_those_of_all(pair, grouped):
     np.testing.assert_allclose(of(encoder.encode_first, params), whole, atol=1e-5)
     np.testing.assert_allclose(of(encoder.encode_first, apart), whole, atol=1e-5)
     # A sum of squares: the gradient sees every number.
-    wanted = jax.grad(lambda p: (of(encoder.encode, p)[:, 0] ** 2).sum())(params)
-    found = jax.grad(lambda p: (of(encoder.encode_first, p) ** 2).sum())(params)
+    wanted = jax.jit(jax.grad(lambda p: (of(encoder.encode, p)[:, 0] ** 2).sum()))(params)
+    found = jax.jit(jax.grad(lambda p: (of(encoder.encode_first, p) ** 2).sum()))(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * float(np.abs(other).max()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,46 @@ def test_the_trained_part_and_the_rest_are_the_whole_model(cfg, part):
         np.testing.assert_allclose(
             one["layers"]["up"][1], params["layers"]["up"][1] + 2.0 * a[1] @ b[1], atol=1e-5
         )
+
+
+@FAMILIES
+def test_adapters_learn_as_if_they_were_merged(cfg):
+    trained = TrainedEncoder(part="lora", rank=2, alpha=4.0)
+    params, pairs = params_of(cfg), pairs_of()
+    own = begin_encoder(cfg, trained, params, jax.random.key(1))
+    own = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape), own)
+
+    def gradients(joined):
+        def loss(own):
+            vectors, scores = pair_vectors(
+                cfg, whole_encoder(cfg, trained, own, params, joined), pairs
+            )
+            weights = jax.random.normal(jax.random.key(2), vectors.shape)
+            return (vectors * weights).sum() + scores.sum()
+
+        return jax.jit(jax.grad(loss))(own)
+
+    merged, beside = gradients(True), gradients(False)
+    for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(beside), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-3 * float(jnp.abs(a).max()))
+        assert jnp.abs(a).max() > 0
+
+
+def test_no_gradient_of_whole_matrices_is_computed_for_adapters():
+    trained = TrainedEncoder(part="lora", rank=2)
+    params, pairs = params_of(BERT), pairs_of()
+    own = begin_encoder(BERT, trained, params, jax.random.key(1))
+
+    def matrices(joined):
+        def loss(own):
+            whole = whole_encoder(BERT, trained, own, params, joined)
+            return pair_vectors(BERT, whole, pairs)[1].sum()
+
+        program = jax.jit(jax.grad(loss)).lower(own).compile().as_text()
+        return len(re.findall(r"f32\[(16,48|48,16)\]\S* dot\(", program))
+
+    assert matrices(True) > 0
+    assert matrices(False) == 0
 
 
 def test_no_gradient_runs_through_frozen_layers():

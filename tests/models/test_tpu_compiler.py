@@ -19,6 +19,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.logprobs import token_logps
+from dynarag_jax.rings import along, rings_of
 from dynarag_jax.sharding import make_mesh, named
 
 # A vocabulary so large beside the width, and so few tokens, that bringing the scores' gradient
@@ -39,24 +40,26 @@ def chips():
     return lambda shape: describe(read_topology(f"v5e:{shape}"))
 
 
-def made(mesh, length=PROMPT):
+def made(mesh, length=PROMPT, rows=ROWS):
     """Every array of the gradient's program that is made: size, shape and operation."""
     place = param_shardings(CFG, mesh)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), SHAPES, place
     )
-    rows = [
+    batch = [
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh, ("batch",)))
-        for shape in ((ROWS, length), (ROWS,), (ROWS, BRANCHES, BRANCH))
+        for shape in ((rows, length), (rows,), (rows, BRANCHES, BRANCH))
     ]
 
     def loss(params, trunk, lengths, branches):
         _, hidden = decoder.trunk_and_branches(CFG, params, trunk, lengths, branches)
         return token_logps(CFG, params, hidden, branches).unconstrained.mean()
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), along(rings_of(mesh)):
         assert Platform.here() == Platform("tpu")
-        text = jax.jit(jax.grad(loss), out_shardings=place).lower(params, *rows).compile().as_text()
+        text = (
+            jax.jit(jax.grad(loss), out_shardings=place).lower(params, *batch).compile().as_text()
+        )
     assert "splash" in text
     found = re.findall(r"= \(?((?:f32|bf16)\[([\d,]+)\])\S* ([\w-]+)\(", text)
     return [(math.prod(map(int, sizes.split(","))), shape, name) for shape, sizes, name in found]
@@ -81,3 +84,13 @@ def test_no_device_makes_a_vocabularys_gradient_whole(chips, monkeypatch):
     assert whole == []
     # Each device has its columns of it.
     assert f"f32[{CFG.vocab},{CFG.width // 16}]" in {shape for _, shape, _ in arrays}
+
+
+def test_gradients_are_scattered_along_the_rings_of_a_slice(chips):
+    mesh = make_mesh(1, 16, 1, devices=chips("4x4"))
+    assert rings_of(mesh) == {"fsdp": (4, 4)}
+    arrays = made(mesh, rows=16)
+    smallest = min(x.size for x in jax.tree.leaves(SHAPES["layers"]) if x.ndim > 2)
+    summed = [size for size, _, name in arrays if name.startswith("all-reduce")]
+    assert max(summed, default=0) < smallest // 4
+    assert any(name.startswith("reduce-scatter") for _, _, name in arrays)

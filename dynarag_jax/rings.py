@@ -41,7 +41,11 @@ def rings_of(mesh: Mesh) -> Rings:
 
 
 def _rings_of_lines(lines: np.ndarray) -> tuple[int, ...]:
-    """The rings of lines of devices alike, whose coordinates are [lines, devices, coordinates]."""
+    """The rings of lines of devices alike, whose coordinates are [lines, devices, coordinates].
+
+    Empty where the line does not run through one ring after the other: small slices are laid out
+    as a single ring that winds through both directions.
+    """
     length = lines.shape[1]
     # Innermost the longest stretch, of equal ones, along which a single coordinate changes.
     for size in range(length, 1, -1):
@@ -50,9 +54,9 @@ def _rings_of_lines(lines: np.ndarray) -> tuple[int, ...]:
         stretches = lines.reshape(-1, size, lines.shape[-1])
         changes = (stretches != stretches[:, :1]).any((0, 1))
         if changes.sum() == 1:
-            return (*_rings_of_lines(lines[:, ::size]), size)
-    # No direction at all: devices of one place, or a line that is no rectangle of a torus.
-    return (length,) if length > 1 else ()
+            outer = _rings_of_lines(lines[:, ::size])
+            return (*outer, size) if outer or size == length else ()
+    return ()
 
 
 @contextmanager

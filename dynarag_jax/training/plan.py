@@ -229,6 +229,9 @@ def _activations(
     apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     if apart and kernel == "splash":  # as it comes out, too: not all of a layer's at one time
         gathered = 3 * a * matrices // (2 * tensor)
+        # Whole gradients, too, on their way through the rings of a slice.
+        if lora is None and parts == 1 and axis_size("embed", mesh) > 1:
+            gathered = 2 * a * matrices // tensor
     elif apart:
         gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor
     else:  # copied out of their stack, where a kernel or a library's product reads them

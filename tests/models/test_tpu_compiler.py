@@ -87,10 +87,12 @@ def test_no_device_makes_a_vocabularys_gradient_whole(chips, monkeypatch):
 
 
 def test_gradients_are_scattered_along_the_rings_of_a_slice(chips):
-    mesh = make_mesh(1, 16, 1, devices=chips("4x4"))
-    assert rings_of(mesh) == {"fsdp": (4, 4)}
-    arrays = made(mesh, rows=16)
+    mesh, rows = make_mesh(1, 32, 1, devices=chips("4x8")), 32
+    assert rings_of(mesh) == {"fsdp": (4, 8)}
+    arrays = made(mesh, rows=rows)
     smallest = min(x.size for x in jax.tree.leaves(SHAPES["layers"]) if x.ndim > 2)
     summed = [size for size, _, name in arrays if name.startswith("all-reduce")]
     assert max(summed, default=0) < smallest // 4
     assert any(name.startswith("reduce-scatter") for _, _, name in arrays)
+    whole = {rows * BRANCHES * BRANCH * CFG.vocab, rows * PROMPT * CFG.width}
+    assert not whole & {size for size, _, _ in arrays}

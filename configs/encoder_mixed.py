@@ -80,5 +80,6 @@ stages = {
     ),
     **{name: before[name] for name in ("calibrate", "evaluate")},
     "evaluate_others": replace(before["evaluate"], questions="{run}/others/evaluation.jsonl"),
-    "export": before["export"],
+    # With a package's name it wants a card of its own: other data, other results.
+    "export": replace(before["export"], package=replace(before["export"].package, card="")),
 }

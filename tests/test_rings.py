@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.models.lora import LoraConfig, attach, init_adapters
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.rings import along, has_rings, rings_of, scattered_sum
 from dynarag_jax.sharding import make_mesh, named
@@ -54,6 +55,13 @@ def test_the_rings_of_a_mesh_are_read_from_where_its_devices_stand():
     assert rings_of(make_mesh(1, 8, 1)) == {}
 
 
+def rows_on(mesh):
+    """Prompts, their lengths, and two branches of each, on a mesh."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(1, 64, (8, 16)), rng.integers(4, 17, 8), rng.integers(1, 64, (8, 2, 6))
+    return [jax.device_put(jnp.asarray(x, jnp.int32), named(mesh, ("batch",))) for x in rows]
+
+
 @pytest.mark.parametrize("rings", [(8,), (2, 4), (4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_a_sum_along_rings_is_the_sum(rings, dimension):
@@ -88,13 +96,7 @@ def test_gradients_along_rings_are_the_gradients(sizes, rings):
     mesh = make_mesh(**sizes)
     place = param_shardings(CFG, mesh)
     params = jax.device_put(decoder.init_params(CFG, jax.random.key(0)), place)
-    rng = np.random.default_rng(0)
-    rows = (
-        jnp.asarray(rng.integers(1, 64, (8, 16)), jnp.int32),
-        jnp.asarray(rng.integers(4, 17, 8), jnp.int32),
-        jnp.asarray(rng.integers(1, 64, (8, 2, 6)), jnp.int32),
-    )
-    rows = [jax.device_put(x, named(mesh, ("batch",))) for x in rows]
+    rows = rows_on(mesh)
 
     def gradients(along_rings):
         def loss(params, trunk, lengths, branches):
@@ -107,5 +109,28 @@ def test_gradients_along_rings_are_the_gradients(sizes, rings):
 
     (wanted, before), (found, after) = gradients(False), gradients(True)
     assert after > before
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * float(np.abs(other).max()))
+
+
+def test_frozen_matrices_have_no_gradients_to_scatter():
+    mesh, lora = make_mesh(1, 8, 1), LoraConfig(rank=2)
+    params = decoder.init_params(CFG, jax.random.key(0))
+    params = jax.device_put(params, param_shardings(CFG, mesh))
+    adapters = jax.tree.map(lambda x: x + 0.1, init_adapters(CFG, lora, jax.random.key(1)))
+    rows = rows_on(mesh)
+
+    def loss(adapters, params, trunk, lengths, branches):
+        adapted = attach(CFG, lora, params, adapters)
+        _, hidden = decoder.trunk_and_branches(CFG, adapted, trunk, lengths, branches)
+        return token_logps(CFG, adapted, hidden, branches).unconstrained.mean()
+
+    def gradients(rings):
+        with jax.set_mesh(mesh), along(rings):
+            program = jax.jit(jax.grad(loss)).lower(adapters, params, *rows).compile()
+        return program(adapters, params, *rows), str(program.as_text()).count("reduce-scatter(")
+
+    (wanted, _), (found, scattered) = gradients({}), gradients({"fsdp": (2, 4)})
+    assert scattered == 0
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * float(np.abs(other).max()))

@@ -154,13 +154,14 @@ def whole_encoder(
         return part
     if trained.part == "lora":
         layers, scale = dict(base["layers"]), trained.alpha / trained.rank
-        for name, pair in part["adapters"].items() if joined else ():
-            layers[name] += jnp.einsum("ldr,lrf->ldf", pair["a"], pair["b"]) * scale
+        pairs = {
+            name: LowRank(pair["a"], pair["b"], None, scale, 0.0)
+            for name, pair in part["adapters"].items()
+        }
         if not joined:
-            layers["adapters"] = {
-                name: LowRank(pair["a"], pair["b"], None, scale, 0.0)
-                for name, pair in part["adapters"].items()
-            }
+            return {**base, "layers": layers | {"adapters": pairs}, "head": part["head"]}
+        for name, pair in pairs.items():
+            layers[name] += jnp.einsum("ldr,lrf->ldf", pair.a, pair.b) * scale
         return {**base, "layers": layers, "head": part["head"]}
     lower = {name: x[: cfg.layers - trained.layers] for name, x in base["layers"].items()}
     both: Any = (lower, part["layers"])

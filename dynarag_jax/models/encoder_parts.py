@@ -77,20 +77,20 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
-def product(w: Params, name: str, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+def product(w: Params, name: str, x: jax.Array, some: slice = slice(None)) -> jax.Array:
     """A layer's matrix applied to x, or some of its columns, with the adapter beside it if any.
 
     Args:
       w: a layer's arrays; ``adapters`` among them holds a ``lora.LowRank`` for a name.
-      x: [T, I].
+      x: [T, I]; some: the columns to take.
 
     Returns:
       [T, O] in the type of x.
     """
-    y = matmul(x, w[name][:, columns])
+    y = matmul(x, w[name][:, some])
     if name in w.get("adapters", ()):
         pair = w["adapters"][name]
-        y += replace(pair, b=pair.b[:, columns]).apply(x, stream=x.ndim)
+        y += replace(pair, b=pair.b[:, some]).apply(x, stream=x.ndim)
     return y
 
 

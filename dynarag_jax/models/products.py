@@ -9,7 +9,7 @@ that both gradients are products of that type, too.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def _one_cpu() -> bool:
     return (mesh is None or mesh.size == 1) and Platform.here().name == "cpu"
 
 
-def _by_rings(axes: Axes) -> bool:
+def _by_rings(axes: Axes) -> TypeGuard[tuple[str, str]]:
     """Whether the gradient of a matrix with these axes is summed along one ring after the other."""
     return axes is not None and has_rings(axes_of("embed"))
 
@@ -94,7 +94,7 @@ def _backward(out: Any, axes: Axes, kept: Any, g: jax.Array) -> tuple[jax.Array,
     x, w = kept
     g = g.astype(x.dtype)
     dx = _product(g, _at_hand(w, x.dtype, axes).T, x.dtype)
-    if axes is not None and _by_rings(axes):
+    if _by_rings(axes):
         dw = _along_rings(x, g, axes)
     elif x.ndim == 2 and _one_cpu() and g.shape[1] < x.shape[1]:
         # Of the two the narrower one is turned: a copy there.
@@ -117,7 +117,7 @@ def _at_hand(w: jax.Array, dtype: Any, axes: Axes) -> jax.Array:
     passes ask for: XLA gathers a matrix again for each other shape that it reads it in.
     """
     w = w.astype(dtype)
-    if axes is None or not _by_rings(axes):
+    if not _by_rings(axes):
         return w
     return constrain(w, *(None if axis == "embed" else axis for axis in axes))
 

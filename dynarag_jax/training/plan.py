@@ -229,7 +229,7 @@ def _activations(
     apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     if apart and kernel == "splash":  # as it comes out, too: not all of a layer's at one time
         gathered = 3 * a * matrices // (2 * tensor)
-        # Whole gradients, too, on their way through the rings of a slice.
+        # Gradients, too, are whole before they are scattered.
         if lora is None and parts == 1 and axis_size("embed", mesh) > 1:
             gathered = 2 * a * matrices // tensor
     elif apart:

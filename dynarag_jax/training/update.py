@@ -6,9 +6,10 @@ model says of a batch is ``LossInputs``; nothing else of it is known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dynarag_jax.models.config import Params
 from dynarag_jax.objectives.diagnostics import list_figures
 from dynarag_jax.objectives.terms import LossInputs, Objectives
-from dynarag_jax.rings import along, rings_of
+from dynarag_jax.rings import Rings, along, rings_of
 from dynarag_jax.sharding import on_host, require_host_memory
 from dynarag_jax.training.meter import batch_figures, reference_kl
 
@@ -146,14 +147,24 @@ class Step:
         self, state: State, batches: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
         """One update; ``state`` is given away."""
-        with jax.set_mesh(self.mesh), along(rings_of(self.mesh)):
+        with self._laid_out():
             return self.jitted(state, {name: batches[name] for name in self.streams}, self.rest)
 
     def lower(self, state: State, batches: Mapping[str, Any]) -> jax.stages.Lowered:
         """The update as a program, from arrays or from their shapes; nothing is computed."""
-        with jax.set_mesh(self.mesh), along(rings_of(self.mesh)):
+        with self._laid_out():
             rows = {name: batches[name] for name in self.streams}
             return self.jitted.lower(state, rows, self.rest)
+
+    @cached_property
+    def _rings(self) -> Rings:
+        return rings_of(self.mesh)
+
+    @contextmanager
+    def _laid_out(self) -> Iterator[None]:
+        """While this lasts, what is traced lies on the step's mesh, and knows its rings."""
+        with jax.set_mesh(self.mesh), along(self._rings):
+            yield
 
 
 def make_update(

@@ -20,6 +20,7 @@ from dynarag_jax.files import read_json
 COLUMNS = (
     "seed", "minutes", "peak GB", "oracle EM", "EM before", "EM after", "best fixed top-k EM",
     "set F1 before", "set F1 after", "mean k before", "mean k after", "needed k",
+    "EM after, shuffled", "set F1 after, shuffled", "mean k after, shuffled",
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ def row(summary: dict[str, Any]) -> list[str]:
     """One seed's figures."""
     systems = summary["systems"]
     before, after = systems["behavior cloning"], systems["after feedback"]
+    shuffled = systems["after feedback, shuffled"]
     fixed = {n: s["answer"]["mean"] for n, s in systems.items() if s["role"] == "fixed"}
     best = max(fixed, key=lambda name: fixed[name])
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
@@ -43,6 +45,9 @@ def row(summary: dict[str, Any]) -> list[str]:
         f"{before['mean_k']['mean']:.2f}",
         f"{after['mean_k']['mean']:.2f}",
         f"{summary['needed_mean_k']:.2f}",
+        percent(shuffled["answer"]["mean"]),
+        percent(shuffled["set_f1"]["mean"]),
+        f"{shuffled['mean_k']['mean']:.2f}",
     ]
 
 

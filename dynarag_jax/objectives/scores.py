@@ -29,6 +29,8 @@ class LossInputs(NamedTuple):
         step, where ``decided`` [B, N, R] bool says that there was one; both None as these.
       prompt_logps: [B, P - 1], or None where no term asks for them.
       prompt_mask: [B, P - 1] bool.
+      prompt_again: [B, P - 1] bool, tokens that follow the one before them as they did earlier in
+        the prompt, or None.
       id_scores: [B, I] scores of the ids as a list's first, or None.
       relevance: [B, I] the expert's ranking: k for its first id down to 1, 0 for the others.
       shown: [B, I] bool, the ids that exist.
@@ -54,6 +56,7 @@ class LossInputs(NamedTuple):
     decisions: jax.Array | None = None
     decided: jax.Array | None = None
     set_logps: jax.Array | None = None
+    prompt_again: jax.Array | None = None
 
 
 class Value(NamedTuple):

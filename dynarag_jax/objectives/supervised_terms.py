@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from dynarag_jax.errors import InputError
 from dynarag_jax.objectives import listwise
 from dynarag_jax.objectives.scores import LossInputs, Term, Value
 from dynarag_jax.objectives.supervised import token_nll
@@ -54,11 +55,24 @@ class PromptNll(Term):
 
     reads_prompt: ClassVar[bool] = True
 
+    again: float = 1.0
+    """weight of a token that follows the one before it as it did earlier in the prompt, such as
+    those of a question that is asked twice: what a model can copy it learns to copy sooner"""
+
+    def __post_init__(self) -> None:
+        if not self.again >= 0:
+            raise InputError(f"PromptNll: again = {self.again} must not be negative")
+
     def __call__(self, scores: LossInputs) -> Value:
         assert scores.prompt_logps is not None
         rows = (scores.supervised > 0).any(-1)[:, None]
         where = scores.prompt_mask & rows
-        return Value(token_nll(scores.prompt_logps, where=where).sum(), where.sum(), {})
+        if self.again == 1:
+            return Value(token_nll(scores.prompt_logps, where=where).sum(), where.sum(), {})
+        assert scores.prompt_again is not None
+        weights = jnp.where(where, jnp.where(scores.prompt_again, self.again, 1.0), 0.0)
+        logps = jnp.where(where, scores.prompt_logps, 0.0)
+        return Value(-(logps * weights).sum(), weights.sum(), {})
 
 
 @dataclass(frozen=True)

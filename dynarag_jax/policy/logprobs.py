@@ -193,6 +193,22 @@ def prompt_logps(
     return token_logps(cfg, params, hidden[:, None, :-1], trunk[:, None, 1:]).unconstrained[:, 0]
 
 
+def said_again(trunk: jax.Array) -> jax.Array:
+    """Whether each trunk token but the first follows the one before it as it did earlier.
+
+    Args:
+      trunk: [B, P].
+
+    Returns:
+      [B, P - 1] bool: the pair of this token and the one before it stands earlier in its row, the
+      two pairs at most sharing a token.
+    """
+    before, after = trunk[:, :-1], trunk[:, 1:]
+    same = (before[:, :, None] == before[:, None]) & (after[:, :, None] == after[:, None])
+    places = jnp.arange(before.shape[1])
+    return (same & (places < places[:, None])).any(-1)
+
+
 def first_id_scores(
     cfg: DecoderConfig,
     params: Params,

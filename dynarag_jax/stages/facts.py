@@ -2,7 +2,8 @@
 
     dynarag facts configs/quickstart.py
 
-Writes corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/ into RUN/facts, in seconds.
+Writes corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/ into RUN/facts, in seconds, and
+lessons.jsonl where it is asked for lessons.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from dynarag_jax.config import INHERITED
 from dynarag_jax.exchange.tokenizers import train_word_level
+from dynarag_jax.facts.lessons import LessonConfig, make_lessons
 from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import once
@@ -24,6 +26,7 @@ class Facts:
     """Generate the facts world: a corpus, questions and a word-level tokenizer."""
 
     world: WorldConfig = WorldConfig()
+    lessons: LessonConfig = LessonConfig()
     prompts: PromptConfig = INHERITED
 
 
@@ -40,6 +43,9 @@ def write_world(context: Context, stage: Facts, directory: Path) -> None:
     write_passages(directory / "corpus.jsonl", world.passages)
     write_questions(directory / "train.jsonl", world.train)
     write_questions(directory / "evaluation.jsonl", world.evaluation)
+    if stage.lessons.questions:
+        lessons = make_lessons(world, stage.lessons, context.run.seed)
+        write_questions(directory / "lessons.jsonl", lessons)
     questions = [*world.train, *world.evaluation]
     texts = [p.text for p in world.passages] + [q.text for q in questions]
     texts += [answer for q in questions for answer in q.answers]

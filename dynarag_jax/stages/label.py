@@ -11,6 +11,7 @@ Writes each question file with its lists into RUN/label, and says their mean len
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -70,6 +71,10 @@ class Label:
     """an OpenAI-compatible server; {answer} in its prompt stands for the passage"""
     noise: ExpertNoise = ExpertNoise()
     """how the noisy expert errs"""
+    shuffled: bool = False
+    """write the candidates in random order, the lists by their new places: what learns from the
+    file must read, since ranks say nothing; an expert's thought, which may name places, is left
+    out"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -130,7 +135,7 @@ def label_files(
         else:
             source: Any = stage.source
             labeled = label_questions(questions, source, context.run.seed, stage.noise)
-        write_labeled(context, name, every, labeled)
+        write_labeled(context, name, every, labeled, stage.shuffled)
         if scorer is None and judge is None:
             whys = Counter(why for q in labeled if (why := why_empty(q)))
             for why, count in whys.most_common():
@@ -138,7 +143,11 @@ def label_files(
 
 
 def write_labeled(
-    context: Context, name: str, every: Sequence[Question], labeled: Sequence[Question]
+    context: Context,
+    name: str,
+    every: Sequence[Question],
+    labeled: Sequence[Question],
+    shuffled: bool,
 ) -> None:
     """Write a file's questions with their lists, and say their mean length."""
     lists = [q.expert for q in labeled if q.expert is not None]
@@ -147,6 +156,11 @@ def write_labeled(
         for q in every
     }
     mine |= {q.id: q for q in labeled}
+    if shuffled:
+        seed = context.run.seed
+        for key, question in mine.items():
+            rng = random.Random(f"{seed}/label/{key}")
+            mine[key], _ = question.shuffled(len(question.passages), rng)
     output = context.stage_directory / name
     once(lambda: write_questions(output, (mine[q.id] for q in every)))
     mean = sum(map(len, lists)) / max(len(lists), 1)
@@ -194,7 +208,7 @@ def label_minimal(context: Context, stage: Label, paths: Mapping[str, Path], rea
                 f"they have none, or none of answer_tokens = {stage.prompts.answer_tokens}, or the "
                 f"question alone is longer than a prompt"
             )
-        write_labeled(context, name, every, labeled)
+        write_labeled(context, name, every, labeled, stage.shuffled)
 
 
 def judged(

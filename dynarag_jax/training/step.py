@@ -25,6 +25,7 @@ from dynarag_jax.objectives.diagnostics import decisions
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.batches import Batch
 from dynarag_jax.policy.grammar import Grammar
+from dynarag_jax.policy.logprobs import said_again
 from dynarag_jax.policy.scoring import branch_mask, score
 from dynarag_jax.sharding import named, require_host_memory
 from dynarag_jax.training.update import (
@@ -87,6 +88,7 @@ def _masks(batch: Batch) -> LossInputs:
         step_ends=batch.step_ends,
         decisions=None if batch.step_ends is None else zeros,
         decided=_decided(batch),
+        prompt_again=said_again(batch.trunk),
     )
 
 

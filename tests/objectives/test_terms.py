@@ -96,6 +96,23 @@ def test_prompt_nll_counts_the_prompts_of_supervised_rows():
     assert value.count == 4
 
 
+def test_prompt_nll_weighs_tokens_said_again():
+    again = jnp.zeros((B, P - 1), bool).at[0, 1:].set(True).at[2].set(True)
+    scores = make_scores()._replace(prompt_again=again)
+    value = jax.jit(PromptNll(again=5.0))(scores)
+    logps = np.asarray(scores.prompt_logps)
+    assert value.total == pytest.approx(
+        -logps[0, 0] - 5 * logps[0, 1:].sum() - logps[1, 0], rel=1e-5
+    )
+    assert value.count == 1 + 5 * 2 + 1
+
+
+@pytest.mark.parametrize("again", [-1.0, float("nan")])
+def test_prompt_nll_refuses_a_weight_below_zero(again):
+    with pytest.raises(InputError, match=r"PromptNll: again = .* must not be negative"):
+        PromptNll(again=again)
+
+
 def test_listwise_counts_supervised_rows_that_rank_something():
     scores = make_scores()
     value = jax.jit(ListMle())(scores)

@@ -15,7 +15,7 @@ from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.policy import logprobs
 from dynarag_jax.policy.grammar import Spelling, build_grammar, read_list
-from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, token_logps
+from dynarag_jax.policy.logprobs import first_id_scores, prompt_logps, said_again, token_logps
 from dynarag_jax.sampling.sampler import Sampling, sample
 
 CFG = DecoderConfig(
@@ -190,3 +190,14 @@ def test_first_id_scores_are_the_logits_of_the_ids_after_the_opening(params):
     logits = hidden @ np.asarray(params["embedding"]).T
     # Position 1 predicts what follows the opening; ids 1 and 2 both begin with token 1.
     np.testing.assert_allclose(scores, logits[:, 0, 1, [1, 1, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_said_again_is_a_pair_that_stands_earlier_in_its_row():
+    trunk = np.random.default_rng(0).integers(0, 3, (5, 12))
+    expected = [
+        [(row[i], row[i + 1]) in [(row[j], row[j + 1]) for j in range(i)] for i in range(11)]
+        for row in trunk
+    ]
+    found = np.asarray(jax.jit(said_again)(jnp.asarray(trunk)))
+    assert found.tolist() == expected
+    assert 0 < found.sum() < found.size

@@ -64,6 +64,8 @@ def test_every_stage_leaves_valid_records(ran: Stages) -> None:
         scores = [p.score for p in question.passages if p.score is not None]
         assert scores == sorted(scores, reverse=True)
         assert set(question.gold or ()) <= {p.id for p in question.passages}
+    lessons = read_questions(ran.directory / "facts" / "lessons.jsonl")
+    assert [(len(q.passages), len(q.expert or ())) for q in lessons] == [(3, 1)] * 24
     rollouts = read_rollouts(ran.directory / "rollout" / "rollouts.jsonl")
     assert len(rollouts) == 16
     for one in rollouts:
@@ -75,6 +77,29 @@ def test_every_stage_leaves_valid_records(ran: Stages) -> None:
     for name in ("sft", "feedback"):
         manifest = read_json(ran.directory / name / "model" / "manifest.json")
         assert list(manifest["stages"]) == order[: order.index(name) + 1]
+
+
+@needs_encoder
+def test_labels_in_random_order_name_the_same_passages(ran: Stages, tmp_path: Path) -> None:
+    given = ran.directory / "retrieve" / "train.jsonl"
+    options = ("--label.source", "gold", "--label.questions", str(given))
+    in_order = Stages(tmp_path / "in order", *options)
+    shuffled = Stages(tmp_path / "shuffled", *options, "--label.shuffled")
+    assert in_order("label") and shuffled("label")
+    moved = 0
+    for source, one, other in zip(
+        read_questions(given),
+        read_questions(in_order.directory / "label" / "train.jsonl"),
+        read_questions(shuffled.directory / "label" / "train.jsonl"),
+        strict=True,
+    ):
+        assert one.passages == source.passages
+        assert sorted(p.id for p in other.passages) == sorted(p.id for p in source.passages)
+        assert one.expert is not None and other.expert is not None
+        named = [[q.passages[i - 1].id for i in q.expert or ()] for q in (one, other)]
+        assert named[0] == named[1] == list(source.gold or ())
+        moved += one.passages != other.passages
+    assert moved > 50
 
 
 @needs_encoder

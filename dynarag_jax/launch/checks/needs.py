@@ -118,8 +118,10 @@ def makes(stage: Any) -> set[str] | None:
     if "Retrieve" in kind:
         stems = [output_stem(text) for text in stage.questions]
         return {f"{stem}{ending}" for stem in stems for ending in (".jsonl", ".trec")}
+    if "Facts" in kind:
+        lessons = ["lessons.jsonl"] if stage.lessons.questions else []
+        return {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer", *lessons}
     fixed = {
-        "Facts": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer"},
         "Gather": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl"},
         "Mix": {"train.jsonl", "development.jsonl", "evaluation.jsonl"},
         "TrainTokenizer": {"tokenizer"},

@@ -1,0 +1,74 @@
+"""Lessons against the world they are made of."""
+
+from __future__ import annotations
+
+import collections
+import re
+
+import pytest
+
+from dynarag_jax.errors import InputError
+from dynarag_jax.facts.lessons import LessonConfig, make_lessons
+from dynarag_jax.facts.world import WorldConfig, make_world
+
+WORLD = make_world(
+    WorldConfig(
+        train_questions=200,
+        evaluation_questions=40,
+        workers=40,
+        companies=20,
+        cities=14,
+        countries=8,
+        evaluation_workers=16,
+        evaluation_companies=8,
+        evaluation_cities=8,
+        evaluation_countries=4,
+    ),
+    seed=1,
+)
+RELATIONS = {
+    "employer": "works for|has a job at|is employed by",
+    "birth": "was born in|birthplace",
+    "base": "is based in|home city",
+    "country": r"^[a-z]+ [a-z]+ is (in|a city in) ",
+}
+
+
+def relation_of(text: str) -> str:
+    (found,) = (name for name, pattern in RELATIONS.items() if re.search(pattern, text))
+    return found
+
+
+def test_a_lesson_asks_for_one_of_several_passages_that_say_the_same_of_others():
+    lessons = make_lessons(WORLD, LessonConfig(questions=150, passages=4), seed=0)
+    asked = {q.text: q for q in WORLD.train if q.type == "one_hop"}
+    of_evaluation = {p for q in WORLD.evaluation for p in q.gold or ()}
+    assert len(lessons) == len({lesson.id for lesson in lessons}) == 150
+    for lesson in lessons:
+        source = asked[lesson.text]
+        assert (lesson.answers, lesson.gold) == (source.answers, source.gold)
+        assert lesson.expert is not None
+        (place,) = lesson.expert
+        assert lesson.passages[place - 1].id == (source.gold or ())[0]
+        assert len({p.id for p in lesson.passages}) == 4
+        assert len({relation_of(p.text) for p in lesson.passages}) == 1
+        assert not {p.id for p in lesson.passages} & of_evaluation
+    # Every question is asked, and its passage stands at each place about as often.
+    assert {lesson.text for lesson in lessons} == set(asked)
+    places = collections.Counter(lesson.expert for lesson in lessons)
+    assert set(places) == {(1,), (2,), (3,), (4,)} and min(places.values()) > 20
+
+
+def test_lessons_are_the_same_for_a_seed_and_others_for_another():
+    config = LessonConfig(questions=20)
+    assert make_lessons(WORLD, config, 0) == make_lessons(WORLD, config, 0)
+    assert make_lessons(WORLD, config, 0) != make_lessons(WORLD, config, 1)
+
+
+def test_what_cannot_be_a_lesson_is_refused():
+    with pytest.raises(InputError, match="questions = -1 must not be negative"):
+        LessonConfig(questions=-1)
+    with pytest.raises(InputError, match="passages = 1 must be at least 2"):
+        LessonConfig(passages=1)
+    with pytest.raises(InputError, match="passages = 99, and training asks about"):
+        make_lessons(WORLD, LessonConfig(questions=1, passages=99), 0)

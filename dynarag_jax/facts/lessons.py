@@ -1,9 +1,8 @@
 """Lessons in reading: questions with a handful of candidates, for a model that cannot read yet.
 
 A question and passages that all say the same of somebody, one of them of whom the question asks:
-names alone tell it from the others. A small model learns to look a name up from a few thousand of
-these, and chains of facts in hundreds of steps after that; from all questions at once, with all
-their candidates, it does not begin to within the same time.
+names alone tell it from the others. A small model learns from these to look a name up, which it
+does not begin to do in as many steps of all questions with all their candidates (docs/design.md).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dynarag_jax.records import Question
 
 @dataclass(frozen=True)
 class LessonConfig:
-    """How many lessons, and how large. The defaults are the quickstart's."""
+    """How many lessons, and how large."""
 
     questions: int = 0
     """lessons; 0 writes none"""

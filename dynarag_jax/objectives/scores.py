@@ -95,6 +95,11 @@ class Term:
     """factor of this term in the sum; 0 leaves it out"""
 
     @property
+    def reads_again(self) -> bool:
+        """Of the prompt: which of its tokens it says again."""
+        return False
+
+    @property
     def reads_steps(self) -> bool:
         """Of the data: rewards of the steps of lists."""
         return False

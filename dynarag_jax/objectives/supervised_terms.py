@@ -63,11 +63,15 @@ class PromptNll(Term):
         if not self.again >= 0:
             raise InputError(f"PromptNll: again = {self.again} must not be negative")
 
+    @property
+    def reads_again(self) -> bool:
+        return self.again != 1
+
     def __call__(self, scores: LossInputs) -> Value:
         assert scores.prompt_logps is not None
         rows = (scores.supervised > 0).any(-1)[:, None]
         where = scores.prompt_mask & rows
-        if self.again == 1:
+        if not self.reads_again:
             return Value(token_nll(scores.prompt_logps, where=where).sum(), where.sum(), {})
         assert scores.prompt_again is not None
         weights = jnp.where(where, jnp.where(scores.prompt_again, self.again, 1.0), 0.0)

@@ -87,6 +87,7 @@ class Objectives:
         self,
         what: Literal[
             "prompt",
+            "again",
             "ids",
             "sets",
             "pairs",

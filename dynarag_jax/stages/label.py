@@ -158,6 +158,8 @@ def write_labeled(
     mine |= {q.id: q for q in labeled}
     if shuffled:
         seed = context.run.seed
+        if thoughts := sum(bool(q.expert_thought) for q in mine.values()):
+            context.log(f"{name}: {thoughts} thoughts before lists are left out: shuffled is set")
         for key, question in mine.items():
             rng = random.Random(f"{seed}/label/{key}")
             mine[key], _ = question.shuffled(len(question.passages), rng)

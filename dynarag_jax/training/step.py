@@ -50,7 +50,7 @@ def loss_inputs(
         prompt=bool(objectives.reads("prompt")),
         ids=bool(objectives.reads("ids")),
     )
-    inputs = _masks(batch)._replace(
+    inputs = _masks(batch, objectives)._replace(
         unconstrained_logps=scores.unconstrained,
         constrained_logps=scores.constrained,
         prompt_logps=scores.prompt,
@@ -62,7 +62,7 @@ def loss_inputs(
     return inputs._replace(decisions=decisions(logps, batch.deciding, batch.step_ends))
 
 
-def _masks(batch: Batch) -> LossInputs:
+def _masks(batch: Batch, objectives: Objectives) -> LossInputs:
     """The part of the scores that no model is needed for; the others zero."""
     p = batch.trunk.shape[-1]
     zeros = jnp.zeros(batch.branches.shape, jnp.float32)
@@ -88,7 +88,7 @@ def _masks(batch: Batch) -> LossInputs:
         step_ends=batch.step_ends,
         decisions=None if batch.step_ends is None else zeros,
         decided=_decided(batch),
-        prompt_again=said_again(batch.trunk),
+        prompt_again=said_again(batch.trunk) if objectives.reads("again") else None,
     )
 
 
@@ -119,7 +119,8 @@ def loss_and_figures(
         )
         for number, (name, part) in enumerate(parts.items())
     }
-    return weighted_terms(parts, scores, {name: _masks(whole[name]) for name in parts})
+    masks = {name: _masks(whole[name], part.objectives) for name, part in parts.items()}
+    return weighted_terms(parts, scores, masks)
 
 
 @dataclass(frozen=True)

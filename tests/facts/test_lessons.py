@@ -9,23 +9,10 @@ import pytest
 
 from dynarag_jax.errors import InputError
 from dynarag_jax.facts.lessons import LessonConfig, make_lessons
-from dynarag_jax.facts.world import WorldConfig, make_world
+from dynarag_jax.facts.world import make_world
+from tests.facts.test_world import SMALL
 
-WORLD = make_world(
-    WorldConfig(
-        train_questions=200,
-        evaluation_questions=40,
-        workers=40,
-        companies=20,
-        cities=14,
-        countries=8,
-        evaluation_workers=16,
-        evaluation_companies=8,
-        evaluation_cities=8,
-        evaluation_countries=4,
-    ),
-    seed=1,
-)
+WORLD = make_world(SMALL, seed=1)
 RELATIONS = {
     "employer": "works for|has a job at|is employed by",
     "birth": "was born in|birthplace",

@@ -315,7 +315,7 @@ def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
     policy, reference = -rng.exponential(size=(2, 3, 2, 4)).astype(np.float32)
     mask = np.arange(4) < np.array([[4, 2], [3, 0], [1, 4]])[..., None]
     batch = make_batch()
-    scores = _masks(batch)._replace(
+    scores = _masks(batch, Objectives())._replace(
         constrained_logps=policy, reference=reference, token_mask=mask,
         preferred=np.array([True, True, False]),
     )  # fmt: skip

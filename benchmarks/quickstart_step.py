@@ -15,17 +15,18 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 PAGES = "glibc.malloc.hugetlb=1"
 
 
 def measure(run: Path, steps: int) -> float:
-    """Median seconds of a step of the stage ``pretrain``, compilation left out."""
+    """Median seconds of a step of the stage ``reading``, compilation left out."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 2))
-    from configs.quickstart import stages
+    from dynarag_jax.launch.options import load_config
     from dynarag_jax.policy.batches import collate, place
     from dynarag_jax.records import read_questions
     from dynarag_jax.sharding import make_mesh
@@ -34,7 +35,8 @@ def measure(run: Path, steps: int) -> float:
     from dynarag_jax.training.run import begin, behavior_source, example_maker, generator_source
     from dynarag_jax.training.step import StreamLoss, init_state, make_step
 
-    stage, mesh = stages["pretrain"], make_mesh()
+    _, stages = load_config("configs/quickstart.py", [])
+    stage, mesh = replace(stages["reading"], init=""), make_mesh()
     questions = read_questions(run / "clean/train.jsonl")[:500]
     start = begin(stage, None, run / "facts/tokenizer", mesh)
     maker = example_maker(stage, start)

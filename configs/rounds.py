@@ -24,8 +24,9 @@ feedback = before["feedback"]
 objectives = Objectives(nll=TokenNll(weight=0.0), grpo=Grpo(weight=1.0, kl=0.05))
 learned = "{run}/mix/train.jsonl"
 
+shared = ("facts", "retrieve", "clean", "pretrain", "reading", "label", "sft")
 stages = {
-    **{name: before[name] for name in ("facts", "retrieve", "clean", "pretrain", "label", "sft")},
+    **{name: before[name] for name in shared},
     # What says which round is the best is learned from by none.
     "mix": Mix(train={"facts": "{run}/label/train.jsonl"}, development=500 / 8000, shuffled=False),
     "rollout": replace(before["rollout"], questions=learned, limit=1024),

@@ -32,6 +32,10 @@ def pytest_configure(config):
     """
     if config.option.markexpr == "not slow":
         flags = ["--xla_backend_optimization_level=0"]
-        if version("jaxlib").startswith("0.10."):  # newer ones have no such choice
-            flags.append("--xla_cpu_use_fusion_emitters=false")
+        if version("jaxlib").startswith("0.10."):  # others may not know these
+            flags += [
+                "--xla_cpu_use_fusion_emitters=false",
+                "--xla_cpu_parallel_codegen_split_count=1",
+                "--xla_llvm_disable_expensive_passes=true",
+            ]
         os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()

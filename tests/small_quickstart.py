@@ -18,7 +18,7 @@ STAGES = """
 --retrieve.index.kind exact
 --facts.lessons.questions 24
 --pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
---pretrain.reranker.objectives.prompt_nll.again 3
+--reading.steps 1 --reading.reranker.batch 8 --reading.generator.batch 8
 --sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
 --rollout.limit 16 --rollout.batch 16
 --feedback.steps 2 --feedback.reranker.batch 8 --feedback.generator.batch 8

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -142,6 +144,7 @@ def normal(command: list[str]) -> tuple[str, ...]:
 
 
 SHOWN = shown()
+STAGES = set(summaries())
 
 
 # ---------------------------------------------------------------------------- parsing them
@@ -149,7 +152,7 @@ SHOWN = shown()
 
 @pytest.fixture(autouse=True, scope="module")
 def once():
-    """Config files and the types of fields are read once, since they are the same every time."""
+    """Config files, sources and types of fields are read once: they are the same every time."""
     hints, files = typing.get_type_hints, read_config
     known: dict[tuple, dict] = {}
 
@@ -169,6 +172,7 @@ def once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typing, "get_type_hints", hints_once)
         patch.setattr(options, "read_config", file_once)
+        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
         yield
 
 
@@ -240,7 +244,7 @@ def check_dynarag(rest: list[str]) -> None:
         options.parse(NewConfig(), rest[2:], prog="dynarag new")
     elif rest[0] in COMMANDS:
         assert all(not w.startswith("configs/") or (ROOT / w).is_file() for w in rest)
-    elif rest[0] in summaries() or rest[0] in ALIASES:
+    elif rest[0] in STAGES or rest[0] in ALIASES:
         check_stage(program(rest[0]), rest[1:])
     else:
         stages = read_config(ROOT / rest[1])[1] if len(rest) > 1 else {}

@@ -85,12 +85,18 @@ def test_a_sum_along_rings_is_the_sum(rings, dimension):
 @pytest.mark.parametrize(
     ("sizes", "rings"),
     [
-        ({"data": 1, "fsdp": 8, "tensor": 1}, (2, 4)),
-        ({"data": 2, "fsdp": 4, "tensor": 1}, (2, 2)),
-        ({"data": 1, "fsdp": 4, "tensor": 2}, (2, 2)),
-        ({"data": 1, "fsdp": 4, "tensor": 1, "sequence": 2}, (2, 2)),
+        pytest.param({"data": 1, "fsdp": 8, "tensor": 1}, (2, 4), id="fsdp"),
+        pytest.param(
+            {"data": 2, "fsdp": 4, "tensor": 1}, (2, 2), id="data and fsdp", marks=pytest.mark.slow
+        ),
+        pytest.param({"data": 1, "fsdp": 4, "tensor": 2}, (2, 2), id="fsdp and tensor"),
+        pytest.param(
+            {"data": 1, "fsdp": 4, "tensor": 1, "sequence": 2},
+            (2, 2),
+            id="fsdp and sequence",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["fsdp", "data and fsdp", "fsdp and tensor", "fsdp and sequence"],
 )
 def test_gradients_along_rings_are_the_gradients(sizes, rings):
     mesh = make_mesh(**sizes)

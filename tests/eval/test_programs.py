@@ -262,6 +262,7 @@ def benched(model: Path, judge: Path, **fields) -> Bench:
     return Bench(**(given | fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # a whole benchmark
 def test_bench_from_end_to_end(model, scorer, sampler, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     long = dataclasses.replace(ask(7, 2), passages=(Passage("long", "ada " * 100),), gold=())

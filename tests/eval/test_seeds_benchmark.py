@@ -65,11 +65,11 @@ def test_seeds_share_stages_and_differ_in_what_is_trained(tmp_path, monkeypatch,
     monkeypatch.setattr(
         sys, "argv",
         ["seeds", str(config), "--seeds", "0", "1", "--directory", str(tmp_path), "--at-once", "2",
-         "--shared", "facts", "retrieve", "clean", "pretrain", "label", "--", *STAGES, *WORLD,
-         "--rollout.reward.set_f1", "1"],
+         "--shared", "facts", "retrieve", "clean", "pretrain", "reading", "label",
+         "--", *STAGES, *WORLD, "--rollout.reward.set_f1", "1"],
     )  # fmt: skip
     seeds.main()
-    assert (tmp_path / "0" / "pretrain").is_symlink()
+    assert (tmp_path / "0" / "reading").is_symlink()
     for seed in ("0", "1"):
         assert (tmp_path / seed / "sft" / "model" / "config.json").is_file()
     weights = [(tmp_path / s / "sft" / "model" / "model.safetensors").read_bytes() for s in "01"]

@@ -433,6 +433,7 @@ def test_spoiled_models_give_one_line(kind, name, source, tmp_path, capsys):
     assert left <= (records if name == "export" else set())
 
 
+@pytest.mark.slow  # processes of its own
 def test_the_program(source, tmp_path):
     """Exit code 0 with a line a tensor; 2 with one line on stderr, and nothing written."""
     done = program(str(source()), str(tmp_path / "out"), "--check", "--dtype", "bfloat16")

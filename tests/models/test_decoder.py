@@ -251,7 +251,10 @@ def test_decoding_in_pieces_equals_the_training_pass(params):
 
 @pytest.mark.parametrize(
     ("remat", "unroll"),
-    [("full", 1), pytest.param("dots", 1, marks=pytest.mark.slow), ("none", 2)],
+    [
+        ("full", 1),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in (("dots", 1), ("none", 2))),
+    ],
 )
 def test_recomputing_and_unrolling_change_nothing(params, remat, unroll):
     trunk, branches = random_batch(2)

@@ -190,11 +190,17 @@ def sizes_for(name: str) -> tuple[int, int, int]:
     return (1, 4, 1) if FAMILIES[name][1].get("num_key_value_heads") == 1 else (2, 2, 2)
 
 
-# One device, and a mesh data x fsdp x tensor of eight; all families on the mesh take minutes.
+# One of each way to lay tensors out; the others have the same tensors, of other sizes.
+LAID_OUT = {"llama2", "qwen3", "gemma2", "gemma3-270m", "olmo2", "granite", "phi4-mini"}
+MESHES = [
+    name if name in LAID_OUT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+]
+# One device, and a mesh data x fsdp x tensor of eight.
+FAST = {*((name, (1, 1, 1)) for name in LAID_OUT), ("gemma3", (2, 2, 2))}
 SIZES = [
-    *((name, (1, 1, 1)) for name in FAMILIES),
-    ("gemma3", (2, 2, 2)),
-    *(pytest.param(n, sizes_for(n), marks=pytest.mark.slow) for n in FAMILIES if n != "gemma3"),
+    one if one in FAST else pytest.param(*one, marks=pytest.mark.slow)
+    for name in FAMILIES
+    for one in ((name, (1, 1, 1)), (name, sizes_for(name)))
 ]
 
 
@@ -241,13 +247,6 @@ def test_gradients_are_finite_beyond_the_lengths(name, directories):
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-
-
-# One of each way to lay tensors out; the others have the same tensors, of other sizes.
-LAID_OUT = {"llama2", "qwen3", "gemma2", "gemma3-270m", "olmo2", "granite", "phi4-mini"}
-MESHES = [
-    name if name in LAID_OUT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
-]
 
 
 @pytest.mark.parametrize("name", MESHES)

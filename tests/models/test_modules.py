@@ -40,6 +40,7 @@ def equal(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow  # trains
 def test_the_loop_of_the_documentation_learns_and_decodes_what_it_learned():
     text = DOCS.read_text(encoding="utf-8")
     section = text.split("## As Flax modules")[1].split("\n## ")[0]

@@ -54,8 +54,13 @@ AGAIN = dataclasses.replace(VECTORS, reencode=3)
 SOME = dataclasses.replace(AGAIN, reread=2)
 VARIANTS = pytest.mark.parametrize(
     "cfg",
-    [VECTORS, PLAIN, INSIDE, AGAIN, SOME],
-    ids=["by itself", "plain", "interaction", "reencode", "reread"],
+    [
+        pytest.param(VECTORS, id="by itself"),
+        pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+        pytest.param(INSIDE, id="interaction"),
+        pytest.param(AGAIN, id="reencode", marks=pytest.mark.slow),  # as reread, of all
+        pytest.param(SOME, id="reread"),
+    ],
 )
 
 
@@ -130,6 +135,7 @@ def test_the_probabilities_of_all_lists_sum_to_one(cfg, longest):
     assert np.exp(whole).max() < 0.9  # no single list has it all
 
 
+@pytest.mark.slow  # 500 small programs
 def test_later_steps_read_the_best_of_the_first_again():
     n, params = 5, params_of(AGAIN)
     candidates = candidates_of(AGAIN, n, seed=3)
@@ -323,6 +329,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow  # compiles for long
 def test_gradients_of_objectives_are_those_of_lists_worked_out_one_by_one():
     lists, r = [(2, 1), (), (3, 1, 4)], 4
     cfg = dataclasses.replace(VECTORS, head=dataclasses.replace(HEAD, layers=1, steps=1))
@@ -378,6 +385,7 @@ def test_a_set_is_as_likely_as_all_its_orders_together(cfg, longest):
         assert whole == pytest.approx(sum(orders), rel=2e-4)
 
 
+@pytest.mark.slow  # compiles for long
 def test_the_gradient_of_a_set_is_that_of_its_orders():
     cfg = dataclasses.replace(VECTORS, head=dataclasses.replace(HEAD, layers=1, steps=1))
     params, candidates = {"head": params_of(cfg, 5)["head"]}, candidates_of(VECTORS, 4)

@@ -59,6 +59,7 @@ def test_a_thought_is_read_as_it_was_spelled(end, behind, more, tokens):
         assert spelling.thought(whole) == tokens
 
 
+@pytest.mark.slow  # many small programs
 @settings(max_examples=50, deadline=None)
 @given(ENDS, st.integers(0, 2), st.integers(0, 4), st.integers(0, 2**32 - 1))
 def test_the_automaton_writes_what_the_reader_reads(end, behind, more, seed):

@@ -129,6 +129,7 @@ def test_lists_and_their_parts_are_computed_together_and_once(sampler, question)
     assert shared([(question("none", 2, answers=()), (1,))]) == [None]
 
 
+@pytest.mark.slow  # two samplers
 def test_answers_from_parts_go_on_from_their_lists(sampler, question):
     """In the sampling engine: few slots, more lists than it holds, long passages."""
     policy, prompts = sampler.policy, sampler.prompts

@@ -146,7 +146,13 @@ def test_results_do_not_depend_on_slots_order_chunks_or_sharing(params, found, h
     same(found, again)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 2, 2)], ids=["alone", "on a mesh"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 1, 1), id="alone"),
+        pytest.param((1, 2, 2), id="on a mesh", marks=pytest.mark.slow),
+    ],
+)
 def test_prompts_computed_whole_by_a_flash_kernel_give_the_same(monkeypatch, params, found, sizes):
     """Splash attention, interpreted here; a device computes two prompts of its four at a time."""
     monkeypatch.setattr(pool_module, "AT_ONCE", 64)

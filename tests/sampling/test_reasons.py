@@ -273,6 +273,7 @@ def test_wrong_settings_are_named(server, collect, question):
     assert not server.log
 
 
+@pytest.mark.slow  # trains
 def test_a_policy_learns_the_reasons(server, collect, question, tiny_model, tmp_path, capsys):
     """Behavior cloning of them: no list is behind an empty thought, and their loss falls."""
     asked = [question(f"q{i}", expert=(2, 1)) for i in range(8)]

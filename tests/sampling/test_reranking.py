@@ -60,6 +60,7 @@ def sampler(directory):
     return PolicySampler(load_policy(directory, mesh, PROMPTS), PROMPTS, 8, seed=0)
 
 
+@pytest.mark.slow  # a rollout more
 def test_rollouts_of_distinct_lists_carry_weights(sampler):
     questions = [question(i, passages) for i, passages in enumerate([6, 3, 2, 1, 5])]
     rollouts = sample_rollouts(

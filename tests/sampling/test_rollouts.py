@@ -397,6 +397,7 @@ def test_likelihood_of_the_references_as_reward_equals_the_writers_own_log_proba
     assert rollout_from_json(again, "x") == other
 
 
+@pytest.mark.slow  # a rollout more
 def test_the_judge_and_its_file_take_part_in_a_rollout(tmp_path, tiny_model, tiny_policy, question):
     """Grades come from a server; what it said is on disk, and is not asked again."""
     log: list[str] = []

@@ -165,6 +165,7 @@ def test_ordered_samples_follow_the_enumerated_probabilities(params, k, temperat
     assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 0.01
 
 
+@pytest.mark.slow  # many draws
 def test_inclusion_in_eight_lists_is_as_enumerated_and_estimates_are_unbiased(params):
     """Of 65 lists over four passages, eight: inclusion given the threshold, weights, estimates."""
     n, k, requests = 4, 8, 4_000
@@ -209,6 +210,7 @@ def test_all_lists_are_returned_where_fewer_exist_than_asked_for(params, n):
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow  # many draws
 def test_eight_lists_are_distinct_whenever_eight_exist(params):
     n: Any = np.tile([3, 4], 500)
     for sharp in (1.0, 3.0):

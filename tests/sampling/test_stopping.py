@@ -142,7 +142,7 @@ def test_windows_have_no_path(samplers, question):
         stop_paths(samplers["language model"], [question("q", 5)])
 
 
-@pytest.mark.parametrize("reencode", [0, 4])
+@pytest.mark.parametrize("reencode", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_few_padded_shapes_give_the_same_lists(question, reencode):
     """What accelerators pad to is compared where shapes fit the questions."""
     policy = small_encoder_policy(reencode=reencode)

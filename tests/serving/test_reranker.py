@@ -255,6 +255,7 @@ def test_scored_lists_are_a_policy_for_any_scorer(cross_encoder, one_device):
     assert [found[k].chosen for k in ("k0", "k2")] == [one.chosen for one in alone]
 
 
+@pytest.mark.slow  # many batches
 def test_lists_of_questions_that_come_and_go_are_those_of_all_at_once(reranker):
     """Windows of many questions share the slots; one that nobody waits for is left out."""
     questions = {f"k{i}": as_question(texts(n, n)) for i, n in enumerate((4, 30, 12, 1, 25, 60, 7))}
@@ -306,6 +307,7 @@ def test_answers_are_readable_while_they_are_written(reranker):
         assert parts[key][-1].text == answer and parts[key][-1].done and parts[key][-1].read == 2
 
 
+@pytest.mark.slow  # a scorer of its own
 def test_a_warm_scorer_compiles_nothing_more_and_scores_the_same(cross_encoder, one_device):
     import jax
 

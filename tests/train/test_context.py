@@ -111,6 +111,7 @@ def test_what_is_done_is_left_alone_and_what_changed_is_made_anew(place, capsys)
     assert not run_one("count", "--run.seed", "1", "--run.cpu_devices", "3")
 
 
+@pytest.mark.slow  # nine processes
 def test_a_pipeline_makes_only_what_a_change_reaches(place, counting, monkeypatch, capsys):
     def run(context: Context, stage) -> None:
         count_words(context, stage)

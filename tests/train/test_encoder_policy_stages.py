@@ -272,6 +272,7 @@ def test_lists_that_were_drawn_before_a_kill_are_not_drawn_again(ran, monkeypatc
     assert not list(ran["killed"].glob("lists*"))
 
 
+@pytest.mark.slow  # trains a second policy
 def test_a_policy_that_reads_again_learns_sets_state_by_state(ran):
     before = ran.stages["sft"]
     sets = Objectives(nll=NONE, set_nll=SetNll(weight=1.0))
@@ -660,6 +661,7 @@ def test_configurations_that_say_two_things_are_refused():
         Mix(train={"one": "x"}, limits={"four": 3})
 
 
+@pytest.mark.slow  # five stages
 def test_a_calibrated_policy_reaches_its_target_and_is_used_wherever_lists_are_made(ran, capsys):
     place = ran["calibrate"] / "model"
     found = read_calibration(place)
@@ -773,6 +775,7 @@ def test_a_reader_answers_from_each_list_once(ran, monkeypatch):
     assert list(found) == [by_list[one] for one in some]
 
 
+@pytest.mark.slow  # a rollout more
 def test_a_reader_writes_no_answers_where_the_reward_judges_none(ran, monkeypatch, capsys):
     """DRO's rollouts: how likely the reader finds the references, in the reader's own type."""
     model = reader_model(ran)

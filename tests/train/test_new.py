@@ -111,6 +111,7 @@ def test_on_a_cpu_a_small_model_is_trained_whole(place, capsys):
     assert longest < p.answer_tokens <= longest + 16
 
 
+@pytest.mark.slow  # times a training
 def test_a_first_run_is_as_long_as_the_machine_is_fast(place, capsys, monkeypatch):
     """From a machine on which everything is quick to one on which nothing is."""
     seen = []

@@ -169,7 +169,10 @@ def gradient_of(remat):
     return jax.grad(lambda p: loss_and_figures(cfg, p, batches, batches, GRAMMAR, PARTS)[0])
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots", "offload", "dots_offload"])
+@pytest.mark.parametrize(
+    "remat",
+    ["none", "full", "dots", pytest.param("offload", marks=pytest.mark.slow), "dots_offload"],
+)
 def test_what_is_kept_waits_on_the_host_where_asked(remat):
     text = str(jax.make_jaxpr(gradient_of(remat))(decoder.init_params(CFG, jax.random.key(0))))
     kept = set(re.findall(r"f32<host>\[([\d,]+)\]", text))

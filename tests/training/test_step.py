@@ -329,6 +329,7 @@ def test_divergence_from_the_reference_is_the_mean_drift_of_sampled_branches():
     assert reference_kl(scores._replace(reference=policy))[0] == 0
 
 
+@pytest.mark.slow  # two steps of two optimizers
 def test_updates_that_bfloat16_weights_lose_are_counted(weights):
     """Adam's first update is the learning rate in size: next to nothing beside most weights."""
     half = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), weights)

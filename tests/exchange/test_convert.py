@@ -455,8 +455,8 @@ def test_the_program(source, tmp_path):
     )
 
 
-# Processes of their own; ``export`` differs from ``convert`` in the first lines only.
-BOTH = ["convert", pytest.param("export", marks=pytest.mark.slow)]
+# Processes of their own.
+BOTH = [pytest.param(name, marks=pytest.mark.slow) for name in ("convert", "export")]
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -66,7 +66,15 @@ def test_the_list_of_files_is_whole():
     assert there == set(FILES) | CORPORA | {"scifact-qrels.beir-test.txt.gz"}
 
 
-@pytest.mark.parametrize("name", FILES)
+def one_of_each_format():
+    """All files; those of a format that another file has before are slow."""
+    formats = [how for how, *_ in FILES.values()]
+    for place, name in enumerate(FILES):
+        again = formats[place] in formats[:place]
+        yield pytest.param(name, marks=[pytest.mark.slow] if again else [])
+
+
+@pytest.mark.parametrize("name", list(one_of_each_format()))
 def test_counts(name, tmp_path):
     kind, questions, passages, gold, unanswered = FILES[name]
     assert detect(DATA / name).name == kind

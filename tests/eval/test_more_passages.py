@@ -88,6 +88,7 @@ def test_rerank_evaluate_and_bench_give_a_question_the_same_list(model, tmp_path
             assert max([*row["list"], *found["m, shuffled", question.id]["list"], 0]) <= IDS
 
 
+@pytest.mark.slow  # two stages a rule
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_learned_shows_the_first_passages_or_leaves_the_question_out(
     model, tmp_path, rule, capsys

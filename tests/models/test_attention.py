@@ -120,6 +120,7 @@ def test_branch_survives_scores_that_overflow_exp():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow  # many small programs
 def test_branch_sums_of_bfloat16_values_are_float32():
     rng = np.random.default_rng(4)
     b, n, t, p, r, size = 1, 2, 8, 2000, 8, 64

@@ -49,6 +49,7 @@ def pairs_of(seed=0, b=2, n=3):
     return PairBatch(*map(jnp.asarray, (tokens, lengths, types, second)))
 
 
+@pytest.mark.slow  # many small programs
 def test_attention_across_is_attention_over_own_keys_and_the_others_first_ones():
     rng = np.random.default_rng(0)
     g, n, h, t, k = 2, 3, 2, 5, 4

@@ -92,7 +92,17 @@ def wrap(tokenizer: Tokenizer, **special: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-@pytest.fixture(scope="session", params=[*FAMILIES, *MAKERS])
+# The published families, and one of each kind of vocabulary beside them.
+FAST = {*MAKERS, "byte-bpe-digits", "unigram-metaspace"}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in (*FAMILIES, *MAKERS)
+    ],
+)
 def family(request, tmp_path_factory):
     """(name, tokenizer) of each family in turn."""
     name = request.param

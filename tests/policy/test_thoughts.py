@@ -212,6 +212,7 @@ def test_every_token_is_what_a_naive_reading_gives(params, name):
             assert constrained[row, place] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow  # compiles for long
 def test_what_no_thought_holds_is_impossible(params):
     spelling = SPELLINGS["a marker"]
     branches = [[0, CLOSE, 1, END], [END, 1, END], [1, 1, 1, 1, END], [CLOSE, 1, END]]
@@ -219,6 +220,7 @@ def test_what_no_thought_holds_is_impossible(params):
     assert np.isneginf(logps.sum(-1)).tolist() == [True, True, True, False]
 
 
+@pytest.mark.slow  # compiles for long
 def test_listwise_supervision_looks_behind_the_thought(params):
     hidden = jax.random.normal(jax.random.key(0), (2, 1, 6, CFG.width))
     grammar = build_grammar(SPELLINGS["a marker"])

@@ -51,6 +51,7 @@ def sampler(tiny_policy):
     return PolicySampler(policy, prompts, 8, 0)
 
 
+@pytest.mark.slow  # two samplers
 def test_shared_prefills_are_exact_against_every_prompt_by_itself(sampler, question):
     questions = [question("a", 4), question("b", 4, answers=("there", "nowhere at all"))]
     questions += [question("none", 4, answers=())]
@@ -162,7 +163,7 @@ def test_answers_from_parts_go_on_from_their_lists(sampler, question):
     assert 1 < together < 3.4  # one by one they would be 5
 
 
-@pytest.mark.parametrize("kind", ["gains", "leave_one_out"])
+@pytest.mark.parametrize("kind", ["gains", pytest.param("leave_one_out", marks=pytest.mark.slow)])
 def test_the_credit_of_rollouts_is_that_of_rewards_computed_one_by_one(
     sampler, question, kind, tmp_path
 ):

@@ -281,6 +281,7 @@ def test_memory_is_predicted_and_bounds_the_slots(params):
     assert held <= slots * slot_bytes(CFG, work._shape(16, slots))
 
 
+@pytest.mark.slow  # an engine of its own
 def test_when_memory_runs_out_fewer_enter_and_nothing_is_lost(params, found, monkeypatch):
     """A device that holds no more than two slots, whatever was predicted."""
     seen = []

@@ -255,6 +255,7 @@ def test_a_wide_beam_finds_all_lists_in_order_of_probability(params, n):
     assert found.threshold[0] == -np.inf
 
 
+@pytest.mark.slow  # many examples
 def test_a_narrow_beam_is_right_wherever_it_says_so():
     """Over random models: proven results are the enumerated best; wider beams prove more."""
     proven = {1: 0, 8: 0}

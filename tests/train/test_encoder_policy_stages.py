@@ -589,6 +589,7 @@ def test_preferences_read_references_and_refuse_those_of_others(ran):
         ran("feedback", rollouts=str(kept), reranker=DPO)
 
 
+@pytest.mark.slow  # three stages more
 def test_references_are_computed_anew_and_for_lists_from_elsewhere(ran):
     sampled = read_rollouts(ran["rollout"] / "rollouts.jsonl")
     again = read_rollouts(ran["reference"] / "rollouts.jsonl")

@@ -144,6 +144,7 @@ def plan(*arguments: str) -> None:
     main(["sft", "configs/quickstart.py", "--plan", *arguments])
 
 
+@pytest.mark.slow  # three plans
 def test_wrong_targets_end_with_2_and_one_line(capsys):
     for arguments, message in (
         (("--plan.compile", "v5e:2"), "slices of a v5e have two sizes"),

@@ -43,7 +43,7 @@ def test_relative_advantages_are_standardized_within_the_group():
 
 
 @pytest.mark.parametrize("advantages", [leave_one_out, relative])
-@settings(deadline=None, max_examples=20)  # each size compiles small programs
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0, 1, width=32), st.integers(1, 4)), min_size=2, max_size=5),
     st.integers(0, 3),

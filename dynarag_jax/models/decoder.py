@@ -54,7 +54,8 @@ from dynarag_jax.models.layers import (
 from dynarag_jax.models.modules import TableModule
 from dynarag_jax.models.parts import branches_in_parts
 from dynarag_jax.models.products import vocabulary_rows
-from dynarag_jax.sharding import axis_size, constrain, context_mesh, position_order
+from dynarag_jax.rings import has_rings
+from dynarag_jax.sharding import axes_of, axis_size, constrain, context_mesh, position_order
 
 __all__ = [
     "BranchCache",
@@ -210,11 +211,12 @@ def trunk_and_branches(
         trunk, inputs = trunk[:, order], _end_to_end(inputs, parts)
         positions = (jnp.asarray(order), _end_to_end(own, parts))
     streams = (_embedded(cfg, params, trunk), _embedded(cfg, params, inputs))
-    # Where weights are gathered for their products, they are gathered once for both streams. Not on
-    # TPUs, whose compiler sends and computes more for adapters so (docs/benchmarks.md).
+    # Where weights are gathered for their products, they are gathered once for both streams, and
+    # their gradients are sent once. Not on TPUs in a single ring, whose compiler sends and computes
+    # more for adapters so (docs/benchmarks.md).
     mesh = context_mesh()
     cut = mesh is not None and (mesh.shape["fsdp"] > 1 or parts > 1)
-    joined = cut and Platform.here().name != "tpu"
+    joined = cut and (Platform.here().name != "tpu" or has_rings(axes_of("embed")))
     if joined:
         each = zip(positions, (trunk, inputs), strict=True)
         positions = (_join(*(jnp.broadcast_to(at, x.shape) for at, x in each), parts=parts),)
@@ -252,8 +254,8 @@ def trunk_and_branches(
 
 
 def _embedded(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """``embed`` of tokens whose last axis is cut over the mesh's sequence axis, if it has one."""
-    if axis_size("positions") == 1:
+    """``embed``; tokens travel to a matrix that is cut by its width (``vocabulary_rows``)."""
+    if axis_size("embed") == 1:
         return embed(cfg, params, tokens)
     flat = vocabulary_rows(tokens.reshape(len(tokens), -1), params["embedding"], cfg.dtype)
     return scaled(cfg, flat.reshape(*tokens.shape, -1))

@@ -256,8 +256,8 @@ def vocabulary_rows(tokens: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
     """``w[tokens]`` on a mesh that cuts rows, positions, and the vocabulary's matrix.
 
     The tokens travel to the matrix, and each device sends the columns that it holds of all tokens
-    to these. Left to itself, a compiler gathers a matrix that lies over both axes on every device,
-    and makes its whole gradient there.
+    to these. Left to itself, a compiler may gather the matrix or the gradients of all tokens on
+    every device, and make the matrix's whole gradient there.
 
     Args:
       tokens: int32 [B, T], rows over the batch axes, positions over theirs; w: [V, D], as stored.

@@ -86,6 +86,17 @@ def test_no_device_makes_a_vocabularys_gradient_whole(chips, monkeypatch):
     assert f"f32[{CFG.vocab},{CFG.width // 16}]" in {shape for _, shape, _ in arrays}
 
 
+def test_no_device_brings_the_gradients_of_all_tokens_together(chips):
+    """Of the embedding: each sends to another what falls into that one's columns."""
+    rows = 32
+    arrays = made(make_mesh(2, 16, 1, devices=chips("4x8")), rows=rows)
+    whole = [name for _, shape, name in arrays if shape == f"f32[{CFG.vocab},{CFG.width}]"]
+    assert not {"scatter", "all-reduce"} & set(whole)
+    of_all = {rows * BRANCHES * (BRANCH - 1) * CFG.width, rows * PROMPT * CFG.width}
+    sent = {size for size, _, name in arrays if name.startswith("all-gather")}
+    assert sent and not of_all & sent
+
+
 def test_gradients_are_scattered_along_the_rings_of_a_slice(chips):
     mesh, rows = make_mesh(1, 32, 1, devices=chips("4x8")), 32
     assert rings_of(mesh) == {"fsdp": (4, 8)}

@@ -39,7 +39,7 @@ PROMPTS = PromptConfig(ids=6, max_list=4, rerank_tokens=128, answer_prompt_token
 def compiled(cfg=CFG, lora=None, accumulate=1, devices=4):
     stage = Sft(
         reranker=Stream(batch=8), generator=Stream(batch=8), model=cfg, accumulate=accumulate,
-        lora=lora or LoraConfig(),
+        lora=lora or LoraConfig(rank=0),
     )  # fmt: skip
     stage = inherit(Run(directory="r", prompts=PROMPTS), stage)
     mesh = make_mesh(1, devices, 1, devices=jax.devices()[:devices])

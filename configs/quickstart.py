@@ -80,7 +80,7 @@ muon = OptimizerConfig(
 stages = {
     "facts": Facts(
         world=WorldConfig(train_questions=8000, evaluation_questions=500, asides=0.1),
-        lessons=LessonConfig(questions=16_000, passages=3),
+        lessons=LessonConfig(questions=16_000, passages=3, near=8_000),
     ),
     "retrieve": Retrieve(
         corpus=CorpusConfig(files=("{run}/facts/corpus.jsonl",)),
@@ -98,20 +98,21 @@ stages = {
         generator=Stream(batch=0),  # answers come later: beside them, matching does not form
         shuffled=1.0,
         contexts=Contexts(gold=0.5, padded=0.5),
-        optimizer=replace(muon, tail=0.2),
-        steps=2000,
+        optimizer=replace(muon, tail=0.4),
+        steps=1500,
         lengths=1,
     ),
     "reading": Sft(
         init="{run}/pretrain/model",
         questions="{run}/clean/train.jsonl",
+        mixture={"{run}/facts/near_lessons.jsonl": 0.6},
         model=model,
         reranker=lists,
-        generator=replace(answers, batch=24),
+        generator=answers,
         shuffled=1.0,
         contexts=Contexts(gold=0.5, padded=0.5),
-        optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.5),
-        steps=600,
+        optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.7),
+        steps=1000,
         lengths=1,
     ),
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="noisy", shuffled=True),

@@ -3,15 +3,18 @@
 A question and passages that all say the same of somebody, one of them of whom the question asks:
 names alone tell it from the others. A small model learns from these to look a name up, which it
 does not begin to do in as many steps of all questions with all their candidates (docs/design.md).
+Once it does, near lessons teach it to look the whole name up: all their passages hold a part of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.facts.language import NAMES, RELATIONS
 from dynarag_jax.facts.world import World
 from dynarag_jax.records import Question
 
@@ -24,10 +27,13 @@ class LessonConfig:
     """lessons; 0 writes none"""
     passages: int = 3
     """candidates of each: the needed one, and others of the same relation"""
+    near: int = 0
+    """near lessons beside them, whose others share a word with the name that is asked for"""
 
     def __post_init__(self) -> None:
-        if self.questions < 0:
-            raise InputError(f"lessons: questions = {self.questions} must not be negative")
+        for name in ("questions", "near"):
+            if getattr(self, name) < 0:
+                raise InputError(f"lessons: {name} = {getattr(self, name)} must not be negative")
         if self.passages < 2:
             raise InputError(f"lessons: passages = {self.passages} must be at least 2, to choose")
 
@@ -43,17 +49,10 @@ def make_lessons(world: World, config: LessonConfig, seed: int) -> list[Question
       InputError: a lesson asks for more passages than state a relation in training, or there is no
         one-hop question.
     """
-    rng = random.Random(f"facts lessons {seed}")
-    texts = {passage.id: passage for passage in world.passages}
-    # Each one-hop question with its relation and the passage it needs.
-    asked = [
-        (q, q.extra["relations"][0], q.gold[0]) for q in world.train if q.gold and len(q.gold) == 1
-    ]
-    if config.questions and not asked:
-        raise InputError("lessons: the world has no one-hop question to make lessons of")
     stating: dict[str, list[str]] = {}
-    for _, relation, needed in asked:
-        if needed not in (known := stating.setdefault(relation, [])):
+    for question in _one_hop(world):
+        needed = question.gold[0] if question.gold else ""
+        if needed not in (known := stating.setdefault(question.extra["relations"][0], [])):
             known.append(needed)
     for relation, known in stating.items():
         if config.questions and len(known) < config.passages:
@@ -61,18 +60,73 @@ def make_lessons(world: World, config: LessonConfig, seed: int) -> list[Question
                 f"lessons: passages = {config.passages}, and training asks about "
                 f"{len(known)} passages of the relation '{relation}'; make the world larger"
             )
+    rng = random.Random(f"facts lessons {seed}")
+    return _lessons(
+        world, config.questions, config.passages, "lesson", rng,
+        lambda question: stating[question.extra["relations"][0]],
+    )  # fmt: skip
+
+
+def make_near_lessons(world: World, config: LessonConfig, seed: int) -> list[Question]:
+    """Near lessons, ``config.near`` of them: as ``make_lessons``, from passages easily mistaken.
+
+    The others hold a word of the name that is asked for: they say the same of another, or another
+    thing. All are passages that some question of training needs.
+
+    Raises:
+      InputError: there is no one-hop question that so many passages are near to.
+    """
+    told = {needed for question in world.train for needed in question.gold or ()}
+    holding: dict[str, list[str]] = {}
+    for passage in world.passages:
+        if passage.id not in told:
+            continue
+        for word in dict.fromkeys(passage.text.replace(".", " ").split()):
+            holding.setdefault(word, []).append(passage.id)
+
+    def near(question: Question) -> list[str]:
+        kind = RELATIONS[question.extra["relations"][0]][0]
+        words = {word for pool in NAMES[kind] for word in pool}
+        named = [word for word in question.text.replace("?", " ").split() if word in words]
+        return list(dict.fromkeys(p for word in named for p in holding.get(word, ())))
+
+    rng = random.Random(f"facts near lessons {seed}")
+    return _lessons(world, config.near, config.passages, "near", rng, near)
+
+
+def _one_hop(world: World) -> list[Question]:
+    return [q for q in world.train if q.gold and len(q.gold) == 1]
+
+
+def _lessons(
+    world: World,
+    count: int,
+    passages: int,
+    name: str,
+    rng: random.Random,
+    others: Callable[[Question], Sequence[str]],
+) -> list[Question]:
+    """Lessons of the one-hop questions in turn: the needed passage, the rest drawn from others."""
+    texts = {passage.id: passage for passage in world.passages}
+    from_whom = [(q, q.gold[0], others(q)) for q in _one_hop(world) if q.gold]
+    asked = [one for one in from_whom if len(set(one[2]) - {one[1]}) >= passages - 1]
+    if count and not asked:
+        raise InputError(
+            f"lessons: the world has no one-hop question with {passages} passages to make lessons "
+            f"of; make it larger"
+        )
     lessons: list[Question] = []
-    width = max(5, len(str(config.questions)))
-    while len(lessons) < config.questions:
+    width = max(5, len(str(count)))
+    while len(lessons) < count:
         rng.shuffle(asked)
-        for question, relation, needed in asked[: config.questions - len(lessons)]:
-            others = [p for p in stating[relation] if p != needed]
-            shown = [needed, *rng.sample(others, config.passages - 1)]
+        for question, needed, known in asked[: count - len(lessons)]:
+            rest = [p for p in known if p != needed]
+            shown = [needed, *rng.sample(rest, passages - 1)]
             rng.shuffle(shown)
             lessons.append(
                 dataclasses.replace(
                     question,
-                    id=f"lesson-{len(lessons) + 1:0{width}}",
+                    id=f"{name}-{len(lessons) + 1:0{width}}",
                     passages=tuple(texts[p] for p in shown),
                     expert=(shown.index(needed) + 1,),
                     expert_source="gold",

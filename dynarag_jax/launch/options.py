@@ -136,11 +136,11 @@ def load_run(path: PathLike, arguments: Sequence[str] = (), prog: str = "") -> S
     """
     run, stages = read_config(path)
     run, stages = _inherited(run, stages, arguments)
-    options = _options({"run": run} | stages, whole=True)
+    options = _options({"run": run} | _asked_for(stages, arguments), whole=True)
     description = "All stages of the run, in order: " + ", ".join(stages)
     prog = f"{prog or program_name()} {path}"
     changed = parse(options, arguments, prog=prog, description=description)
-    given = {name: getattr(changed, name) for name in stages}
+    given = {name: getattr(changed, name, stage) for name, stage in stages.items()}
     for name in changed.only:
         if name not in stages:
             raise InputError(f"--only {name}: {path} has no such stage{nearest(name, stages)}")
@@ -263,11 +263,29 @@ def _inherited(
     run: Run, stages: Mapping[str, Any], arguments: Sequence[str]
 ) -> tuple[Run, dict[str, Any]]:
     """The stages with what they leave to the run, after the command line has changed the run."""
-    options = _options({"run": run})
-    changed, _ = _cli(
-        type(options), arguments, default=options, return_unknown_args=True, add_help=False
-    )
-    return changed.run, {name: inherit(changed.run, one) for name, one in stages.items()}
+    if "run" in _first_names(arguments):
+        options = _options({"run": run})
+        changed, _ = _cli(
+            type(options), arguments, default=options, return_unknown_args=True, add_help=False
+        )
+        run = changed.run
+    return run, {name: inherit(run, one) for name, one in stages.items()}
+
+
+def _first_names(arguments: Sequence[str]) -> list[str]:
+    """What stands before the first dot of each option."""
+    return [re.split(r"[.=]", a.removeprefix("--"))[0] for a in arguments if a.startswith("--")]
+
+
+def _asked_for(stages: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The stages whose options are given, since to read those of all takes tyro a second.
+
+    All of them where an option is nobody's, or asks for help: tyro explains what there is.
+    """
+    named = set(_first_names(arguments))
+    if "-h" not in arguments and named <= {"run", "yes", "only", *stages}:
+        return {name: stage for name, stage in stages.items() if name in named}
+    return dict(stages)
 
 
 def _options(values: Mapping[str, Any], whole: bool = False) -> Any:

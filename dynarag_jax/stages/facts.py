@@ -3,7 +3,7 @@
     dynarag facts configs/quickstart.py
 
 Writes corpus.jsonl, train.jsonl, evaluation.jsonl and tokenizer/ into RUN/facts, in seconds, and
-lessons.jsonl where it is asked for lessons.
+lessons.jsonl and near_lessons.jsonl where it is asked for lessons.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dynarag_jax.config import INHERITED
 from dynarag_jax.exchange.tokenizers import train_word_level
-from dynarag_jax.facts.lessons import LessonConfig, make_lessons
+from dynarag_jax.facts.lessons import LessonConfig, make_lessons, make_near_lessons
 from dynarag_jax.facts.world import WorldConfig, make_world
 from dynarag_jax.launch.context import Context
 from dynarag_jax.processes import once
@@ -46,6 +46,9 @@ def write_world(context: Context, stage: Facts, directory: Path) -> None:
     if stage.lessons.questions:
         lessons = make_lessons(world, stage.lessons, context.run.seed)
         write_questions(directory / "lessons.jsonl", lessons)
+    if stage.lessons.near:
+        lessons = make_near_lessons(world, stage.lessons, context.run.seed)
+        write_questions(directory / "near_lessons.jsonl", lessons)
     questions = [*world.train, *world.evaluation]
     texts = [p.text for p in world.passages] + [q.text for q in questions]
     texts += [answer for q in questions for answer in q.answers]

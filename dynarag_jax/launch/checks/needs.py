@@ -120,6 +120,7 @@ def makes(stage: Any) -> set[str] | None:
         return {f"{stem}{ending}" for stem in stems for ending in (".jsonl", ".trec")}
     if "Facts" in kind:
         lessons = ["lessons.jsonl"] if stage.lessons.questions else []
+        lessons += ["near_lessons.jsonl"] if stage.lessons.near else []
         return {"corpus.jsonl", "train.jsonl", "evaluation.jsonl", "tokenizer", *lessons}
     fixed = {
         "Gather": {"corpus.jsonl", "train.jsonl", "evaluation.jsonl"},

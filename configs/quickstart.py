@@ -89,17 +89,17 @@ stages = {
         keep_gold=True,
     ),
     "clean": Label(questions=("{run}/retrieve/train.jsonl",), source="gold"),
+    # Of lessons alone, in prompts that just hold them: among other questions, matching forms late.
     "pretrain": Sft(
         tokenizer="{run}/facts/tokenizer",
         questions="{run}/facts/lessons.jsonl",
-        mixture={"{run}/clean/train.jsonl": 0.3},
+        prompts=replace(prompts, rerank_tokens=64),
         model=model,
         reranker=lists,
-        generator=Stream(batch=0),  # answers come later: beside them, matching does not form
+        generator=Stream(batch=0),  # answers come later: beside them, it does not form
         shuffled=1.0,
-        contexts=Contexts(gold=0.5, padded=0.5),
-        optimizer=replace(muon, tail=0.4),
-        steps=1500,
+        optimizer=replace(muon, tail=0.3),
+        steps=1400,
         lengths=1,
     ),
     "reading": Sft(

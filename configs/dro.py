@@ -25,7 +25,7 @@ feedback = before["feedback"]
 objectives = Objectives(nll=TokenNll(weight=0.0), dro=Dro(weight=1.0))
 learned = "{run}/mix/train.jsonl"
 
-shared = ("facts", "retrieve", "clean", "pretrain", "reading", "label", "sft")
+shared = ("facts", "retrieve", "clean", "pretrain", "lists", "reading", "label", "sft")
 stages = {
     **{name: before[name] for name in shared},
     "mix": Mix(train={"facts": "{run}/label/train.jsonl"}, development=500 / 8000, shuffled=False),

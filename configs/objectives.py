@@ -31,7 +31,7 @@ quickstart = base_config(__file__, "quickstart.py")
 run = replace(quickstart.run, directory="runs/objectives")
 
 before = quickstart.stages
-shared = ("facts", "retrieve", "clean", "pretrain", "reading", "label", "sft", "rollout")
+shared = ("facts", "retrieve", "clean", "pretrain", "lists", "reading", "label", "sft", "rollout")
 likely = RewardWeights(em=0.0, passages=0.0, likelihood=1.0)
 none = TokenNll(weight=0.0)
 learners = {

@@ -5,8 +5,8 @@
 
 The stages: a generated world of facts and a tokenizer for it; candidates by real retrieval; a small
 model taught to read (there is no checkpoint to start from), first by lessons of three passages that
-say the same, then by all kinds of questions; behavior cloning of a biased, noisy expert; lists
-sampled and rewarded; DPO; evaluation beside every fixed top-k; export.
+say the same, then by all kinds of questions, at last with their answers; behavior cloning of a
+biased, noisy expert; lists sampled and rewarded; DPO; evaluation beside every fixed top-k; export.
 Wherever the model learns, candidates stand in random order: what retrieval puts where tells it
 nothing, and its evaluation in random order is the one to look at. Expect 2 GB of memory;
 docs/benchmarks.md has the measured results.
@@ -76,6 +76,20 @@ muon = OptimizerConfig(
     warmup=0.03,
     b2=0.98,
 )
+# What was learned of three passages is learned again of six and of all kinds of questions.
+all_kinds = Sft(
+    init="{run}/pretrain/model",
+    questions="{run}/clean/train.jsonl",
+    mixture={"{run}/facts/near_lessons.jsonl": 0.6},
+    model=model,
+    reranker=lists,
+    generator=Stream(batch=0),
+    shuffled=1.0,
+    contexts=Contexts(gold=0.5, padded=0.5),
+    optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.1),
+    steps=600,
+    lengths=1,
+)
 
 stages = {
     "facts": Facts(
@@ -102,18 +116,13 @@ stages = {
         steps=1400,
         lengths=1,
     ),
-    "reading": Sft(
-        init="{run}/pretrain/model",
-        questions="{run}/clean/train.jsonl",
-        mixture={"{run}/facts/near_lessons.jsonl": 0.6},
-        model=model,
-        reranker=lists,
+    "lists": all_kinds,
+    "reading": replace(
+        all_kinds,
+        init="{run}/lists/model",
         generator=answers,
-        shuffled=1.0,
-        contexts=Contexts(gold=0.5, padded=0.5),
-        optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.7),
-        steps=1000,
-        lengths=1,
+        optimizer=replace(all_kinds.optimizer, tail=0.7),
+        steps=700,
     ),
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="noisy", shuffled=True),
     "sft": Sft(

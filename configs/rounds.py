@@ -24,7 +24,7 @@ feedback = before["feedback"]
 objectives = Objectives(nll=TokenNll(weight=0.0), grpo=Grpo(weight=1.0, kl=0.05))
 learned = "{run}/mix/train.jsonl"
 
-shared = ("facts", "retrieve", "clean", "pretrain", "reading", "label", "sft")
+shared = ("facts", "retrieve", "clean", "pretrain", "lists", "reading", "label", "sft")
 stages = {
     **{name: before[name] for name in shared},
     # What says which round is the best is learned from by none.

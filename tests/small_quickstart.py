@@ -16,8 +16,9 @@ WORLD = """
 STAGES = """
 --facts.world.train_questions 64 --facts.world.evaluation_questions 20
 --retrieve.index.kind exact
---facts.lessons.questions 24 --facts.lessons.near 24
+--facts.lessons.questions 24 --facts.lessons.near 24 --facts.lessons.near_passages 2
 --pretrain.steps 3 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
+--lists.steps 1 --lists.reranker.batch 8
 --reading.steps 1 --reading.reranker.batch 8 --reading.generator.batch 8
 --sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
 --rollout.limit 16 --rollout.batch 16

@@ -29,13 +29,17 @@ class LessonConfig:
     """candidates of each: the needed one, and others of the same relation"""
     near: int = 0
     """near lessons beside them, whose others share a word with the name that is asked for"""
+    near_passages: int = 6
+    """candidates of each near lesson"""
 
     def __post_init__(self) -> None:
         for name in ("questions", "near"):
             if getattr(self, name) < 0:
                 raise InputError(f"lessons: {name} = {getattr(self, name)} must not be negative")
-        if self.passages < 2:
-            raise InputError(f"lessons: passages = {self.passages} must be at least 2, to choose")
+        for name in ("passages", "near_passages"):
+            if getattr(self, name) < 2:
+                found = getattr(self, name)
+                raise InputError(f"lessons: {name} = {found} must be at least 2, to choose")
 
 
 def make_lessons(world: World, config: LessonConfig, seed: int) -> list[Question]:
@@ -91,7 +95,7 @@ def make_near_lessons(world: World, config: LessonConfig, seed: int) -> list[Que
         return list(dict.fromkeys(p for word in named for p in holding.get(word, ())))
 
     rng = random.Random(f"facts near lessons {seed}")
-    return _lessons(world, config.near, config.passages, "near", rng, near)
+    return _lessons(world, config.near, config.near_passages, "near", rng, near)
 
 
 def _one_hop(world: World) -> list[Question]:

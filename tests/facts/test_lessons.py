@@ -48,7 +48,7 @@ def test_a_lesson_asks_for_one_of_several_passages_that_say_the_same_of_others()
 
 
 def test_the_others_of_a_near_lesson_hold_a_word_of_the_name_that_is_asked_for():
-    lessons = make_near_lessons(WORLD, LessonConfig(near=80, passages=3), seed=0)
+    lessons = make_near_lessons(WORLD, LessonConfig(near=80, near_passages=3), seed=0)
     asked = {q.text: q for q in WORLD.train if q.type == "one_hop"}
     told = {p for q in WORLD.train for p in q.gold or ()}
     assert len(lessons) == len({lesson.id for lesson in lessons}) == 80
@@ -83,6 +83,6 @@ def test_what_cannot_be_a_lesson_is_refused():
     with pytest.raises(InputError, match="near = -1 must not be negative"):
         LessonConfig(near=-1)
     with pytest.raises(InputError, match="no one-hop question with 99 passages"):
-        make_near_lessons(WORLD, LessonConfig(near=1, passages=99), 0)
+        make_near_lessons(WORLD, LessonConfig(near=1, near_passages=99), 0)
     with pytest.raises(InputError, match="passages = 99, and training asks about"):
         make_lessons(WORLD, LessonConfig(questions=1, passages=99), 0)

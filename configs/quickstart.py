@@ -86,8 +86,8 @@ all_kinds = Sft(
     generator=Stream(batch=0),
     shuffled=1.0,
     contexts=Contexts(gold=0.5, padded=0.5),
-    optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.1),
-    steps=600,
+    optimizer=replace(muon, learning_rate=4e-3, warmup=0.05, tail=0.4),
+    steps=1100,
     lengths=1,
 )
 
@@ -120,9 +120,10 @@ stages = {
     "reading": replace(
         all_kinds,
         init="{run}/lists/model",
-        generator=answers,
+        reranker=replace(lists, batch=16),
+        generator=replace(answers, batch=24),
         optimizer=replace(all_kinds.optimizer, tail=0.7),
-        steps=700,
+        steps=600,
     ),
     "label": Label(questions=("{run}/retrieve/train.jsonl",), source="noisy", shuffled=True),
     "sft": Sft(

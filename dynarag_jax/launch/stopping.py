@@ -51,10 +51,13 @@ class Stopping:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._inside.close()
         for kind, handler in self._before.items():
             signal.signal(kind, handler)  # type: ignore[arg-type]
+        if error is None and self._signal is not None and processes.count() == 1:
+            # It came at the last step, behind which nobody asked: what comes next does not begin.
+            signal.raise_signal(self._signal)
 
     def _note(self, kind: int, _: FrameType | None) -> None:
         if self._signal is not None:

@@ -258,7 +258,7 @@ def _embedded(cfg: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Arra
     if axis_size("embed") == 1:
         return embed(cfg, params, tokens)
     flat = vocabulary_rows(tokens.reshape(len(tokens), -1), params["embedding"], cfg.dtype)
-    return scaled(cfg, flat.reshape(*tokens.shape, -1))
+    return scaled(cfg, flat.reshape(*tokens.shape, flat.shape[-1]))
 
 
 def _end_to_end(x: jax.Array, parts: int) -> jax.Array:

@@ -213,7 +213,7 @@ def _activations(
         # The keys and values of all positions, as gathered and in their order, and their gradients.
         everyones = 0 if parts == 1 else local * rows.prompt * 3 * 2 * kv * a
         at_work = tokens * height + branches
-        if kernel == "splash":  # one of the two in float32 at a time, and both as products read them
+        if kernel == "splash":  # one of the two in float32 at a time, both as products read them
             at_work = max(tokens * height, tokens * attending + seen * (4 + 2 * a))
         layer = max(layer, at_work + 4 * 4 * block + everyones)
         positions = -(-rows.branches * rows.branch // parts) + (prompt if rows.prompt_loss else 0)

@@ -20,7 +20,7 @@ from dynarag_jax.records import read_questions
 from dynarag_jax.rollout_records import read_rollouts
 from tests.small_quickstart import STAGES, WORLD, needs_encoder
 
-# The second and third of like stages, "lists" and "reading", are left out: they would compile the same again.
+# Of three like stages "lists" and "reading" are left out: they would compile the same once more.
 SMALL = [
     *WORLD, *STAGES, "--pretrain.checkpoint_every", "1", "--sft.init", "{run}/pretrain/model",
     *(word for stage in ("pretrain", "sft", "feedback") for word in (

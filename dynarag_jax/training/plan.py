@@ -229,9 +229,10 @@ def _activations(
     apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     if apart and kernel == "splash":  # as it comes out, too: not all of a layer's at one time
         gathered = 3 * a * matrices // (2 * tensor)
-        # Gradients, too, are whole before they are scattered.
-        if lora is None and parts == 1 and axis_size("embed", mesh) > 1:
-            gathered = 2 * a * matrices // tensor
+        # Gradients, too, are whole before they are scattered; fewer at one time, the fewer tokens
+        # a device has (by the peaks of meshes that cut positions).
+        if lora is None and axis_size("embed", mesh) > 1:
+            gathered = (2 if parts == 1 else 1) * a * matrices // tensor
     elif apart:
         gathered = (2 * a + (4 if lora is None else 0)) * matrices // tensor
     else:  # copied out of their stack, where a kernel or a library's product reads them

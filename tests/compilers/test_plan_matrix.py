@@ -10,7 +10,7 @@ HELD = {
     "gemma3-1b full full v5e:2x4/1x8x1 pair": 3_866_738_688,
     "gemma3-1b lora full v5e:2x4/1x8x1 pair": 1_893_983_232,
     "llama3-70b full full v5p:8x8x8/1x512x1 pair": 19_874_353_376,
-    "llama3-70b full full v5p:8x8x8/1x64x8x1 pair": 6_206_967_008,
+    "llama3-70b full full v5p:8x8x8/1x64x8x1 pair": 6_039_785_696,
     "llama3-70b lora full h100:8/1x8x1 pair": 43_055_819_181,
     "llama3-8b full dots h100:8/1x8x1 pair": 42_180_361_037,
     "llama3-8b full full 2*v5e:16x16/2x256x1 group": 6_051_211_776,
@@ -19,7 +19,7 @@ HELD = {
     "llama3-8b full full h100:8/1x8x1 group": 22_950_870_080,
     "llama3-8b full full h100:8/1x8x1 pair": 21_640_028_493,
     "llama3-8b full full h100:8/1x8x1 sft": 21_761_230_708,
-    "llama3-8b full full v5p:4x4x4/1x16x4x1 pair": 3_584_211_168,
+    "llama3-8b full full v5p:4x4x4/1x16x4x1 pair": 3_538_271_968,
     "llama3-8b full full v5p:4x4x4/1x64x1 group": 7_577_774_304,
     "llama3-8b full full v5p:4x4x4/1x64x1 pair": 6_563_280_096,
     "llama3-8b full full v5p:4x4x4/1x64x1 sft": 6_569_754_816,
@@ -49,7 +49,9 @@ HELD = {
     "qwen3-4b lora full v5e:2x4/1x8x1 pair": 5_180_757_504,
 }
 """Bytes, as docs/benchmarks.md has them: peaks of TPUs by libtpu 0.0.42.1, arguments and temporary
-of H100 by jaxlib 0.10.2."""
+of H100 by jaxlib 0.10.2. Two rows of that table are not here: on v5p:8x8x8/1x128x4x1 fsdp runs
+through half a ring, and the compiler writes gathers as sums; of Gemma-3-1B with lists the plan is
+13 % too low."""
 
 
 @pytest.mark.parametrize("name", HELD)

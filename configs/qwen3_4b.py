@@ -1,4 +1,4 @@
-"""Qwen3-4B, all weights trained: eight chips of v6e or v5e, or eight H100.
+"""Qwen3-4B, all weights trained: eight chips of v6e, or eight H100.
 
     dynarag run configs/qwen3_4b.py \
         --run.directory gs-or-disk/run1 \

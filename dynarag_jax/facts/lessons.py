@@ -54,8 +54,7 @@ def make_lessons(world: World, config: LessonConfig, seed: int) -> list[Question
         one-hop question.
     """
     stating: dict[str, list[str]] = {}
-    for question in _one_hop(world):
-        needed = question.gold[0] if question.gold else ""
+    for question, needed in _one_hop(world):
         if needed not in (known := stating.setdefault(question.extra["relations"][0], [])):
             known.append(needed)
     for relation, known in stating.items():
@@ -98,8 +97,9 @@ def make_near_lessons(world: World, config: LessonConfig, seed: int) -> list[Que
     return _lessons(world, config.near, config.near_passages, "near", rng, near)
 
 
-def _one_hop(world: World) -> list[Question]:
-    return [q for q in world.train if q.gold and len(q.gold) == 1]
+def _one_hop(world: World) -> list[tuple[Question, str]]:
+    """The one-hop questions of training, and the passage that each needs."""
+    return [(q, q.gold[0]) for q in world.train if q.gold and len(q.gold) == 1]
 
 
 def _lessons(
@@ -112,8 +112,11 @@ def _lessons(
 ) -> list[Question]:
     """Lessons of the one-hop questions in turn: the needed passage, the rest drawn from others."""
     texts = {passage.id: passage for passage in world.passages}
-    from_whom = [(q, q.gold[0], others(q)) for q in _one_hop(world) if q.gold]
-    asked = [one for one in from_whom if len(set(one[2]) - {one[1]}) >= passages - 1]
+    asked = [
+        (question, needed, rest)
+        for question, needed in _one_hop(world)
+        if len(rest := [p for p in others(question) if p != needed]) >= passages - 1
+    ]
     if count and not asked:
         raise InputError(
             f"lessons: the world has no one-hop question with {passages} passages to make lessons "
@@ -123,8 +126,7 @@ def _lessons(
     width = max(5, len(str(count)))
     while len(lessons) < count:
         rng.shuffle(asked)
-        for question, needed, known in asked[: count - len(lessons)]:
-            rest = [p for p in known if p != needed]
+        for question, needed, rest in asked[: count - len(lessons)]:
             shown = [needed, *rng.sample(rest, passages - 1)]
             rng.shuffle(shown)
             lessons.append(

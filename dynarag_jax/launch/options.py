@@ -278,7 +278,7 @@ def _first_names(arguments: Sequence[str]) -> list[str]:
 
 
 def _asked_for(stages: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The stages whose options are given, since to read those of all takes tyro a second.
+    """The stages whose options are given, since to read those of all takes tyro a while.
 
     All of them where an option is nobody's, or asks for help: tyro explains what there is.
     """

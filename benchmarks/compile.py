@@ -204,11 +204,15 @@ def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], Siz
     return stage, cfg, {"reranker": PaddedShape(batch, PROMPT, branches, BRANCH)}, sizes  # type: ignore[return-value]
 
 
+def platform_of(row: Row) -> Platform:
+    """What the row's programs are traced for."""
+    return Platform("tpu") if row.topology.is_tpu else Platform("cuda", True)
+
+
 def planned(row: Row) -> MemoryPlan:
     """What ``--plan`` says of a row."""
     stage, cfg, streams, sizes = prepare(row)
-    platform = Platform("tpu") if row.topology.is_tpu else Platform("cuda", True)
-    kernel = choose(cfg, platform, sequence_parts(sizes)).kernel
+    kernel = choose(cfg, platform_of(row), sequence_parts(sizes)).kernel
     lora = stage.lora if stage.lora.rank else None
     return plan(cfg, list(streams.values()), sizes, stage.optimizer, 1, lora, kernel)
 
@@ -228,7 +232,8 @@ def sampled(row: Row, mesh: Any) -> tuple[DecoderConfig, PoolPlan, SamplingNeeds
         "", LISTS, False, prompts, stage.sampling, stage.batch, stage.engine, "bfloat16"
     )
     (written,) = written_by(needs)
-    found = plan_pools(cfg, mesh, needs, {"lists": written}, row.topology.accelerator.memory)
+    memory, platform = row.topology.accelerator.memory, platform_of(row)
+    found = plan_pools(cfg, mesh, needs, {"lists": written}, memory, platform)
     if found.pools["lists"] is None:
         raise InputError("not one prompt a device has room for its cache")
     return cfg, found, needs, written
@@ -291,7 +296,8 @@ HEAD = (
 def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
     """A row of the table."""
     if row.task in SAMPLING:
-        estimate = sampled(row, abstract_mesh(whole_prompts(row.sizes)))[1].held
+        found = sampled(row, abstract_mesh(whole_prompts(row.sizes)))[1]
+        estimate = found.held + getattr(found.working["lists"], row.task)
     else:
         estimate = planned(row).total
     first = [row.family, row.trained, row.remat, row.mesh, row.task, f"{estimate / GIB:.2f}"]

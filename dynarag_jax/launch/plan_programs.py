@@ -36,6 +36,7 @@ from dynarag_jax.launch.plan_models import shape_at
 from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.decoder import count_parameters
 from dynarag_jax.models.encoder import parameter_shapes
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.policy.grammar import build_grammar
 from dynarag_jax.policy.model import list_grammar
 from dynarag_jax.policy.spelling import plain_spelling
@@ -44,11 +45,13 @@ from dynarag_jax.sampling.choice import Sampling
 from dynarag_jax.sampling.compiled import (
     LoweredPool,
     SamplingNeeds,
+    WorkingBytes,
     Written,
     cache_bytes,
     lower_pool,
     open_shape,
     resident_bytes,
+    working_bytes,
 )
 from dynarag_jax.sampling.pool_sizes import PoolShape
 from dynarag_jax.sharding import (
@@ -127,15 +130,17 @@ class PoolPlan:
       weights: bytes; ``layers``: of those once more, as decoding reads them.
       pools: by what is written: its pool and the bytes of its caches; None where not one prompt a
         device has room.
+      working: by what is written, what its programs hold beside that.
     """
 
     weights: int
     layers: int
     pools: Mapping[str, tuple[PoolShape, int] | None]
+    working: Mapping[str, WorkingBytes]
 
     @property
     def held(self) -> int:
-        """Bytes, all pools' caches among them."""
+        """Bytes beside what is at work, all pools' caches among them."""
         return self.weights + self.layers + sum(pool[1] for pool in self.pools.values() if pool)
 
 
@@ -145,19 +150,22 @@ def plan_pools(
     needs: SamplingNeeds,
     written: Mapping[str, Written],
     memory: int | None,
+    platform: Platform,
 ) -> PoolPlan:
-    """The pools that a sampler opens on devices of so much memory (None is not known).
+    """The pools that a sampler opens on such devices of so much memory (None is not known).
 
     Raises:
       InputError: the mesh does not divide the model.
     """
     weights, layers = resident_bytes(cfg, mesh)
     free = memory - weights - layers if memory else None
-    pools = {}
+    pools, working = {}, {}
     for name, one in written.items():
         pool = open_shape(cfg, mesh, needs, one, free)
         pools[name] = None if pool is None else (pool, cache_bytes(cfg, mesh, pool))
-    return PoolPlan(weights, layers, pools)
+        if pool is not None:
+            working[name] = working_bytes(cfg, mesh, pool, needs.engine.chunk, platform)
+    return PoolPlan(weights, layers, pools, working)
 
 
 def _print_sampling(
@@ -181,7 +189,7 @@ def _print_sampling(
     sizes = whole_prompts(mesh_sizes(m.data, m.fsdp, m.tensor, devices.count, m.sequence))
     mesh: Any = abstract_mesh(sizes) if topology is None else mesh_for(topology, card, sizes)
     written = {one.name: one for one in written_by(needs, tokenizer)}
-    found = plan_pools(cfg, mesh, needs, written, devices.memory)
+    found = plan_pools(cfg, mesh, needs, written, devices.memory, devices.platform)
     print(f"{devices.count} x {devices.name}, mesh {described(sizes)}")
     print(
         f"{needs.model}: {count_parameters(cfg):,} parameters in {needs.dtype}; a device holds "
@@ -202,7 +210,12 @@ def _print_sampling(
             f"{name}: {pool.slots} prompts of {pool.prompt} tokens at once, {pool.branches} "
             f"branch(es) of {pool.branch} tokens each; caches of {cache / GIB:.2f} GiB a device"
         )
-    print(f"in all {found.held / GIB:.2f} GiB a device, beside what is at work")
+    print(f"in all {found.held / GIB:.2f} GiB a device, and at work about")
+    for name, at_work in found.working.items():
+        print(
+            f"{name}: {at_work.prefill / GIB:.2f} GiB while prompts enter, "
+            f"{at_work.decode / GIB:.2f} GiB while tokens are written"
+        )
     for name, one in found.pools.items():
         if topology is not None and one is not None:
             lowered = lower_pool(cfg, mesh, one[0], needs.engine, written[name])

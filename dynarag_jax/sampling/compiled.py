@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dynarag_jax.models import decoding
 from dynarag_jax.models.config import DecoderConfig
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layout import param_shapes
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.choice import Sampling
-from dynarag_jax.sampling.pool import Pool
+from dynarag_jax.sampling.pool import CHUNK, Pool, computes_whole, prompts_at_a_time
 from dynarag_jax.sampling.pool_sizes import PoolShape, largest_pool, pool_shape, trunk_bytes
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.sampler import Mode
-from dynarag_jax.sharding import batch_shards
+from dynarag_jax.sharding import axis_size, batch_shards
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,41 @@ def cache_bytes(cfg: DecoderConfig, mesh: Mesh, shape: PoolShape) -> int:
     heads, rows = mesh.shape["tensor"], batch_shards(mesh)
     tokens = shape.slots // rows * (shape.prompt + shape.branches * shape.branch)
     return trunk_bytes(cfg, tokens) // heads
+
+
+class WorkingBytes(NamedTuple):
+    """What a device holds of a pool's programs beside weights and caches, about."""
+
+    prefill: int
+    decode: int
+
+
+def working_bytes(
+    cfg: DecoderConfig, mesh: Mesh, shape: PoolShape, chunk: int, platform: Platform
+) -> WorkingBytes:
+    """What a pool's programs hold beside weights and caches, about.
+
+    A prefill: keys and values of the prompts at work before they lie in the caches, a layer's
+    weights where they come together, and two arrays of its MLP; or at the end the vocabulary's
+    weights. Decoding: a layer's weights where they come together.
+
+    Args:
+      chunk: of ``EngineConfig``.
+      platform: that the programs are for.
+    """
+    own, a = shape.entering // batch_shards(mesh), jnp.dtype(cfg.dtype).itemsize
+    whole = computes_whole(cfg, chunk, platform)
+    prompts = prompts_at_a_time(mesh, shape) if whole else own
+    tokens = prompts * (shape.prompt if whole else min(chunk or CHUNK, shape.prompt))
+    gathered = vocabulary = 0
+    if axis_size("embed", mesh) > 1:
+        layers = jax.tree.leaves(param_shapes(cfg, mesh)["layers"])
+        gathered = a * sum(math.prod(x.shape[1:]) for x in layers)
+        vocabulary = a * cfg.vocab * cfg.width
+    made = trunk_bytes(cfg, prompts * shape.prompt)
+    prefill = max(made + gathered + 2 * a * tokens * cfg.mlp, made // 2 + vocabulary)
+    tensor = axis_size("mlp", mesh)
+    return WorkingBytes(prefill // tensor, gathered // tensor)
 
 
 def lower_pool(

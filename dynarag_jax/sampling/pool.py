@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
-from dynarag_jax.models.kernels import choose
+from dynarag_jax.models.kernels import Platform, choose
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
 from dynarag_jax.sampling.pool_sizes import PoolShape
@@ -30,6 +30,18 @@ CHUNK = 256
 
 AT_ONCE = 8192
 """Tokens of whole prompts that a device computes at a time, or one prompt that is longer."""
+
+
+def computes_whole(cfg: DecoderConfig, chunk: int, platform: Platform | None = None) -> bool:
+    """Whether a pool computes prompts whole, by a flash kernel; None is the platform here."""
+    return not chunk and choose(cfg, platform).kernel != "plain"
+
+
+def prompts_at_a_time(mesh: Mesh, shape: PoolShape) -> int:
+    """Of the prompts that enter whole, how many a device computes at a time."""
+    own = shape.entering // batch_shards(mesh)
+    most = max(1, AT_ONCE // shape.prompt)
+    return max(n for n in range(1, min(own, most) + 1) if own % n == 0)
 
 
 class Entering(NamedTuple):
@@ -117,11 +129,9 @@ class Pool:
     ):
         self.cfg, self.mesh, self.shape, self.grammar = cfg, mesh, shape, grammar
         with jax.set_mesh(mesh):
-            self.whole = not chunk and choose(cfg).kernel != "plain"
+            self.whole = computes_whole(cfg, chunk)
         self.chunk = min(chunk or CHUNK, shape.prompt)
-        own = shape.entering // batch_shards(mesh)
-        most = max(1, AT_ONCE // shape.prompt)
-        self.each = max(n for n in range(1, min(own, most) + 1) if own % n == 0)
+        self.each = prompts_at_a_time(mesh, shape)
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
         trunk = named(mesh, ("batch", "kv_heads", None, None))

@@ -60,6 +60,8 @@ stages = {
         limits={"nq": 2000, "nothing_helps": 300},
         evaluated={"popqa": 100, "nothing_helps": 100},
         development=0.05,
+        # Some that were retrieved are whole pages.
+        words=120,
         scorer=CROSS_ENCODER,
     ),
     # The expert of the paper: what a scorer finds relevant, best first.

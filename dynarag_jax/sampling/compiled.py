@@ -131,7 +131,8 @@ def working_bytes(
 
     A prefill: keys and values of the prompts at work before they lie in the caches, a layer's
     weights where they come together, and two arrays of its MLP; or at the end the vocabulary's
-    weights. Decoding: a layer's weights where they come together.
+    weights. Decoding: a layer's weights where they come together, or, where the vocabulary's are
+    cut by their width, each part's share of the scores of all rows that have these weights.
 
     Args:
       chunk: of ``EngineConfig``.
@@ -141,15 +142,17 @@ def working_bytes(
     whole = computes_whole(cfg, chunk, platform)
     prompts = prompts_at_a_time(mesh, shape) if whole else own
     tokens = prompts * (shape.prompt if whole else min(chunk or CHUNK, shape.prompt))
-    gathered = vocabulary = 0
-    if axis_size("embed", mesh) > 1:
+    gathered = vocabulary = scores = 0
+    if (cut := axis_size("embed", mesh)) > 1:
         layers = jax.tree.leaves(param_shapes(cfg, mesh)["layers"])
         gathered = a * sum(math.prod(x.shape[1:]) for x in layers)
         vocabulary = a * cfg.vocab * cfg.width
+        rows = shape.slots * cut // batch_shards(mesh) * shape.branches
+        scores = 4 * rows * cfg.vocab
     made = trunk_bytes(cfg, prompts * shape.prompt)
     prefill = max(made + gathered + 2 * a * tokens * cfg.mlp, made // 2 + vocabulary)
     tensor = axis_size("mlp", mesh)
-    return WorkingBytes(prefill // tensor, gathered // tensor)
+    return WorkingBytes(prefill // tensor, max(gathered, scores) // tensor)
 
 
 def lower_pool(

@@ -29,9 +29,10 @@ from dynarag_jax.errors import InputError
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.facts.expert import label_questions
 from dynarag_jax.launch.context import Context
+from dynarag_jax.metrics.answers import containment
 from dynarag_jax.metrics.normalizers import normalize
 from dynarag_jax.processes import once
-from dynarag_jax.records import Question, write_questions
+from dynarag_jax.records import Passage, Question, write_questions
 from dynarag_jax.retrieval.relevance import load_scorer
 from dynarag_jax.stages.common.scores import score_once
 
@@ -63,6 +64,9 @@ class Mix:
     what a retriever would hand over; empty leaves them as ``shuffled`` says"""
     dtype: Literal["float32", "bfloat16"] = INHERITED
     """what the scorer computes in"""
+    words: int = 0
+    """words of a passage at most: of longer ones the first are kept, and it is said how many were
+    cut; 0 keeps passages whole"""
     answers_as_gold: tuple[str, ...] = ()
     """sets that do not say which passages are needed: those that contain an answer count"""
     one_suffices: tuple[str, ...] = ()
@@ -78,6 +82,8 @@ class Mix:
     def __post_init__(self) -> None:
         if not 0 <= self.development < 1:
             raise InputError(f"development = {self.development} must lie in [0, 1)")
+        if self.words < 0:
+            raise InputError(f"words = {self.words} must not be negative")
         named = (
             self.limits, self.fields, self.answers_as_gold, self.one_suffices, self.unanswerable
         )  # fmt: skip
@@ -226,10 +232,11 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
         layout = replace(layout, format="fields", fields=stage.fields[name])
     every = read_questions(str(path), context.log, layout)
     found = []
+    cut = Cut(stage.words)
     for question in every:
         if not question.passages:
             continue
-        question = with_content_ids(question)
+        question = cut(with_content_ids(question))
         if question.gold is None and name in stage.answers_as_gold:
             (labeled,) = label_questions([question], "answer", seed)
             places = labeled.expert or ()
@@ -256,6 +263,8 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
         raise InputError(
             f"{path}: none of {len(every)} questions has candidates and says which are needed"
         )
+    if said := cut.said():
+        context.log(f"{name}: {said}")
     if helpless := sum(not q.gold for q in found):
         context.log(f"{name}: nothing helps {helpless} of {len(found)} questions")
     if len(found) < len(every):
@@ -264,6 +273,45 @@ def read(context: Context, stage: Mix, name: str, path: object, seed: int) -> li
             f"do not say which they need"
         )
     return found
+
+
+class Cut:
+    """Cuts passages to so many words, 0 to none, and counts."""
+
+    def __init__(self, words: int):
+        self.words, self.seen, self.cut, self.lost = words, 0, 0, 0
+
+    def __call__(self, question: Question) -> Question:
+        """The question with its passages cut."""
+        if not self.words:
+            return question
+        needed, passages = question.gold_list() or (), []
+        for place, passage in enumerate(question.passages, 1):
+            words = passage.text.split()
+            self.seen += 1
+            if len(words) > self.words:
+                self.cut += 1
+                shorter = replace(passage, text=" ".join(words[: self.words]))
+                self.lost += place in needed and _holds(question, passage, shorter)
+                passage = shorter
+            passages.append(passage)
+        return replace(question, passages=tuple(passages))
+
+    def said(self) -> str:
+        """What was cut, in words; nothing where nothing was."""
+        if not self.cut:
+            return ""
+        lost = f"; of {self.lost} needed ones, the answer" if self.lost else ""
+        return (
+            f"{self.cut} of {self.seen} passages are longer than words = {self.words}, and what "
+            f"lies beyond is cut off{lost}"
+        )
+
+
+def _holds(question: Question, passage: Passage, shorter: Passage) -> bool:
+    """Whether a passage holds an answer, and what is left of it holds none."""
+    answers = question.answers
+    return containment(passage.text, answers) > containment(shorter.text, answers)
 
 
 def _with_one(question: Question) -> Question:

@@ -55,7 +55,9 @@ through half a ring, and the compiler writes gathers as sums; of Gemma-3-1B with
 13 % too low."""
 
 SAMPLING_GIB = {
+    "gemma3-1b none none v5e:2x4/1x8x1 decode": 2.84,
     "gemma3-1b none none v5e:2x4/1x8x1 prefill": 2.89,
+    "llama3-8b none none 2*v5e:16x16/2x256x1 decode": 2.24,
     "llama3-8b none none 2*v5e:16x16/2x256x1 prefill": 2.83,
     "llama3-8b none none h100:1/1x1x1 decode": 45.10,
     "llama3-8b none none h100:1/1x1x1 prefill": 47.33,
@@ -65,6 +67,8 @@ SAMPLING_GIB = {
     "llama3-8b none none v5p:4x4x4/1x64x1 prefill": 3.23,
     "llama3-8b none none v6e:2x2/1x4x1 decode": 16.08,
     "llama3-8b none none v6e:2x2/1x4x1 prefill": 18.17,
+    "llama3-8b none none v6e:8x8/1x64x1 decode": 1.83,
+    "llama3-8b none none v6e:8x8/1x64x1 prefill": 3.23,
     "qwen3-4b none none v5e:2x4/1x8x1 decode": 7.17,
     "qwen3-4b none none v5e:2x4/1x8x1 prefill": 8.25,
 }

@@ -404,6 +404,27 @@ def test_held_out_questions_that_are_not_drawn_are_not_trained_on_either(ran, tm
     assert len(read_questions(tmp_path / "mix" / "evaluation.jsonl")) == 5
 
 
+def test_long_passages_are_cut_and_what_is_lost_is_said(ran, tmp_path, capsys):
+    long = "filler " * 30
+    rows = []
+    for i in range(10):
+        text = f"{long}w{i} did" if i < 3 else f"w{i}  did {long}"
+        passages = (Passage("a", text), Passage("b", "short"))
+        rows.append(
+            Question(f"q{i}", f"who made w{i}?", (f"w{i}",), passages=passages, gold=("a",))
+        )
+    write_questions(tmp_path / "rows.jsonl", rows)
+    mix = Mix(train={"rows": str(tmp_path / "rows.jsonl")}, development=0.0, words=12)
+    run_stage(Context(replace(ran.run, directory=str(tmp_path)), {"mix": mix}, "mix"), mix_run)
+    said = capsys.readouterr().err
+    assert "rows: 10 of 20 passages are longer than words = 12" in said
+    assert "cut off; of 3 needed ones, the answer" in said
+    found = read_questions(tmp_path / "mix" / "train.jsonl")
+    texts = {q.text: {p.text for p in q.passages} for q in found}
+    assert texts["who made w1?"] == {" ".join(["filler"] * 12), "short"}
+    assert texts["who made w5?"] == {"w5 did " + " ".join(["filler"] * 10), "short"}
+
+
 def test_questions_are_cut_off_to_evaluate_on_and_read_by_their_fields(ran, tmp_path):
     rows = [
         {"asked": f"who made w{i}", "said": [f"w{i}"], "found": [{"t": f"w{i} did"}, {"t": "no"}]}

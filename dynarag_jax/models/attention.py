@@ -24,8 +24,10 @@ BLOCK = 128
 # Parts of the queries that each take the keys up to their own end, not all of them: with four,
 # five eighths of the products are computed, and half is the least. Each part is compiled by itself.
 PARTS = 4
-# Kept for the backward pass, since they are small; scores and weights are computed again.
-KEPT = ("top", "total", "value")
+ATTENDED = "attended"
+# Kept for the backward pass, since they are small; scores and weights are computed again. A flash
+# kernel's are what was attended and the log-sum-exp of its scores.
+KEPT = ("top", "total", "value", ATTENDED)
 
 Window = jax.Array | int | None
 

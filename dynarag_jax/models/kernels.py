@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynarag_jax.errors import InputError
-from dynarag_jax.models.attention import Window, trunk_attention
+from dynarag_jax.models.attention import ATTENDED, Window, trunk_attention
 from dynarag_jax.models.config import DecoderConfig, Kernel
 from dynarag_jax.sharding import context_mesh, position_order, spec
 
@@ -285,6 +285,7 @@ def _splash_kernel(
             ),
             head_shards=1,
             q_seq_shards=parts,
+            residual_checkpoint_name=ATTENDED,
             attn_logits_soft_cap=cap,
             interpret=interpret,
         )  # fmt: skip

@@ -229,12 +229,17 @@ def rematerialized(cfg: DecoderConfig, body: Any) -> Any:
             offload_dst="pinned_host",
         ),
     }[cfg.remat]
-    return jax.checkpoint(body, policy=policy)
+    # A scan keeps the passes apart by itself.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not _scanned(cfg))
+
+
+def _scanned(cfg: DecoderConfig) -> bool:
+    return cfg.unroll < cfg.layers
 
 
 def over_layers(cfg: DecoderConfig, body: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
     """Scan ``body`` over the layers, or write them out where the configuration unrolls them all."""
-    if cfg.unroll < cfg.layers:
+    if _scanned(cfg):
         return jax.lax.scan(body, carry, xs, unroll=cfg.unroll)
     outs = []
     for i in range(cfg.layers):

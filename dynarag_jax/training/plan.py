@@ -198,6 +198,8 @@ def _activations(
         stretches = 1 if parts == 1 else 2
         blocks = stretches * _in_blocks(prompt // stretches)
         attended = 0 if flash else local * blocks * 4 * (q + 2 * heads)
+        if kernel == "splash":  # what it attended, and the log-sum-exp
+            attended = local * prompt * (a * q + 4 * heads)
         device, host = {
             "none": (tokens * everything + branches, 0),
             "full": (entering, 0),

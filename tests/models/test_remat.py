@@ -8,6 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from dynarag_jax.models import decoder
 from dynarag_jax.models.decoder import DecoderConfig
@@ -54,3 +55,15 @@ def test_products_of_two_types_wait_on_the_host():
     # Over two layers, of trunk and branches: query, key or value, output, gate and up.
     expected = {f"2,{t},{width}" for t in (trunk, branches) for width in (32, 16, 24)}
     assert expected <= kept
+
+
+def test_what_a_flash_kernel_attended_is_kept_with_the_products():
+    def kernels(remat):
+        run, arguments = gradient(remat, attention="splash", head_size=128)
+        whole = jax.make_jaxpr(run)(*arguments).jaxpr
+        used, _ = dce_jaxpr(whole, [True] * len(whole.outvars))
+        # Each kernel stands there once: forward, again where the layer is computed again, and
+        # backward for queries, and for keys and values.
+        return len(re.findall(r"pallas_call\[", str(used)))
+
+    assert [kernels(remat) for remat in ("none", "dots", "full")] == [3, 3, 4]

@@ -180,6 +180,8 @@ def _compiled(
     made_of = [lowered.as_text(), topology.name, str(topology.slices)]
     made_of += [str(topology.wraps)] if topology.is_tpu else []
     made_of += [_version(package) for package in ("jax", "jaxlib", "libtpu")]
+    # What compilers are told outside the program.
+    made_of += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     path = Path(cache) / "dynarag_jax" / "compiled" / f"{key}.json.gz"
     if path.is_file():

@@ -9,6 +9,7 @@ import re
 import jax
 import pytest
 
+from benchmarks.compile import FAMILIES
 from dynarag_jax.launch.program import main
 from dynarag_jax.models.decoder import DecoderConfig, init_params, trunk_and_branches
 from dynarag_jax.models.lora import LoraConfig
@@ -129,6 +130,35 @@ def test_prompts_in_parts_are_planned(tmp_path, capsys):
     code, said = planned(capsys, *asked)
     assert code == 2
     assert "reranker.batch = 16 does not divide over 64 batch shards" in said
+
+
+@pytest.mark.parametrize("stage", ["sft", "feedback"])
+@pytest.mark.parametrize(
+    ("config", "family", "device", "count"),
+    [
+        ("gemma3_1b", "gemma3-1b", "v5e", 8),
+        ("llama3_70b", "llama3-70b", "v5p", 512),
+        ("llama3_8b", "llama3-8b", "h100", 8),
+        ("llama3_8b_lora", "llama3-8b", "v5e", 8),
+        ("llama3_8b_v5p", "llama3-8b", "v5p", 64),
+        ("qwen3_4b", "qwen3-4b", "v6e", 8),
+    ],
+)
+def test_a_config_fits_the_machines_that_it_names(
+    config, family, device, count, stage, tmp_path, capsys
+):
+    shape = FAMILIES[family] | {"max_position_embeddings": 16384}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    with pytest.raises(SystemExit) as ended:
+        main(
+            stage,
+            [
+                *(f"configs/{config}.py", "--init", str(tmp_path)),
+                *("--plan", "--plan.device", device, "--plan.devices", str(count)),
+            ],
+        )
+    said = capsys.readouterr()
+    assert (ended.value.code, "\nfits: " in said.out) == (0, True), said.out + said.err
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])

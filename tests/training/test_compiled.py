@@ -100,6 +100,10 @@ def test_what_a_compiler_made_is_kept_and_read_anew(monkeypatch, tmp_path):
     assert first.costs.operations == 2 * 8 * 4 * 4
     monkeypatch.setattr(plan_compiled, "compile_text", lambda _: pytest.fail("compiled again"))
     assert plan_compiled._compiled(lowered, topology, ()) == (first, True)
+    with monkeypatch.context() as told:
+        told.setenv("LIBTPU_INIT_ARGS", "--xla_some_flag=true")
+        with pytest.raises(pytest.fail.Exception, match="compiled again"):
+            plan_compiled._compiled(lowered, topology, ())
     # Kept is the program's text: what is read otherwise needs no compiler.
     costs = dataclasses.replace(first.costs, operations=7.0)
     monkeypatch.setattr(topologies, "read_program", lambda *_: costs)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dynarag_jax.models.attention import soft_cap
 from dynarag_jax.models.config import DecoderConfig, Params, attention_specs
 from dynarag_jax.models.decoder import BranchCache, TrunkCache
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layers import (
     Layer,
     after_attention,
@@ -61,6 +62,22 @@ def empty_branch_cache(cfg: DecoderConfig, slots: int, branches: int, length: in
     return BranchCache(zeros(), zeros())
 
 
+def _bits(x: jax.Array) -> jax.Array:
+    """An array as a loop carries it that writes parts of it.
+
+    On CPUs XLA makes float32 of all of a bfloat16 array to write a part of it, and back again; the
+    same numbers as integers are written where they lie.
+    """
+    if x.dtype == jnp.bfloat16 and Platform.here().name == "cpu":
+        return jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return x
+
+
+def _numbers(x: jax.Array, dtype: Any) -> jax.Array:
+    """The numbers whose ``_bits`` these are."""
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
 def _pin(cache: TrunkCache) -> TrunkCache:
     return TrunkCache(*(constrain(x, "layers", "batch", "kv_heads", None, None) for x in cache))
 
@@ -92,6 +109,7 @@ def _attend(
         first = j * c
         k = jax.lax.dynamic_slice(cache.k, (layer, 0, 0, 0, first), (1, b, g, size, c))[0]
         v = jax.lax.dynamic_slice(cache.v, (layer, 0, 0, first, 0), (1, b, g, c, size))[0]
+        k, v = _numbers(k, q.dtype), _numbers(v, q.dtype)
         scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
         scores = soft_cap(scores.reshape(b, g, m, c, c), cfg.score_cap)
         key, query = first + jnp.arange(c), positions[..., None]
@@ -154,7 +172,7 @@ def prefill(
         def one(cache: jax.Array, new: jax.Array, row: Any, at: Any) -> jax.Array:
             index: list[Any] = [layer, row, 0, 0, 0]
             index[axis] = at
-            return jax.lax.dynamic_update_slice(cache, new[None], index)
+            return jax.lax.dynamic_update_slice(cache, _bits(new[None]), index)
 
         if start is None:
             return one(cache, new, 0, at)
@@ -182,7 +200,7 @@ def prefill(
             carry: tuple[jax.Array, TrunkCache], inputs: tuple[Any, Layer]
         ) -> tuple[Any, None]:
             (x, cache), (place, w) = carry, inputs
-            w = ready(cfg, w)
+            w = ready(cfg, jax.tree.map(_numbers, w, kinds))
             q, k, v = project_qkv(cfg, w, x, positions)
             cache = TrunkCache(
                 write(cache.k, k.transpose(0, 2, 3, 1), place, at, axis=4),
@@ -193,16 +211,20 @@ def prefill(
             return (constrain(x, "batch", None, None), cache), None
 
         x = constrain(embed(cfg, params, tokens), "batch", None, None)
-        numbered = (jnp.arange(cfg.layers), stacked_layers(cfg, params))
+        numbered = (jnp.arange(cfg.layers), jax.tree.map(_bits, layers))
         (x, cache), _ = jax.lax.scan(layer, (x, cache), numbered)
         here = (positions == lengths[:, None] - 1)[..., None]
         return i + 1, cache, jnp.where(here.any(1), jnp.where(here, x, 0).sum(1), last)
 
+    layers = stacked_layers(cfg, params)
+    kinds = jax.tree.map(lambda x: x.dtype, layers)
     todo = (lengths if start is None else lengths - start).max()
     nothing = jnp.zeros((b, cfg.width), cfg.dtype)
+    cache = TrunkCache(*map(_bits, cache))
     _, cache, last = jax.lax.while_loop(
         lambda carry: carry[0] * chunk < todo, run_chunk, (jnp.int32(0), cache, nothing)
     )
+    cache = TrunkCache(*(_numbers(x, cfg.dtype) for x in cache))
     kept = TrunkCache(cache.k[..., :p], cache.v[..., :p, :])
     return norm(cfg, last, params["final_norm"]), kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -51,3 +52,16 @@ def test_a_turn_copies_no_weights_and_gathers_none(sizes):
     sizes_of = [math.prod(map(int, shape.split(","))) for shape in gathered]
     # What travels are rows of tokens: 8 slots of 2 branches, at most as wide as the MLP.
     assert max(sizes_of, default=0) <= 16 * 512
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA for CPUs alone")
+def test_a_prefill_of_bfloat16_on_a_cpu_widens_neither_caches_nor_weights():
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", param_dtype="bfloat16")
+    params = jax.eval_shape(lambda key: decoder.init_params(cfg, key), jax.random.key(0))
+    trunk, lengths = (jax.ShapeDtypeStruct(shape, "int32") for shape in ((2, 64), (2,)))
+    run = jax.jit(lambda *of: decoding.prefill(cfg, *of, chunk=16))
+    text = run.lower(params, trunk, lengths).compile().as_text()
+    cache = {"3,2,4,32,64", "3,2,4,64,32"}
+    stacked = {",".join(map(str, x.shape)) for x in jax.tree.leaves(params["layers"]) if x.ndim > 2}
+    assert all(f"[{shape}]" in text for shape in cache | stacked)
+    assert not (cache | stacked) & set(re.findall(r"f32\[([\d,]+)\]", text))

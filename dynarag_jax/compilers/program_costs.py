@@ -263,7 +263,7 @@ def _traffic(step: ProgramLine, one: Computation, computations: Mapping[str, Com
     inner = computations.get(called[1]) if called else None
     if inner is None:
         return float(_total(step.result, in_main_memory=True))
-    return _fusion_traffic(step, one, inner)
+    return _fusion_traffic(step, one, inner, computations)
 
 
 def _made(step: ProgramLine) -> str:
@@ -281,29 +281,67 @@ def _part_traffic(part: str, whole: str) -> float:
     return float(_total(part, in_main_memory=True) + (size if _total(whole, True) else 0))
 
 
-def _fusion_traffic(step: ProgramLine, one: Computation, inner: Computation) -> float:
+def _fusion_traffic(
+    step: ProgramLine,
+    one: Computation,
+    inner: Computation,
+    computations: Mapping[str, Computation],
+) -> float:
     """As ``_traffic``: of operands of which a slice is read, or written in place, the slice."""
-    users: dict[str, list[ProgramLine]] = defaultdict(list)
-    for used in inner.instructions.values():
-        for name in used.operands:
-            users[name].append(used)
-    parameters = {
-        int(match[1]): made.name
-        for made in inner.instructions.values()
-        if made.operation == "parameter" and (match := re.match(r"\((\d+)\)", made.rest))
-    }
+    parameters, users = _parameters(inner), _users(inner)
     total = 0.0
     in_place = 0
     for number, operand in enumerate(step.operands):
         text = _result_of(operand, one)
         size = _total(text, in_main_memory=True)
-        readers = users.get(parameters.get(number, ""), [])
-        if size and readers and all(r.operation == "dynamic-slice" for r in readers):
-            size = min(size, sum(_total(r.result) for r in readers))
-        elif size and any(r.operation == "dynamic-update-slice" for r in readers):
+        name = parameters.get(number, "")
+        readers = users.get(name, [])
+        if size and any(r.operation == "dynamic-update-slice" for r in readers):
             updates = (r for r in readers if r.operation == "dynamic-update-slice")
             in_place += size
             size = sum(_total(_result_of(r.operands[1], inner)) for r in updates)
             total += size
+        elif size:
+            size = _read(name, size, inner, computations)
         total += size
     return total + max(_total(step.result, in_main_memory=True) - in_place, 0)
+
+
+def _parameters(inner: Computation) -> dict[int, str]:
+    """The names of a computation's parameters, by number."""
+    return {
+        int(match[1]): made.name
+        for made in inner.instructions.values()
+        if made.operation == "parameter" and (match := re.match(r"\((\d+)\)", made.rest))
+    }
+
+
+def _users(inner: Computation) -> dict[str, list[ProgramLine]]:
+    """The instructions that read each array of a computation."""
+    users: dict[str, list[ProgramLine]] = defaultdict(list)
+    for used in inner.instructions.values():
+        for name in dict.fromkeys(used.operands):
+            users[name].append(used)
+    return users
+
+
+def _read(name: str, size: int, inner: Computation, computations: Mapping[str, Computation]) -> int:
+    """Bytes that a fusion reads of an array: of slices theirs, also where a fusion inside takes
+    them."""
+    total = 0
+    readers = _users(inner).get(name, [])
+    for reader in readers:
+        called = re.search(r"\bcalls=%?([\w.-]+)", reader.rest)
+        within = computations.get(called[1]) if called else None
+        if reader.operation in ("slice", "dynamic-slice"):
+            total += _total(reader.result)
+        elif reader.operation == "bitcast":
+            total += _read(reader.name, size, inner, computations)
+        elif reader.operation == "fusion" and within is not None:
+            parameters = _parameters(within)
+            for number, operand in enumerate(reader.operands):
+                if operand == name:
+                    total += _read(parameters.get(number, ""), size, within, computations)
+        else:
+            return size
+    return min(size, total) if readers else size

@@ -207,6 +207,36 @@ def test_what_is_begun_and_done_apart_moves_once(lines, expected):
     assert read_program(f"{sine}{steps}\n}}\n").traffic == expected
 
 
+def test_a_slice_is_read_as_one_where_a_fusion_inside_of_a_fusion_takes_it():
+    text = """HloModule m
+
+%taken (w: f32[30,8,16], i: s32[]) -> f32[8,16] {
+  %w = f32[30,8,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = f32[30,128]{1,0} bitcast(%w)
+  %d = f32[1,128]{1,0} dynamic-slice(%b, %i, %i), dynamic_slice_sizes={1,128}
+  ROOT %t = f32[8,16]{1,0} bitcast(%d)
+}
+
+%fused (w.1: f32[30,8,16], i.1: s32[], x.1: f32[8,16]) -> f32[8,16] {
+  %w.1 = f32[30,8,16]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %x.1 = f32[8,16]{1,0} parameter(2)
+  %f.1 = f32[8,16]{1,0} fusion(%w.1, %i.1), kind=kLoop, calls=%taken
+  ROOT %a.1 = f32[8,16]{1,0} add(%f.1, %x.1)
+}
+
+ENTRY %main (w.2: f32[30,8,16], i.2: s32[], x.2: f32[8,16]) -> f32[8,16] {
+  %w.2 = f32[30,8,16]{2,1,0} parameter(0)
+  %i.2 = s32[]{:S(6)} parameter(1)
+  %x.2 = f32[8,16]{1,0} parameter(2)
+  ROOT %f.2 = f32[8,16]{1,0} fusion(%w.2, %i.2, %x.2), kind=kOutput, calls=%fused
+}
+"""
+    # A slice of 512 bytes and as much beside it, and what is made.
+    assert read_program(text).traffic == 3 * 512
+
+
 SIZES = st.integers(1, 4)
 
 

@@ -6,9 +6,9 @@
         --sft.init /models/Meta-Llama-3-70B-Instruct
 
 As configs/llama3_8b.py. Weights and moments lie over all 512 chips; a step has 64 prompts of 8,192
-tokens, an eighth of one on each chip, where without that it would need 512. Stages that sample
-have whole prompts, one or more a chip. docs/benchmarks.md has what the compiler of v5p says of such
-a step (5.6 GiB a chip, bound by compute); nothing has run.
+tokens, an eighth of one on each chip, where without that it would need 512, and each layer's
+products are kept. Stages that sample have whole prompts, one or more a chip. docs/benchmarks.md has
+what the compiler of v5p says of such a step (18.2 GiB a chip, bound by compute); nothing has run.
 """
 
 from dataclasses import replace
@@ -24,10 +24,12 @@ run = replace(
 )
 
 answers = Stream(batch=64, length=4096)
+numerics = replace(before["sft"].model, remat="dots")
 
 stages = before | {
     name: replace(
         before[name],
+        model=numerics,
         reranker=replace(before[name].reranker, batch=64),
         generator=answers,
         accumulate=1,

@@ -48,7 +48,7 @@ stages = {
         steps=40,
         checkpoint_every=20,
     ),
-    "rollout": replace(before["rollout"], limit=240),
+    "rollout": replace(before["rollout"], limit=240, batch=16),
     "feedback": replace(
         before["feedback"],
         reranker=replace(before["feedback"].reranker, batch=8),

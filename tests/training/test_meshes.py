@@ -138,9 +138,9 @@ def in_processes(count, sizes, *arguments):
     ("count", "sizes"),
     [
         *((2, sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 4, 1), (1, 1, 2), (1, 2, 2))),
-        *((4, sizes) for sizes in ((4, 1, 1), (2, 1, 2), (1, 2, 2))),
+        *((4, sizes) for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2))),
         (2, (1, 1, 2, 1)),
-        (4, (1, 2, 2, 1)),
+        *((4, sizes) for sizes in ((1, 2, 2, 1), (1, 1, 4, 1), (1, 1, 2, 2))),
     ],
     ids=str,
 )

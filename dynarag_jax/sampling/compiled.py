@@ -21,8 +21,9 @@ from dynarag_jax.models.layout import param_shapes
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.sampling.choice import Sampling
-from dynarag_jax.sampling.pool import CHUNK, Pool, computes_whole, prompts_at_a_time
+from dynarag_jax.sampling.pool import Pool
 from dynarag_jax.sampling.pool_sizes import PoolShape, largest_pool, pool_shape, trunk_bytes
+from dynarag_jax.sampling.prefilling import CHUNK, computes_whole, prompts_at_a_time
 from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.sampler import Mode
 from dynarag_jax.sharding import axis_size, batch_shards
@@ -140,7 +141,7 @@ def working_bytes(
     """
     own, a = shape.entering // batch_shards(mesh), jnp.dtype(cfg.dtype).itemsize
     whole = computes_whole(cfg, chunk, platform)
-    prompts = prompts_at_a_time(mesh, shape) if whole else own
+    prompts = prompts_at_a_time(mesh, shape.entering, shape.prompt) if whole else own
     tokens = prompts * (shape.prompt if whole else min(chunk or CHUNK, shape.prompt))
     gathered = vocabulary = scores = 0
     if (cut := axis_size("embed", mesh)) > 1:
@@ -170,7 +171,7 @@ def lower_pool(
     params, grammar, sampling = param_shapes(cfg, mesh), written.grammar, written.sampling
     pool = Pool(cfg, mesh, shape, grammar, engine.chunk)
     slots, entering = pool.shapes()
-    arrays = _apart(cfg, params)
+    arrays = unstacked_shapes(cfg, params)
     mode = Mode(grammar is not None, grammar is None, sampling.temperature > 0, sampling.filters)
     rules = jax.tree.map(_shape, grammar)
     number = jax.ShapeDtypeStruct((), jnp.int32)
@@ -193,10 +194,10 @@ def lower_pool(
 def resident_bytes(cfg: DecoderConfig, mesh: Mesh) -> tuple[int, int]:
     """What a device holds of a model that samples: its weights, and the layers once more."""
     params = param_shapes(cfg, mesh)
-    return bytes_of(params), bytes_of(_apart(cfg, params))
+    return bytes_of(params), bytes_of(unstacked_shapes(cfg, params))
 
 
-def _apart(cfg: DecoderConfig, params: Any) -> decoding.LayerArrays:
+def unstacked_shapes(cfg: DecoderConfig, params: Any) -> decoding.LayerArrays:
     """The shapes of ``decoding.unstack``, each where the stacked one lies."""
     shapes = jax.eval_shape(lambda params: decoding.unstack(cfg, params), params)
 

@@ -16,7 +16,7 @@ the estimate is of the part of the expectation that the nucleus holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.sampling.pool import local_part
-from dynarag_jax.sampling.requests import Request, request_key
-from dynarag_jax.sampling.search import SearchResult
-from dynarag_jax.sharding import named, require_divisible
+from dynarag_jax.sampling.pool_sizes import PoolShape, largest_pool, slot_bytes
+from dynarag_jax.sampling.requests import STOPS, Request, request_key
+from dynarag_jax.sampling.search import ListSearch
+from dynarag_jax.sharding import batch_shards, named, require_divisible
 
 
 @dataclass(frozen=True)
@@ -91,37 +93,73 @@ def by_length(
     yield from grouped.items()
 
 
+def search_shape(rows: int, length: int, width: int, longest: int) -> PoolShape:
+    """What a search of ``rows`` prompts holds, as a pool's shape.
+
+    Prompts are there twice while their layers are taken apart, and so are prefixes while they are
+    put into their new order.
+    """
+    return PoolShape(rows, rows, 2 * width, length, longest, STOPS)
+
+
 def find(
-    search: Callable[..., SearchResult],
+    search: ListSearch,
+    cfg: DecoderConfig,
     params: Any,
+    arrays: Any,
     mesh: Mesh,
     requests: Sequence[Request],
     *,
     batch: int,
+    budget: int,
+    width: int,
+    longest: int,
     lengths: Sequence[int],
     seed: int,
     team: ProcessTeam,
-) -> Iterator[tuple[int, Distinct]]:
+) -> Iterator[tuple[int, Distinct | InputError]]:
     """Search for the different lists of every request; yields (index, result) batch by batch.
 
     In a run of several processes each calls it with requests of its own, and gets their lists.
+    Where not even one prompt on every shard fits the memory, the reason stands in their place.
 
     Args:
-      search: of ``make_search``.
-      batch: prompts a call, of all processes; rows that are missing in the last are padding.
+      search: of ``ListSearch``.
+      arrays: the layers' of ``decoding.unstack``.
+      batch: prompts a call at most, of all processes; rows that are missing are padding.
+      budget: bytes for caches over all devices.
+      width: prefixes that the search keeps; longest: tokens of a list at most.
       lengths: padded prompt lengths to choose from.
       seed: with a request's id, decides its random numbers: not its place in a batch.
     """
     require_divisible(batch, mesh, "sampling batch")
-    sharding = named(mesh, ("batch",))
-    share = batch // team.count
+    sharding, shards = named(mesh, ("batch",)), batch_shards(mesh)
+    budget = team.min(budget)
     keys_of = jax.jit(jax.vmap(jax.random.key), out_shardings=sharding)
 
-    def placed(rows: np.ndarray) -> jax.Array:
-        shape = (batch, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
-
     for length, every in by_length(requests, lengths):
+
+        def shape(rows: int, length: int = length) -> PoolShape:
+            return search_shape(rows, length, width, longest)
+
+        rows = largest_pool(cfg, batch, budget, shape, shards)
+        if not rows:
+            need = shards * slot_bytes(cfg, shape(shards)) / 2**30
+            why = (
+                f"a search among lists of up to {longest} tokens, {width} at a time, behind "
+                f"prompts of up to {length} tokens needs {need:.3g} GiB for caches, and "
+                f"{budget / 2**30:.3g} GiB are to be had; use fewer lists, shorter prompts or more "
+                f"memory"
+            )
+            for index in every:
+                yield index, InputError(f"question '{requests[index].id}': {why}")
+            continue
+        share = rows // team.count
+
+        def placed(x: np.ndarray, rows: int = rows) -> jax.Array:
+            shape = (rows, *x.shape[1:])
+            return jax.make_array_from_process_local_data(sharding, x, shape)
+
         (rounds,) = team.max([-(-len(every) // share)])
         for start in range(0, rounds * share, share):
             indices = every[start : start + share]
@@ -134,9 +172,9 @@ def find(
                 sizes[row], shown[row] = len(request.prompt), request.shown or 0
                 seeds[row] = request_key(seed, request.id)
             keys = keys_of(placed(seeds))
-            out = search(params, placed(trunk), placed(sizes), keys, placed(shown))
-            arrays = {name: local_part(x) for name, x in out._asdict().items()}
-            yield from _found(arrays, indices)
+            out = search(params, arrays, placed(trunk), placed(sizes), keys, placed(shown))
+            found = {name: local_part(x) for name, x in out._asdict().items()}
+            yield from _found(found, indices)
 
 
 def _found(

@@ -23,7 +23,7 @@ from dynarag_jax.sampling.given_branches import GivenBranches
 from dynarag_jax.sampling.pool_sizes import free_bytes
 from dynarag_jax.sampling.requests import EngineConfig, Request, Sampled
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.search import SearchResult, make_search
+from dynarag_jax.sampling.search import ListSearch, width_of
 from dynarag_jax.sharding import batch_shards
 
 Chosen = tuple[int, ...]
@@ -83,7 +83,7 @@ class PolicySampler:
         )  # fmt: skip
         self._given = GivenBranches(policy, prompts.ids, self.batch, self.team)
         self._list_engines: dict[int, Engine] = {}
-        self._searches: dict[tuple[int, Sampling], Callable[..., SearchResult]] = {}
+        self._searches: dict[tuple[int, Sampling], ListSearch] = {}
 
     # ------------------------------------------------------------------ lists
 
@@ -225,7 +225,7 @@ class PolicySampler:
         spelling, prompts = self.policy.spelling, self.prompts
         key = (samples, sampling)
         if key not in self._searches:
-            self._searches[key] = make_search(
+            self._searches[key] = ListSearch(
                 self.policy.cfg,
                 self.policy.mesh,
                 branches=samples,
@@ -233,21 +233,30 @@ class PolicySampler:
                 end=spelling.end,
                 sampling=sampling,
                 grammar=self.policy.grammar,
+                chunk=self.config.chunk,
             )
         places, asked = list(requests), list(requests.values())
         searched = find(
             self._searches[key],
+            self.policy.cfg,
             self.policy.params,
+            self.policy.arrays,
             self.policy.mesh,
             asked,
             batch=self.batch,
+            budget=self._budget,
+            width=width_of(samples, sampling),
+            longest=spelling.longest(prompts.max_list),
             lengths=buckets(prompts.rerank_tokens),
             seed=self.seed,
             team=self.team,
         )
-        results = {}
+        results: dict[int, Lists | InputError] = {}
         for index, one in searched:
             self.heard()
+            if isinstance(one, InputError):
+                results[places[index]] = one
+                continue
             results[places[index]] = Lists(
                 asked[index].shown or 0,
                 tuple(read_list(spelling, tokens) for tokens in one.branches),

@@ -7,7 +7,7 @@ over the mesh's batch axes, heads over its tensor axis, and the parameters where
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,31 +17,23 @@ from jax.sharding import Mesh
 
 from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params, TrunkCache
-from dynarag_jax.models.kernels import Platform, choose
 from dynarag_jax.policy.grammar import Grammar
 from dynarag_jax.sampling.choice import Settings
 from dynarag_jax.sampling.pool_sizes import PoolShape
+from dynarag_jax.sampling.prefilling import (
+    CHUNK,
+    computes_whole,
+    empty_trunks,
+    on_own_slots,
+    prompts_at_a_time,
+    put_rows,
+    put_trunks,
+    read_whole,
+    take_trunks,
+)
 from dynarag_jax.sampling.requests import Request, request_key
 from dynarag_jax.sampling.sampler import Mode, SlotRows, Slots, decode, first_tokens, new_rows
-from dynarag_jax.sharding import batch_shards, constrain, laid_out, named, spec
-
-CHUNK = 256
-"""Tokens of a prompt computed at a time where no flash kernel computes it whole."""
-
-AT_ONCE = 8192
-"""Tokens of whole prompts that a device computes at a time, or one prompt that is longer."""
-
-
-def computes_whole(cfg: DecoderConfig, chunk: int, platform: Platform | None = None) -> bool:
-    """Whether a pool computes prompts whole, by a flash kernel; None is the platform here."""
-    return not chunk and choose(cfg, platform).kernel != "plain"
-
-
-def prompts_at_a_time(mesh: Mesh, shape: PoolShape) -> int:
-    """Of the prompts that enter whole, how many a device computes at a time."""
-    own = shape.entering // batch_shards(mesh)
-    most = max(1, AT_ONCE // shape.prompt)
-    return max(n for n in range(1, min(own, most) + 1) if own % n == 0)
+from dynarag_jax.sharding import laid_out, named
 
 
 class Entering(NamedTuple):
@@ -131,7 +123,7 @@ class Pool:
         with jax.set_mesh(mesh):
             self.whole = computes_whole(cfg, chunk)
         self.chunk = min(chunk or CHUNK, shape.prompt)
-        self.each = prompts_at_a_time(mesh, shape)
+        self.each = prompts_at_a_time(mesh, shape.entering, shape.prompt)
         self.slots: Slots | None = None
         self._rows = named(mesh, ("batch",))
         trunk = named(mesh, ("batch", "kv_heads", None, None))
@@ -146,14 +138,9 @@ class Pool:
 
     def _empty(self) -> Slots:
         shape, cfg = self.shape, self.cfg
-        k = (shape.slots, cfg.kv_heads, cfg.head_size, shape.prompt)
-        v = (*k[:2], k[3], k[2])
         rows = self._fresh_rows(jax.tree.map(jnp.asarray, no_requests(shape, shape.slots)))
         return Slots(
-            TrunkCache(
-                tuple(jnp.zeros(k, cfg.dtype) for _ in range(cfg.layers)),
-                tuple(jnp.zeros(v, cfg.dtype) for _ in range(cfg.layers)),
-            ),
+            empty_trunks(cfg, shape.slots, shape.prompt),
             decoding.empty_branch_cache(cfg, shape.slots, shape.branches, shape.branch),
             rows,
         )
@@ -194,20 +181,6 @@ class Pool:
             grammar=self.grammar,
         )
 
-    def _local(self, function: Callable[..., Any], trunks: Any, stacked: Any, out: Any) -> Any:
-        """``function`` on each device's own slots."""
-        kinds = {
-            "trunk": spec(("batch", "kv_heads", None, None)),
-            "stacked": spec(("layers", "batch", "kv_heads", None, None)),
-            "rows": spec(("batch",)),
-        }
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=(kinds[trunks], kinds[stacked], kinds["rows"]),
-            out_specs=kinds[out],
-        )
-
     def enter(self, params: Params, entering: Entering, mode: Mode, shared: bool) -> None:
         """Compute prompts and put them into their slots; branches write their first tokens.
 
@@ -224,22 +197,23 @@ class Pool:
 
         def read_prompts(params: Params, slots: Slots, entering: Entering, grammar: Any) -> Slots:
             rows = self._fresh_rows(entering)
-            place = self._local(_put_rows, "rows", "rows", "rows")
+            place = on_own_slots(self.mesh, put_rows, "rows", "rows", "rows")
             if self.whole:
-                hidden, trunks = self._read_whole(params, slots.trunk_cache, entering)
+                asked = entering.trunk, entering.lengths, entering.into
+                hidden, trunks = read_whole(cfg, self.mesh, params, slots.trunk_cache, *asked)
                 rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
                 return Slots(trunks, slots.branch_cache, place(slots.rows, rows, entering.into))
             cache = start = None
             if shared:
                 start = entering.start
-                take = self._local(_take, "trunk", "trunk", "stacked")
+                take = on_own_slots(self.mesh, take_trunks, "trunk", "trunk", "stacked")
                 cache = take(slots.trunk_cache.k, slots.trunk_cache.v, entering.source)
                 cache = TrunkCache(*cache)
             hidden, computed = decoding.prefill(
                 cfg, params, entering.trunk, entering.lengths, self.chunk, cache, start
             )
             rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
-            put = self._local(_put, "trunk", "stacked", "trunk")
+            put = on_own_slots(self.mesh, put_trunks, "trunk", "stacked", "trunk")
             return Slots(
                 TrunkCache(
                     put(slots.trunk_cache.k, computed.k, entering.into),
@@ -256,34 +230,6 @@ class Pool:
             out_shardings=self._layout,
             donate_argnums=1,
         )
-
-    def _read_whole(
-        self, params: Params, trunks: TrunkCache, entering: Entering
-    ) -> tuple[jax.Array, TrunkCache]:
-        """Hidden states [F, D] of the prompts' last tokens, and all trunks with theirs put in.
-
-        Each device computes some of its prompts at a time.
-        """
-        shards = batch_shards(self.mesh)
-        own, each = len(entering.into) // shards, self.each
-
-        def turns(x: jax.Array) -> jax.Array:
-            x = x.reshape(shards, own // each, each, *x.shape[1:]).swapaxes(0, 1)
-            x = x.reshape(own // each, shards * each, *x.shape[3:])
-            return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
-
-        put = self._local(_put, "trunk", "stacked", "trunk")
-
-        def turn(trunks: TrunkCache, rows: Any) -> tuple[TrunkCache, jax.Array]:
-            trunk, lengths, into = rows
-            hidden, made = decoding.prefill_whole(self.cfg, params, trunk, lengths)
-            kept = TrunkCache(put(trunks.k, made.k, into), put(trunks.v, made.v, into))
-            return kept, hidden
-
-        asked = (entering.trunk, entering.lengths, entering.into)
-        trunks, hidden = jax.lax.scan(turn, trunks, jax.tree.map(turns, asked))
-        hidden = hidden.reshape(-1, shards, each, hidden.shape[-1]).swapaxes(0, 1)
-        return constrain(hidden.reshape(shards * own, -1), "batch", None), trunks
 
     def decode(
         self, params: Params, arrays: decoding.LayerArrays, mode: Mode, want: int, steps: int
@@ -364,28 +310,3 @@ def local_part(x: jax.Array) -> np.ndarray:
         return np.asarray(x)
     parts = {s.index[0].indices(x.shape[0])[0]: s.data for s in x.addressable_shards}
     return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
-
-
-def _take(k: Sequence[jax.Array], v: Sequence[jax.Array], source: jax.Array) -> Any:
-    """Stacked trunks of the slots ``source`` [F]."""
-    return tuple(jnp.stack([jnp.take(x, source, axis=0) for x in part]) for part in (k, v))
-
-
-def _put_row(old: jax.Array, new: jax.Array, into: jax.Array, row: int) -> jax.Array:
-    """``old`` with row ``row`` of ``new`` at ``into[row]``, unless that is negative."""
-    at = jnp.maximum(into[row], 0)
-    kept = jax.lax.dynamic_index_in_dim(old, at, axis=0)
-    return jax.lax.dynamic_update_index_in_dim(
-        old, jnp.where(into[row] >= 0, new[row][None], kept), at, axis=0
-    )
-
-
-def _put_rows(old: Any, new: Any, into: jax.Array) -> Any:
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, into.shape[0], lambda row, x: _put_row(x, new, into, row), old)
-
-    return jax.tree.map(put, old, new)
-
-
-def _put(old: tuple[jax.Array, ...], stacked: jax.Array, into: jax.Array) -> Any:
-    return _put_rows(old, tuple(stacked[i] for i in range(len(old))), into)

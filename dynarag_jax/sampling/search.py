@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dynarag_jax.models import decoder
+from dynarag_jax.models import decoding
 from dynarag_jax.models.decoder import BranchCache, DecoderConfig, Params
 from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, shape_scores
-from dynarag_jax.sharding import named
+from dynarag_jax.sampling.prefilling import read_prompts
+from dynarag_jax.sharding import constrain, named
 
 
 class SearchResult(NamedTuple):
@@ -237,7 +238,9 @@ class _Prefixes(NamedTuple):
 
 def search(
     cfg: DecoderConfig,
+    mesh: Mesh,
     params: Params,
+    arrays: decoding.LayerArrays,
     trunk: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
@@ -248,6 +251,7 @@ def search(
     end: int,
     sampling: Sampling,
     grammar: Grammar,
+    chunk: int = 0,
 ) -> SearchResult:
     """Find ``branches`` different continuations of every trunk, by the sampling's method.
 
@@ -255,21 +259,23 @@ def search(
     nucleus; ``beam`` searches for the most probable ones with the sampling's width.
 
     Args:
-      trunk: tokens [B, P], right-padded; lengths: [B].
+      arrays: the layers' of ``decoding.unstack``.
+      trunk: tokens [B, P], right-padded; lengths: [B], at least 1.
       keys: [B] random keys, one a request; beam search has no use for them.
       n_passages: [B], how many ids the grammar may use.
       max_tokens: R, the most tokens written, the end included: what the longest list takes.
       end: the token that ends a branch.
+      chunk: of ``read_prompts``.
     """
     width = width_of(branches, sampling)
     b = trunk.shape[0]
-    hidden, trunk_cache = decoder.prefill(cfg, params, trunk, lengths)
-    first = decoder.last_hidden(hidden, lengths)
+    first, trunk_cache = read_prompts(cfg, mesh, params, trunk, lengths, chunk)
+    layers = decoding.layers_of(cfg, arrays)
 
     def scores_of(state: _Prefixes, alive: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         choices, mask = grammars.allowed(grammar, state.at, n_passages[:, None])
         candidates = jnp.take_along_axis(
-            decoder.logits(cfg, params, state.hidden), jnp.maximum(choices, 0), axis=-1
+            decoding.token_logits(cfg, params, state.hidden), jnp.maximum(choices, 0), axis=-1
         )
         if grammar.bias is not None:
             candidates = candidates + grammars.leaning(grammar, state.at)
@@ -278,16 +284,17 @@ def search(
     def advance(
         state: _Prefixes, parent: jax.Array, token: jax.Array, place: jax.Array
     ) -> _Prefixes:
-        cache = jax.tree.map(lambda x: jax.vmap(lambda y: rows_of(parent, y))(x), state.cache)
-        following, cache = decoder.extend(
-            cfg, params, token[..., None], trunk_cache, lengths, cache, place
-        )
+        following, cache = decoding.decode_token(
+            cfg, params, layers, token, trunk_cache, lengths,
+            rows_of(parent, state.cache), jnp.broadcast_to(place, (b,)),
+        )  # fmt: skip
         at = grammars.advance(grammar, rows_of(parent, state.at), token)
-        return _Prefixes(following[:, :, 0], cache, at)
+        return _Prefixes(following, cache, at)
 
+    empty = decoding.empty_branch_cache(cfg, b, width, max_tokens)
     state = _Prefixes(
         jnp.broadcast_to(first[:, None], (b, width, first.shape[-1])),
-        decoder.empty_branch_cache(cfg, b, width, max_tokens),
+        jax.tree.map(lambda x: constrain(x, "batch", None, "kv_heads", None, None), empty),
         grammars.start(grammar, (b, width)),
     )
     return walk(
@@ -296,38 +303,41 @@ def search(
     )  # fmt: skip
 
 
-def make_search(
-    cfg: DecoderConfig,
-    mesh: Mesh,
-    *,
-    branches: int,
-    max_tokens: int,
-    end: int,
-    sampling: Sampling,
-    grammar: Grammar,
-) -> Callable[..., SearchResult]:
-    """A jitted ``search(params, trunk, lengths, keys, n_passages) -> SearchResult`` on ``mesh``.
+class ListSearch:
+    """``search``, jitted on ``mesh``, the questions spread over the batch axes.
 
-    It runs with the trainer's own sharded parameters, the questions spread over the batch axes.
+    It runs with the trainer's own sharded parameters, and with their layers apart
+    (``decoding.unstack``), which each token reads where they lie.
     """
 
-    def find_lists(
-        params: Params, grammar: Grammar, trunk: Any, lengths: Any, keys: Any, n_passages: Any
+    def __init__(self, cfg: DecoderConfig, mesh: Mesh, *, grammar: Grammar, **options: Any):
+        """Args are those of ``search``."""
+
+        def find_lists(
+            params: Params, arrays: decoding.LayerArrays, grammar: Grammar, *rows: jax.Array
+        ) -> SearchResult:
+            return search(cfg, mesh, params, arrays, *rows, grammar=grammar, **options)
+
+        rows = named(mesh, ("batch",))
+        self._mesh, self._grammar = mesh, grammar
+        self._jitted = jax.jit(
+            find_lists, in_shardings=(None, None, None, rows, rows, rows, rows), out_shardings=rows
+        )
+
+    def __call__(
+        self,
+        params: Params,
+        arrays: decoding.LayerArrays,
+        trunk: Any,
+        lengths: Any,
+        keys: Any,
+        n_passages: Any,
     ) -> SearchResult:
-        return search(
-            cfg, params, trunk, lengths, keys, n_passages,
-            branches=branches, max_tokens=max_tokens, end=end, sampling=sampling, grammar=grammar,
-        )  # fmt: skip
+        """Lists of every row."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted(params, arrays, self._grammar, trunk, lengths, keys, n_passages)
 
-    rows = named(mesh, ("batch",))
-    jitted = jax.jit(
-        find_lists, in_shardings=(None, None, rows, rows, rows, rows), out_shardings=rows
-    )
-
-    def run_search(
-        params: Params, trunk: Any, lengths: Any, keys: Any, n_passages: Any
-    ) -> SearchResult:
-        with jax.set_mesh(mesh):
-            return jitted(params, grammar, trunk, lengths, keys, n_passages)
-
-    return run_search
+    def lower(self, params: Any, arrays: Any, *rows: Any) -> jax.stages.Lowered:
+        """The program for such shapes; nothing runs."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted.lower(params, arrays, self._grammar, *rows)

@@ -12,10 +12,14 @@ import pytest
 
 from dynarag_jax.models import decoder, decoding
 from dynarag_jax.models.decoder import DecoderConfig
-from dynarag_jax.models.layout import param_shardings
+from dynarag_jax.models.layout import param_shapes, param_shardings
+from dynarag_jax.policy.grammar import Spelling, build_grammar
+from dynarag_jax.sampling.choice import Sampling
+from dynarag_jax.sampling.compiled import unstacked_shapes
 from dynarag_jax.sampling.pool import Pool
 from dynarag_jax.sampling.pool_sizes import PoolShape
 from dynarag_jax.sampling.sampler import Mode, decode
+from dynarag_jax.sampling.search import ListSearch
 from dynarag_jax.sharding import make_mesh
 
 CFG = DecoderConfig(
@@ -52,6 +56,30 @@ def test_a_turn_copies_no_weights_and_gathers_none(sizes):
     sizes_of = [math.prod(map(int, shape.split(","))) for shape in gathered]
     # What travels are rows of tokens: 8 slots of 2 branches, at most as wide as the MLP.
     assert max(sizes_of, default=0) <= 16 * 512
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_a_search_gathers_weights_for_its_prompts_alone(sizes):
+    """Each of a layer's seven matrices once, in the loop over layers, and none a token."""
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    params = param_shapes(CFG, mesh)
+    spelling = Spelling((), ((1,), (2,)), (3,), (), (4,), 5)
+    search = ListSearch(
+        CFG, mesh, branches=2, max_tokens=8, end=5, sampling=Sampling(method="distinct"),
+        grammar=build_grammar(spelling),
+    )  # fmt: skip
+    rows = {"trunk": (8, 32), "lengths": (8,), "shown": (8,)}
+    asked = {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in rows.items()}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
+    program = search.lower(
+        params, unstacked_shapes(CFG, params), asked["trunk"], asked["lengths"], keys,
+        asked["shown"],
+    ).compile()  # fmt: skip
+    gathered = re.findall(r"= f32\[([\d,]+)\][^=]* all-gather\(", program.as_text())
+    sizes_of = [math.prod(map(int, shape.split(","))) for shape in gathered]
+    assert max(sizes_of) <= CFG.width * CFG.mlp
+    # Larger than rows of tokens are the matrices, the embedding and what it gives the prompts.
+    assert 7 <= len([size for size in sizes_of if size > 16 * 512]) <= 9
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA for CPUs alone")

@@ -14,7 +14,7 @@ from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Grammar, Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
-from dynarag_jax.sampling import pool as pool_module
+from dynarag_jax.sampling import prefilling
 from dynarag_jax.sampling.engine import Engine
 from dynarag_jax.sampling.pool import Pool
 from dynarag_jax.sampling.pool_sizes import pool_shape, slot_bytes
@@ -155,7 +155,7 @@ def test_results_do_not_depend_on_slots_order_chunks_or_sharing(params, found, h
 )
 def test_prompts_computed_whole_by_a_flash_kernel_give_the_same(monkeypatch, params, found, sizes):
     """Splash attention, interpreted here; a device computes two prompts of its four at a time."""
-    monkeypatch.setattr(pool_module, "AT_ONCE", 64)
+    monkeypatch.setattr(prefilling, "AT_ONCE", 64)
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     flash = dataclasses.replace(CFG, attention="splash")
     one = engine(params, slots=4 * sizes[1], mesh=mesh, cfg=flash, chunk=0, refill=1.0)

@@ -18,7 +18,10 @@ from dynarag_jax.policy.model import load_policy
 from dynarag_jax.prompts import COMPACT_WORDS, PromptConfig
 from dynarag_jax.records import Passage, Question, valid_list, write_questions
 from dynarag_jax.rewards.combine import RewardWeights
+from dynarag_jax.sampling.distinct import search_shape
 from dynarag_jax.sampling.policy_sampler import PolicySampler
+from dynarag_jax.sampling.pool_sizes import slot_bytes
+from dynarag_jax.sampling.requests import EngineConfig
 from dynarag_jax.sampling.reranking import rerank
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
@@ -89,6 +92,26 @@ def test_the_beams_best_list_is_at_least_as_probable_as_the_greedy_one(sampler):
     for one, other in zip(greedy, beam, strict=True):
         assert other.logps[0] >= one.logps[0] - 1e-4
     assert any(b.logps[0] > g.logps[0] + 1e-3 for g, b in zip(greedy, beam, strict=True))
+
+
+def test_a_search_takes_as_many_prompts_as_memory_holds(sampler):
+    """Two of the eight at a time, then not even one: the same lists, then the reason by name."""
+    questions = [question(i, 4) for i in range(5)]
+    beam = Sampling(method="beam", width=4)
+    longest = sampler.policy.spelling.longest(PROMPTS.max_list)
+    one = slot_bytes(sampler.policy.cfg, search_shape(1, 64, 4, longest))
+
+    def with_room(prompts: float) -> PolicySampler:
+        room = EngineConfig(cache_gib=2 * prompts * one / 2**30)  # lists have half of it
+        return PolicySampler(sampler.policy, PROMPTS, 8, seed=0, engine=room)
+
+    by_two, together = (x.lists(questions, beam) for x in (with_room(2.5), sampler))
+    assert [found.lists for found in by_two] == [found.lists for found in together]
+    np.testing.assert_allclose([x.logps for x in by_two], [x.logps for x in together], atol=1e-5)
+    for found in with_room(0.9).try_lists(questions, beam):
+        assert isinstance(found, InputError)
+    with pytest.raises(InputError, match=r"'q0': a search .* up to 64 tokens needs .* GiB"):
+        with_room(0.9).lists(questions, beam)
 
 
 def test_label_questions_get_a_label_and_others_what_the_generator_writes(sampler):

@@ -5,7 +5,9 @@ The probabilities are those of the training forward over every list there is, on
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,14 +16,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dynarag_jax.models import decoder
+from dynarag_jax.models import decoder, decoding
 from dynarag_jax.models.decoder import DecoderConfig
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.grammar import Spelling, build_grammar, read_list
 from dynarag_jax.policy.logprobs import token_logps
 from dynarag_jax.sampling.distinct import importance_weights
 from dynarag_jax.sampling.sampler import Sampling
-from dynarag_jax.sampling.search import gumbel_children, make_search
+from dynarag_jax.sampling.search import ListSearch, gumbel_children
 from dynarag_jax.sharding import make_mesh
 
 CFG = DecoderConfig(
@@ -91,6 +93,8 @@ def one_device():
     return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
+unstacked = jax.jit(partial(decoding.unstack, CFG))
+
 _SEARCHES: dict[Any, Any] = {}
 
 
@@ -98,14 +102,19 @@ def run(params, n, branches, sampling, requests=1, seed=0, mesh=None, grammar=GR
     """Found of ``requests`` requests that differ in their keys alone; n may be one of each."""
     key = branches, sampling, mesh, grammar.max_ids
     if key not in _SEARCHES:
-        _SEARCHES[key] = make_search(
+        _SEARCHES[key] = ListSearch(
             CFG, mesh or one_device(), branches=branches, max_tokens=R, end=31, sampling=sampling,
             grammar=grammar,
         )  # fmt: skip
     keys = jax.random.split(jax.random.key(seed), requests)
     shown: Any = np.broadcast_to(np.asarray(n, np.int32), requests)
     found = _SEARCHES[key](
-        params, np.repeat(TRUNK, requests, 0), np.repeat(LENGTH, requests), keys, shown
+        params,
+        unstacked(params),
+        np.repeat(TRUNK, requests, 0),
+        np.repeat(LENGTH, requests),
+        keys,
+        shown,
     )
     return type(found)(*(np.asarray(x) for x in found))
 
@@ -297,18 +306,38 @@ def test_results_depend_neither_on_the_batch_nor_on_the_devices(params, method):
     options: Any = {
         "branches": 4, "max_tokens": R, "end": 31, "sampling": sampling, "grammar": GRAMMAR
     }  # fmt: skip
-    search = make_search(CFG, one_device(), **options)
-    one = search(params, trunk, lengths, keys, n)
-    turned = search(params, trunk[::-1], lengths[::-1], keys[::-1], n[::-1])
+    search = ListSearch(CFG, one_device(), **options)
+    one = search(params, unstacked(params), trunk, lengths, keys, n)
+    turned = search(params, unstacked(params), trunk[::-1], lengths[::-1], keys[::-1], n[::-1])
     np.testing.assert_array_equal(one.tokens, turned.tokens[::-1])
     if method == "beam":
         return
     mesh = make_mesh(2, 2, 2, devices=jax.devices()[:8])
     spread = jax.device_put(params, param_shardings(CFG, mesh))
-    eight = make_search(CFG, mesh, **options)(spread, trunk, lengths, keys, n)
+    eight = ListSearch(CFG, mesh, **options)(spread, unstacked(spread), trunk, lengths, keys, n)
     np.testing.assert_array_equal(one.tokens, eight.tokens)
     np.testing.assert_allclose(one.logps, eight.logps, atol=1e-4)
     np.testing.assert_allclose(one.threshold, eight.threshold, atol=1e-3)
+
+
+def test_prompts_computed_whole_by_a_flash_kernel_are_searched_alike(params):
+    """Splash attention, interpreted here, over two data shards."""
+    trunk: Any = np.random.default_rng(0).integers(0, 32, (4, 128)).astype(np.int32)
+    asked: Any = (
+        trunk, np.array([128, 1, 70, 9], np.int32), jax.random.split(jax.random.key(1), 4),
+        np.array([4, 2, 3, 1], np.int32),
+    )  # fmt: skip
+    options: Any = {
+        "branches": 4, "max_tokens": R, "end": 31, "sampling": Sampling(method="distinct"),
+        "grammar": GRAMMAR,
+    }  # fmt: skip
+    plain = ListSearch(CFG, one_device(), **options)(params, unstacked(params), *asked)
+    mesh = make_mesh(2, 1, 1, devices=jax.devices()[:2])
+    spread = jax.device_put(params, param_shardings(CFG, mesh))
+    flash = dataclasses.replace(CFG, attention="splash")
+    whole = ListSearch(flash, mesh, **options)(spread, unstacked(spread), *asked)
+    np.testing.assert_array_equal(plain.tokens, whole.tokens)
+    np.testing.assert_allclose(plain.logps, whole.logps, atol=1e-4)
 
 
 def test_settings_without_sense_are_refused():

@@ -1,6 +1,7 @@
 """Our training step beside PyTorch's doing the same work: same weights, data, type and threads.
 
     python -m benchmarks.train                                  # a small model on the CPU
+    python -m benchmarks.train --size 135m --lora 16 --prompts 1700 --batch 4 --tasks sft
     python -m benchmarks.train --size 1b --prompts 2048 6144 --batch 4 --remat full   # on a GPU
     python -m benchmarks.train --size 8b --lora 16 --prompts 8192 --batch 1 --remat full --alone
 
@@ -29,11 +30,13 @@ TASKS = {"sft": 1, "dpo": 2, "group": 8}
 
 SIZES = {
     "small": (4096, 256, 4, 4, 2, 64, 768),
+    "135m": (49152, 576, 30, 9, 3, 64, 1536),
     "1b": (128256, 2048, 16, 32, 8, 64, 8192),
     "3b": (128256, 3072, 28, 24, 8, 128, 8192),
     "8b": (128256, 4096, 32, 32, 8, 128, 14336),
 }
-"""Vocabulary, width, layers, heads, key/value heads, head size, MLP: Llama 3's, and a small one."""
+"""Vocabulary, width, layers, heads, key/value heads, head size, MLP: a small model, SmolLM2's, and
+Llama 3's."""
 
 
 def options() -> argparse.Namespace:
@@ -47,6 +50,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="steps a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="by the device where empty"
+    )
     parser.add_argument("--lora", type=int, default=0, help="rank; trains adapters, ours alone")
     parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--trl", action="store_true", help="TRL's DPOTrainer as well")
@@ -67,7 +73,7 @@ def main() -> None:
 
     vocab, width, layers, heads, kv_heads, head_size, mlp = SIZES[args.size]
     gpu = jax.devices()[0].platform == "gpu"
-    dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    dtype = args.dtype or ("float32" if jax.devices()[0].platform == "cpu" else "bfloat16")
     alone = args.alone or args.lora > 0
     numerics = {"dtype": dtype, "remat": args.remat, "unroll": 1 if gpu else layers}
     with tempfile.TemporaryDirectory() as scratch:

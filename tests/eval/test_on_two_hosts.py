@@ -25,6 +25,7 @@ from dynarag_jax.prompts import PromptConfig
 from dynarag_jax.retrieval.labels import RELEVANCE
 from dynarag_jax.rewards.combine import RewardWeights
 from dynarag_jax.rewards.judge import JudgeConfig
+from dynarag_jax.rewards.scorer import BertScoreConfig
 from dynarag_jax.sampling.answer_server import GeneratorConfig
 from dynarag_jax.sampling.reason_server import ReasonConfig
 from dynarag_jax.sampling.sampler import Sampling
@@ -73,6 +74,10 @@ MORE = """
     "rollout": SampleRollouts(
         model=model, questions="asked.jsonl", samples=3, batch=8, answers=True,
         sampling=Sampling(method="distinct"), reward=RewardWeights(likelihood=1.0),
+    ),
+    "similar": SampleRollouts(
+        model=model, questions="asked.jsonl", samples=2, batch=8,
+        reward=RewardWeights(bertscore=1.0), bertscore=BertScoreConfig({scorer!r}, layer=1),
     ),
     "reference": Reference(
         model=model, policy=model, questions="asked.jsonl", batch=8, answers=True,
@@ -143,6 +148,8 @@ def test_two_processes_do_every_stage_as_one(place, model, scorer, mesh):
     ended(start([written(model, "two", stages, mesh, scorer=str(scorer))], 2))
     one, two = (contents(place / "runs" / name) for name in ("one", "two"))
     assert len(two["rollout/rollouts.jsonl"]) == 11 and len(two["pairs/lists.jsonl"]) > 0
+    written_lists = [t for r in two["similar/rollouts.jsonl"] for t in r["trajectories"]]
+    assert len({t["terms"]["bertscore"] for t in written_lists}) > 3
     # Which of two lists is better would be up to rounding where they are as good; none are here.
     for rollout in one["rollout/rollouts.jsonl"]:
         rewards = sorted({trajectory["reward"] for trajectory in rollout["trajectories"]})

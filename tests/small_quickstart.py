@@ -21,7 +21,7 @@ STAGES = """
 --lists.steps 1 --lists.reranker.batch 8
 --reading.steps 1 --reading.reranker.batch 8 --reading.generator.batch 8
 --sft.steps 2 --sft.reranker.batch 8 --sft.generator.batch 8
---rollout.limit 16 --rollout.batch 16
+--rollout.limit 16 --rollout.batch 16 --rollout.reward.set_f1 1.0
 --feedback.steps 2 --feedback.reranker.batch 8 --feedback.generator.batch 8
 --evaluate.top_k 1 2 --evaluate.batch 16 --evaluate.examples 2
 """.split()

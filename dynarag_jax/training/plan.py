@@ -241,11 +241,15 @@ def _activations(
         gathered = a * matrices // tensor if kernel == "cudnn" else 0
     head = a * vocab * d if apart else 0
     if apart and lora is None:
-        # Cut, its gradient is made whole a part at a time, of which one is sent meanwhile.
+        # Cut, its gradient is made whole a part at a time, of which one is sent meanwhile; and one
+        # more where the data axis adds them up, too.
         cut = axis_size("embed", mesh) > 1
-        head += 4 * min(vocab * d, 2 * GRADIENT if cut else vocab * d)
-    # Scores come before the layers' gradients have a place, which the compiler of TPUs knows.
-    early = gradients if kernel == "splash" else 0
+        chunks = 3 if mesh.shape["data"] > 1 else 2
+        head += 4 * min(vocab * d, chunks * GRADIENT if cut else vocab * d)
+    # Scores come before the layers' gradients have a place, which the compiler of TPUs knows; that
+    # of the vocabulary's weights comes with them.
+    own = 4 * vocab * d // axis_size("embed", mesh) if lora is None else 0
+    early = gradients - own if kernel == "splash" else 0
     return kept, offloaded, max(layer + gathered, scores + head - early)
 
 

@@ -65,8 +65,8 @@ def test_seeds_share_stages_and_differ_in_what_is_trained(tmp_path, monkeypatch,
     monkeypatch.setattr(
         sys, "argv",
         ["seeds", str(config), "--seeds", "0", "1", "--directory", str(tmp_path), "--at-once", "2",
-         "--shared", "facts", "retrieve", "clean", "pretrain", "reading", "label",
-         "--", *STAGES, *WORLD, "--rollout.reward.set_f1", "1"],
+         "--shared", "facts", "retrieve", "clean", "pretrain", "lists", "reading", "label",
+         "--", *STAGES, *WORLD],
     )  # fmt: skip
     seeds.main()
     assert (tmp_path / "0" / "reading").is_symlink()

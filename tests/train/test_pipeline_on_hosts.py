@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from tests.hosts import ROOT, assert_alike, contents, ended, start
 from tests.small_quickstart import STAGES, WORLD, needs_encoder
 
-SMALL = [*WORLD, *STAGES, "--rollout.reward.set_f1", "1.0"]
+SMALL = [*WORLD, *STAGES]
 
 FINGERPRINTS = ("policy", "reference", "sha256")
 """Of weights, which differ in the last digits."""

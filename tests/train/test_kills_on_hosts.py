@@ -70,7 +70,9 @@ def test_killed_twenty_times_in_two_processes_the_run_ends_as_if_nothing_was(tmp
                 shutil.rmtree(disturbed / name)
             continue
         which = rng.choice([[0], [1], [0, 1]])
-        codes = kill_in(disturbed, left[0], rng.uniform(0, 1.2) * seconds[left[0]], which)
+        # Later, the oftener it was killed: a machine may be slower by now.
+        delay = rng.uniform(0, 1.2) * seconds[left[0]] * (1 + hit[left[0]] / 2)
+        codes = kill_in(disturbed, left[0], delay, which)
         if codes == [0, 0]:
             continue  # it was faster
         kills += 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.products import matmul
 
 Params = Mapping[str, Any]
+
+SMALL, CACHED = 8 << 20, 3 << 20
+"""Bytes of scores: of all texts below which a CPU computes them together, and at a time else."""
 
 MODERN_FIELDS = ("family", "rope_base", "window_rope_base", "window", "windowed")
 """Fields that a BERT's configuration leaves alone."""
@@ -119,7 +123,28 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
     Gradients compute the weights anew from the log-sum-exp, as flash attention does (arXiv
     2205.14135): no [T, T] array is kept between the passes.
     """
-    return _attended(q, k, v, visible)[0]
+    return _attend_forward(q, k, v, visible)[0]
+
+
+def _by_texts(run: Callable[..., Any], q: jax.Array, k: jax.Array, *others: jax.Array) -> Any:
+    """``run`` over all texts; on a CPU so many at a time as its cache holds the scores of.
+
+    Passes over scores of all texts wait for the memory there: gradients take twice as long. In
+    float32, since XLA widens all of an array to take a part of it.
+    """
+    texts, heads, rows, _ = q.shape
+    each = 4 * heads * rows * k.shape[2]
+    if Platform.here().name != "cpu" or texts * each < SMALL:
+        return run(q, k, *others)
+    some = max(n for n in range(1, max(1, CACHED // each) + 1) if texts % n == 0)
+    widened = (x.astype(_wide(x)) if x.dtype != bool else x for x in (q, k, *others))
+    parts = [x.reshape(texts // some, some, *x.shape[1:]) for x in widened]
+    made = jax.lax.map(lambda part: run(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(texts, *x.shape[2:]), made)
+
+
+def _wide(x: jax.Array) -> Any:
+    return jnp.promote_types(jnp.float32, x.dtype)
 
 
 def _attended(
@@ -139,15 +164,21 @@ def _attended(
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array
 ) -> tuple[jax.Array, Any]:
-    values, sums = _attended(q, k, v, visible)
+    values, sums = _by_texts(_attended, q, k, v, visible)
+    values = values.astype(v.dtype)
     return values, (q, k, v, visible, values, sums)
 
 
-def _attend_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    visible, sums = kept[3], kept[5]
-    dtypes = [x.dtype for x in kept[:3]]
-    wide = jnp.promote_types(jnp.float32, g.dtype)
-    q, k, v, values, g = (x.astype(wide) for x in (*kept[:3], kept[4], g))
+def _gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    values: jax.Array,
+    sums: jax.Array,
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v, values, g = (x.astype(_wide(g)) for x in (q, k, v, values, g))
     scale = q.shape[-1] ** -0.5
     scores = jnp.matmul(q * scale, k.transpose(0, 1, 3, 2))
     weights = jnp.where(visible, jnp.exp(scores - sums), 0)
@@ -155,8 +186,12 @@ def _attend_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax
     # What the softmax takes off is the same for all keys of a query.
     off = (values * g).sum(axis=-1, keepdims=True)
     ds = weights * (jnp.matmul(g, v.transpose(0, 1, 3, 2)) - off)
-    dq, dk = jnp.matmul(ds, k) * scale, jnp.matmul(ds.transpose(0, 1, 3, 2), q) * scale
-    dq, dk, dv = (x.astype(t) for x, t in zip((dq, dk, dv), dtypes, strict=True))
+    return jnp.matmul(ds, k) * scale, jnp.matmul(ds.transpose(0, 1, 3, 2), q) * scale, dv
+
+
+def _attend_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    made = _by_texts(_gradients, *kept, g)
+    dq, dk, dv = (x.astype(of.dtype) for x, of in zip(made, kept, strict=False))
     return dq, dk, dv, None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynarag_jax.models import encoder
+from dynarag_jax.models import encoder, encoder_parts
 from dynarag_jax.models.encoder_layout import (
     TrainedEncoder,
     begin_encoder,
@@ -242,3 +243,30 @@ def test_no_gradient_runs_through_frozen_layers():
     # The last layer stands by itself: the loops are those of the others, forward and backward.
     assert loops(loss, params) == 2
     assert loops(lambda own: loss(whole_encoder(BERT, trained, own, params)), own) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 9], ids=["one mask a text", "a mask a position"])
+def test_texts_a_few_at_a_time_attend_as_all_together(monkeypatch, dtype, rows):
+    """On a CPU: values and gradients, and nothing of all texts' scores is left in the program."""
+    key = jax.random.split(jax.random.key(0), 5)
+    q, k, v, g = (jax.random.normal(one, (6, 2, 9, 4), dtype) for one in key[:4])
+    visible = jax.random.bernoulli(key[4], 0.6, (6, 1, rows, 9)) | jnp.eye(9, dtype=bool)[:rows]
+
+    monkeypatch.setattr(encoder_parts, "SMALL", 0)
+    monkeypatch.setattr(encoder_parts, "CACHED", 4 * 2 * rows * 9 * 2)
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+        scores = jnp.where(visible, q @ k.swapaxes(-1, -2) / 2, -jnp.inf)
+        return jax.nn.softmax(scores) @ v
+
+    def both(attending: Any, *x: jax.Array) -> Any:
+        values, back = jax.vjp(lambda *x: attending(*x, visible), *x)
+        return values, *back(g.astype(values.dtype))
+
+    assert "6,2,9,9" not in str(jax.make_jaxpr(functools.partial(both, attend))(q, k, v))
+    expected = both(plain, *(x.astype(jnp.float32) for x in (q, k, v)))
+    for ours, other in zip(both(attend, q, k, v), expected, strict=True):
+        assert ours.dtype == dtype
+        rounding = 1e-5 if dtype == "float32" else 0.03
+        np.testing.assert_allclose(np.asarray(ours, np.float32), other, atol=rounding)

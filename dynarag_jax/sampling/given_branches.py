@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -59,7 +59,12 @@ class GivenBranches:
         return min(self._batch // self._team.count, rows * here)
 
     def logps(
-        self, examples: Sequence[Example], lengths: Sequence[int], branches: int, longest: int
+        self,
+        examples: Sequence[Example],
+        lengths: Sequence[int],
+        branches: int,
+        longest: int,
+        scored: Callable[[int], None] = lambda count: None,
     ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities by token of every example's branches.
 
@@ -67,6 +72,7 @@ class GivenBranches:
           lengths: padded prompt lengths to choose from, ascending.
           branches: the most of one example.
           longest: the most tokens of a branch.
+          scored: hears how many more examples are done.
         """
         results: list[list[tuple[float, ...]]] = [[] for _ in examples]
         padding = Example("", [0], ([self._policy.spelling.end],), supervised=())
@@ -94,4 +100,5 @@ class GivenBranches:
                         tuple(values[row, at, : len(branch)].tolist())
                         for at, branch in enumerate(examples[i].branches)
                     ]
+                scored(len(group))
         return results

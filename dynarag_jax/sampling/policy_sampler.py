@@ -77,6 +77,8 @@ class PolicySampler:
         self.team = ProcessTeam(policy.mesh)
         self.heard: Callable[[], None] = lambda: None
         """called for every list or answer as it is written"""
+        self.scored: Callable[[int], None] = lambda count: None
+        """called with how many more prompts have their given branches' log-probabilities"""
         self.maker = ExampleMaker(
             policy.tokenizer, policy.spelling, prompts, positions=policy.cfg.positions,
             strict=policy.cfg.strict_positions,
@@ -369,7 +371,7 @@ class PolicySampler:
             )
         longest = self.policy.spelling.longest(self.prompts.max_list)
         lengths = buckets(self.prompts.rerank_tokens, between=True)
-        return self._given.logps(examples, lengths, branches, longest)
+        return self._given.logps(examples, lengths, branches, longest, self.scored)
 
     def answer_logps(
         self,
@@ -389,4 +391,5 @@ class PolicySampler:
             for question, context, given in zip(questions, contexts, answers, strict=True)
         ]
         lengths = buckets(self.prompts.answer_prompt_tokens, between=True)
-        return self._given.logps(examples, lengths, branches, self.prompts.answer_tokens)
+        longest = self.prompts.answer_tokens
+        return self._given.logps(examples, lengths, branches, longest, self.scored)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,7 @@ from dynarag_jax.data.reading import read_valid_questions
 from dynarag_jax.errors import InputError
 from dynarag_jax.exchange.encoder_policies import is_encoder_policy
 from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.progress import Progress
 from dynarag_jax.parts import SharedRows
 from dynarag_jax.policy.model import load_policy
 from dynarag_jax.processes import ProcessTeam
@@ -173,6 +176,7 @@ def run(context: Context, stage: SampleRollouts) -> None:
         generator = stack.enter_context(generator_of(context, stage.generator, sampler))
         bar = stack.enter_context(context.progress(len(questions), context.stage))
         bar.start_at(sum(q.id in done for q in questions), len(questions))
+        show_work(bar, sampler, reference)
         for result in roll_out(
             sampler, reference, source, stage.samples, scorer, stage.answers, generator,
             stage.credit,
@@ -195,6 +199,19 @@ def run(context: Context, stage: SampleRollouts) -> None:
     order = [*(r.id for r in rejects), *(q.id for q in questions)]
     if left_out := aside.finish(order, always=False):
         context.log(f"set aside {left_out} questions: see {aside.path}")
+
+
+def show_work(bar: Progress, *samplers: PolicySampler) -> None:
+    """Show what was written and scored so far: rollouts come in batches, minutes apart."""
+    work = Counter[str]()
+
+    def more(kind: str, count: int) -> None:
+        work[kind] += count
+        bar.update(0, **work)
+
+    for sampler in samplers:
+        sampler.heard = partial(more, "written", 1)
+        sampler.scored = partial(more, "scored")
 
 
 def questions_of(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from dynarag_jax.exchange.tokenizers import load_tokenizer
 from dynarag_jax.files import read_json, read_jsonl
 from dynarag_jax.launch.context import Context
 from dynarag_jax.launch.program import run_stage
+from dynarag_jax.launch.progress import Progress
 from dynarag_jax.prompts import answer_tokens
 from dynarag_jax.records import question_to_json
 from dynarag_jax.rewards.combine import RewardWeights
@@ -34,7 +36,7 @@ from dynarag_jax.sampling.policy_sampler import PolicySampler
 from dynarag_jax.sampling.rollouts import sample_rollouts
 from dynarag_jax.sampling.sampler import Sampling
 from dynarag_jax.stages import rollout
-from dynarag_jax.stages.rollout import SampleRollouts
+from dynarag_jax.stages.rollout import SampleRollouts, show_work
 from tests.hosts import joined
 from tests.local_server import JsonHandler, serving
 
@@ -395,6 +397,25 @@ def test_likelihood_of_the_references_as_reward_equals_the_writers_own_log_proba
     assert all(t.missing == ("likelihood",) for t in other.trajectories)
     again = json.loads(json.dumps(rollout_to_json(other)))
     assert rollout_from_json(again, "x") == other
+
+
+def test_what_is_written_and_scored_is_shown_before_a_batch_of_rollouts_is_done(
+    capsys, tiny_policy, question
+):
+    sampler = PolicySampler(*tiny_policy, 4, 0)
+    bar = Progress(4, "rollout", every=0.0)
+    show_work(bar, sampler)
+    sample_rollouts(
+        sampler, sampler, [question(name) for name in "abcd"], Sampling(), 3,
+        RewardWeights(em=1.0, passages=0, likelihood=1.0),
+    )  # fmt: skip
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("[rollout] 0/4") for line in lines)
+    # Four times three lists and their answers, equal ones once; a likelihood for each.
+    said = [dict(re.findall(r"(written|scored) (\d+)", line)) for line in lines]
+    assert int(said[-1]["written"]) > 4 and int(said[-1]["scored"]) >= 4
+    assert any(int(one.get("written", 0)) < int(said[-1]["written"]) for one in said)
 
 
 @pytest.mark.slow  # a rollout more

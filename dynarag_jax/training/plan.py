@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dynarag_jax.models import decoder
 from dynarag_jax.models.attention import BLOCK
 from dynarag_jax.models.config import DecoderConfig, Kernel
+from dynarag_jax.models.kernels import LANES
 from dynarag_jax.models.layout import trained_table
 from dynarag_jax.models.lora import LoraConfig
 from dynarag_jax.models.products import GRADIENT
@@ -179,7 +180,9 @@ def _activations(
         height = a * (6 * f + 6 * d + 2 * q + 2 * kv)
     elif flash:
         # That for TPUs keeps four arrays of each kind in the MLP's, as its peaks come out
-        # (docs/benchmarks.md), and has let go of the MLP's where it comes to attention.
+        # (docs/benchmarks.md), and has let go of the MLP's where it comes to attention. Heads are
+        # padded to its lanes there.
+        q, kv = (x // cfg.head_size * -(-cfg.head_size // LANES) * LANES for x in (q, kv))
         height = a * (4 * f + 4 * d + 4 * q + 4 * kv)
         if cfg.qk_norm:  # in float32, before and after
             height += 8 * (q + kv)

@@ -163,8 +163,8 @@ def test_a_config_fits_the_machines_that_it_names(
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_a_part_of_a_prompt_is_a_part_of_its_activations(remat):
-    # Heads as wide as a TPU's lanes: smaller ones are padded to them.
-    cfg = dataclasses.replace(CFG, remat=remat, positions=4096, head_size=128)
+    # Heads as wide as a TPU's lanes, to which smaller ones are padded, and the rest in proportion.
+    cfg = dataclasses.replace(CFG, remat=remat, positions=4096, head_size=128, width=512, mlp=1408)
     rows = [PaddedShape(batch=2, prompt=4096, branches=2, branch=8, prompt_loss=True)]
     whole, parts = (
         plan(cfg, rows, sizes, OptimizerConfig(), kernel="splash")

@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 LLAMA_CPP = """
 import json, sys, xllamacpp
@@ -39,7 +40,7 @@ def by_transformers(model: Path, prompts: Sequence[Sequence[int]], tokens: int) 
     import torch
     import transformers
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     texts = []
     for prompt in prompts:

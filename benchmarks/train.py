@@ -51,7 +51,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="by the device where empty"
+        "--dtype", choices=("float32", "bfloat16"), help="of ours alone; else by the device"
     )
     parser.add_argument("--lora", type=int, default=0, help="rank; trains adapters, ours alone")
     parser.add_argument("--alone", action="store_true", help="without the peers")
@@ -75,6 +75,8 @@ def main() -> None:
     gpu = jax.devices()[0].platform == "gpu"
     dtype = args.dtype or ("float32" if jax.devices()[0].platform == "cpu" else "bfloat16")
     alone = args.alone or args.lora > 0
+    if args.dtype and not alone:
+        raise SystemExit("--dtype is of our step: the peers compute in their own; add --alone")
     numerics = {"dtype": dtype, "remat": args.remat, "unroll": 1 if gpu else layers}
     with tempfile.TemporaryDirectory() as scratch:
         if alone:

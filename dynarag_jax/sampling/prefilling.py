@@ -119,7 +119,7 @@ def read_prompts(
     f, p = trunk.shape
     if not computes_whole(cfg, chunk):
         hidden, made = decoding.prefill(cfg, params, trunk, lengths, min(chunk or CHUNK, p))
-        return hidden, TrunkCache(*map(_apart, made))
+        return hidden, TrunkCache(*map(apart, made))
     empty = empty_trunks(cfg, f, p)
     pinned = TrunkCache(*(tuple(constrain(x, *AXES["trunk"]) for x in part) for part in empty))
     shards = batch_shards(mesh)
@@ -134,7 +134,8 @@ def empty_trunks(cfg: DecoderConfig, slots: int, length: int) -> TrunkCache:
     return TrunkCache(*(tuple(jnp.zeros(x, cfg.dtype) for _ in range(cfg.layers)) for x in (k, v)))
 
 
-def _apart(stacked: jax.Array) -> tuple[jax.Array, ...]:
+def apart(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    """The layers of a stacked cache, each by itself."""
     return tuple(stacked[i] for i in range(len(stacked)))
 
 
@@ -164,4 +165,4 @@ def put_rows(old: Any, new: Any, into: jax.Array) -> Any:
 
 def put_trunks(old: tuple[jax.Array, ...], stacked: jax.Array, into: jax.Array) -> Any:
     """``put_rows`` of stacked trunks into caches of a layer each."""
-    return put_rows(old, _apart(stacked), into)
+    return put_rows(old, apart(stacked), into)

@@ -23,6 +23,7 @@ from dynarag_jax.policy import grammar as grammars
 from dynarag_jax.policy import thoughts
 from dynarag_jax.policy.grammar import Grammar, GrammarState
 from dynarag_jax.sampling.choice import Sampling, Settings, choose
+from dynarag_jax.sampling.prefilling import apart
 from dynarag_jax.sharding import named
 
 __all__ = ["Samples", "Sampling", "make_sampler", "sample"]
@@ -288,9 +289,11 @@ def sample(
     )
     hidden, cache = decoding.prefill(cfg, params, trunk, jnp.maximum(lengths, 1), min(p, CHUNK))
     rows = first_tokens(cfg, params, hidden, rows, mode, grammar)
-    layers = range(cfg.layers)
-    cache = TrunkCache(tuple(cache.k[i] for i in layers), tuple(cache.v[i] for i in layers))
-    slots = Slots(cache, decoding.empty_branch_cache(cfg, b, branches, max_tokens), rows)
+    slots = Slots(
+        TrunkCache(*map(apart, cache)),
+        decoding.empty_branch_cache(cfg, b, branches, max_tokens),
+        rows,
+    )
     rows = decode(cfg, params, slots, mode, grammar, b, max_tokens).rows
     return Samples(rows.tokens, rows.written, rows.ended, rows.logps.sum(-1))
 

@@ -209,7 +209,11 @@ def attention_operations(
         * visible_keys(cfg, dataclasses.replace(rows, branch=1)) / cfg.layers
         for rows in streams.values()
     ]  # fmt: skip
-    each = sum(layer) / len(layer) / of
+    return kernel_operations(sum(layer) / len(layer) / of, kernels)
+
+
+def kernel_operations(layer: float, kernels: Mapping[str, float]) -> float:
+    """Operations of attention kernels, of which each run attends ``layer`` operations' worth."""
     # Splash attention's names say fwd, dkv and dq (which comes with dkv); cuDNN's, Backward or not.
     backward = sum(n for name, n in kernels.items() if "dkv" in name or "Backward" in name)
     forward = sum(
@@ -217,7 +221,7 @@ def attention_operations(
         for name, n in kernels.items()
         if "fwd" in name or (name.startswith("__cudnn$fmha") and "Backward" not in name)
     )
-    return each * (FORWARD * forward + BACKWARD * backward)
+    return layer * (FORWARD * forward + BACKWARD * backward)
 
 
 def report_lines(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ from dynarag_jax.launch.plan_compiled import (
     compile_report,
     devices_for,
     head_line,
+    kernel_operations,
     mesh_for,
     report_lines,
 )
@@ -286,7 +288,12 @@ def batch_work(shape: EncoderShape, rows: int, length: int) -> float:
         parameter_shapes(cfg)["layers"], is_leaf=lambda x: isinstance(x, tuple)
     )
     matrices = sum(n * i * o for n, i, o in (size for size in layers if len(size) == 3))
-    return rows * length * (2 * matrices + 4 * cfg.layers * cfg.width * length)
+    return rows * length * 2 * matrices + cfg.layers * layer_attention(shape, rows, length)
+
+
+def layer_attention(shape: EncoderShape, rows: int, length: int) -> float:
+    """Operations of one layer's attention on a batch, of every position over all."""
+    return 4 * rows * shape.config.width * length**2
 
 
 def _print_embedding(
@@ -310,6 +317,9 @@ def _print_embedding(
         return
     print(f"compiling for {topology.name} ...", flush=True)
     model = batch_work(shape, batch.rows, batch.length) / mesh.size
-    report = compile_report(lower_batch(shape, mesh, needs, batch), topology, model)
+    layer = layer_attention(shape, batch.rows, batch.length) / mesh.size
+    report = compile_report(
+        lower_batch(shape, mesh, needs, batch), topology, model, partial(kernel_operations, layer)
+    )
     print(f"embedding, {head_line(report, topology)}")
     print("\n".join(report_lines(report, topology, batch.weights, f"for {batch.rows} texts")))

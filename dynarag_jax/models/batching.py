@@ -180,7 +180,8 @@ class Batches:
     def _put_and_run(self, used: np.ndarray, padded: Sequence[np.ndarray]) -> jax.Array:
         by_rows = (named(self.mesh, ("batch", None)), named(self.mesh, ("batch",)))
         tokens, *others = (jax.device_put(column, by_rows[0]) for column in padded)
-        return self.run(tokens, jax.device_put(used, by_rows[1]), *others)
+        with jax.set_mesh(self.mesh):
+            return self.run(tokens, jax.device_put(used, by_rows[1]), *others)
 
     def through(self, columns: Sequence[Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (which texts, their results), in the order in which batches finish."""

@@ -26,6 +26,7 @@ from dynarag_jax.models.encoder_parts import (
     Params,
     attend,
     attend_across,
+    attend_texts,
     gelu,
     layer_norm,
     layer_stacks,
@@ -75,8 +76,10 @@ def count_parameters(cfg: EncoderConfig) -> int:
 
 
 class _Texts(NamedTuple):
-    """What every layer knows of a batch: which positions are visible [B, T], and the groups."""
+    """What every layer knows of a batch: lengths [B], which positions are visible [B, T], and the
+    groups."""
 
+    lengths: jax.Array
     visible: jax.Array
     there: jax.Array | None
 
@@ -105,8 +108,10 @@ def _attention(
     else:
         q, k, v = by_heads(_dense(w, "qkv", x), 3)
     visible = texts.visible[:, None, None]
-    if texts.there is None:
-        values = attend(q, k, v, visible)
+    if first_only and texts.there is None:
+        values = attend(q, k, v, visible)  # one query a text: no scores to speak of
+    elif texts.there is None:
+        values = attend_texts(q, k, v, visible, texts.lengths)
     else:
         values = attend_across(q, k, v, visible, texts.there, q)
     return values.transpose(0, 2, 1, 3).reshape(-1, d)
@@ -149,7 +154,7 @@ def _embedded(
     kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)
     x = jnp.take(params["tokens"], tokens, axis=0) + positions + kinds
     x = layer_norm(x, params["norm_scale"], params["norm_bias"], cfg.norm_eps)
-    return x.astype(cfg.dtype).reshape(b * t, cfg.width), _Texts(visible, there)
+    return x.astype(cfg.dtype).reshape(b * t, cfg.width), _Texts(lengths, visible, there)
 
 
 def _check_length(cfg: EncoderConfig, tokens: jax.Array) -> None:

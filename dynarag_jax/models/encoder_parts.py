@@ -9,7 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dynarag_jax.models.kernels import Platform
+from dynarag_jax.models.attention import Window
+from dynarag_jax.models.kernels import Platform, attend_within, choose_for_texts
 from dynarag_jax.models.products import matmul
 
 Params = Mapping[str, Any]
@@ -114,6 +115,32 @@ def over_layers(cfg: EncoderConfig, body: Any, x: jax.Array, xs: Any) -> jax.Arr
 def layer_stacks(layers: Any) -> list[Params]:
     """The layers as stacks, in order: one, or a tuple of several, of which some are frozen."""
     return list(layers) if isinstance(layers, tuple | list) else [layers]
+
+
+def attend_texts(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    lengths: jax.Array,
+    window: Window = None,
+    reach: int | None = None,
+) -> jax.Array:
+    """``attend``, or the platform's flash kernel where it is the better one.
+
+    Args:
+      q, k, v: [B, H, T, K]; visible: [B, 1, T or 1, T], what ``attend`` reads.
+      lengths, window, reach: the same as ``kernels.attend_within`` reads it.
+
+    Returns:
+      [B, H, T, K]; positions of padding hold finite values of no meaning.
+    """
+    size = q.shape[-1]
+    kernel = choose_for_texts(str(q.dtype), size, q.shape[2])
+    if kernel == "plain":
+        return attend(q, k, v, visible)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * size**-0.5, k, v))
+    return attend_within(q, k, v, lengths, window, kernel, reach).swapaxes(1, 2)
 
 
 @jax.custom_vjp

@@ -1,9 +1,12 @@
-"""The trunk's attention by the platform's flash kernel, where there is one that can compute it.
+"""Attention by the platform's flash kernel, where there is one that can compute it.
+
+Of a decoder's trunk, which is causal, and of encoders' texts, whose positions see both ways:
 
 - NVIDIA: cuDNN's, through ``jax.nn.dot_product_attention``: bfloat16, heads of up to 256 numbers
   (128 before Hopper), sliding windows, no soft cap.
 - TPU: splash attention (``jax.experimental.pallas.ops.tpu``): sliding windows and soft caps.
-- Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA.
+- Elsewhere, and where the kernel cannot: ``attention.trunk_attention``, blocks of queries by XLA;
+  of texts ``encoder_parts.attend``.
 
 Where a mesh cuts the trunk's positions, ``parts`` calls splash and the plain attention.
 
@@ -25,10 +28,13 @@ import numpy as np
 from dynarag_jax.errors import InputError
 from dynarag_jax.models.attention import ATTENDED, Window, trunk_attention
 from dynarag_jax.models.config import DecoderConfig, Kernel
-from dynarag_jax.sharding import context_mesh, position_order, spec
+from dynarag_jax.sharding import axis_size, context_mesh, position_order, spec
 
 LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
+SHORT = 256
+"""Padded texts below which XLA's own attention is the faster one on TPUs: one block of a kernel has
+no more to do there than to begin."""
 
 
 class KernelChoice(NamedTuple):
@@ -156,47 +162,122 @@ def attend(
     if kernel == "plain":
         return trunk_attention(q, k, v, lengths, window, cap)
     run: Any = _cudnn if kernel == "cudnn" else _splash
+    run = functools.partial(run, cap=cap)
+    return _on_each_device(run, q, k, v, lengths, window, reach, ("heads", "kv_heads"))
+
+
+def _on_each_device(
+    run: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: Window,
+    reach: int | None,
+    heads: tuple[str | None, str | None],
+) -> jax.Array:
+    """A kernel over each device's own rows and heads; it is opaque to the partitioner.
+
+    Args:
+      heads: logical axes of the queries' and of the keys' heads.
+    """
+    static = window is None or isinstance(window, int | np.integer)
 
     def here(q: Any, k: Any, v: Any, lengths: Any, window: Any) -> jax.Array:
-        if window is None or isinstance(window, int | np.integer):
-            return run(q, k, v, lengths, None if window is None else int(window), cap)
+        if static:
+            return run(q, k, v, lengths, None if window is None else int(window))
         # A kernel's window is part of its program: both are compiled, and the layer picks.
         return jax.lax.cond(
             window > (reach or 0),
-            lambda q, k, v, lengths: run(q, k, v, lengths, None, cap),
-            lambda q, k, v, lengths: run(q, k, v, lengths, reach, cap),
+            lambda q, k, v, lengths: run(q, k, v, lengths, None),
+            lambda q, k, v, lengths: run(q, k, v, lengths, reach),
             q, k, v, lengths,
         )  # fmt: skip
 
     if context_mesh() is None:
         return here(q, k, v, lengths, window)
-    # A kernel is opaque to the partitioner: every device calls it on its own rows and heads.
-    queries, keys = spec(("batch", None, "heads", None)), spec(("batch", None, "kv_heads", None))
-    static = window is None or isinstance(window, int | np.integer)
+    # Rows that the devices do not share evenly are computed by each.
+    rows = "batch" if len(lengths) % axis_size("batch") == 0 else None
+    queries, keys = (spec((rows, None, axis, None)) for axis in heads)
     call = jax.shard_map(
         functools.partial(here, window=window) if static else here,
-        in_specs=(queries, keys, keys, spec(("batch",)), *([] if static else [spec(())])),
+        in_specs=(queries, keys, keys, spec((rows,)), *([] if static else [spec(())])),
         out_specs=queries,
         check_vma=False,
     )
     return call(q, k, v, lengths, *([] if static else [window]))
 
 
+def choose_for_texts(
+    dtype: str, size: int, length: int, platform: Platform | None = None
+) -> Kernel:
+    """The kernel for attention within texts.
+
+    Args:
+      dtype: of what is attended; ``size``: numbers of a head; ``length``: of the padded texts.
+      platform: None is ``Platform.here()``.
+    """
+    platform = platform or Platform.here()
+    if platform.name == "tpu" and length >= SHORT:
+        return "splash"
+    most = 256 if platform.hopper else 128
+    if platform.name == "cuda" and dtype == "bfloat16" and size % 8 == 0 and size <= most:
+        return "cudnn"
+    return "plain"
+
+
+def attend_within(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: Window,
+    kernel: Kernel,
+    reach: int | None = None,
+) -> jax.Array:
+    """Attention of texts over themselves, both ways, by a kernel.
+
+    Args:
+      q, k, v: [B, T, H, K], q already scaled; lengths: [B].
+      window: positions seen to either side; else as of ``attend``.
+      kernel: of ``choose_for_texts``, and not ``plain``.
+
+    Returns:
+      [B, T, H, K]; positions at or beyond ``lengths`` hold finite values of no meaning.
+    """
+    run: Any = _cudnn if kernel == "cudnn" else _splash
+    run = functools.partial(run, cap=None, causal=False)
+    size = q.shape[-1]
+    if kernel == "splash" and size % 64:
+        q, k, v = (jnp.pad(x, [*[(0, 0)] * 3, (0, -size % 64)]) for x in (q, k, v))
+    return _on_each_device(run, q, k, v, lengths, window, reach, (None, None))[..., :size]
+
+
 def _cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, window: int | None, cap: Any
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    window: int | None,
+    cap: Any,
+    causal: bool = True,
 ) -> jax.Array:
     del cap  # refused by ``choose``
     lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
     real = (jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None]
     # What the kernel leaves in rows of padding is unspecified, in gradients, too: keep it out.
     q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
+    # It knows windows of causal attention only; a band for both sides is added to the scores.
+    at = jnp.arange(q.shape[1])
+    band = None if causal or window is None else abs(at[:, None] - at) <= window
     out = jax.nn.dot_product_attention(
         q, k, v,
+        mask=None if band is None else band[None, None],
         scale=1.0,
-        is_causal=True,
+        is_causal=causal,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
-        local_window_size=None if window is None else (window - 1, 0),
+        local_window_size=None if window is None or not causal else (window - 1, 0),
         implementation="cudnn",
     )  # fmt: skip
     return jnp.where(real, out, 0)
@@ -209,9 +290,10 @@ def _splash(
     lengths: jax.Array,
     window: int | None,
     cap: float | None,
+    causal: bool = True,
 ) -> jax.Array:
     padded = -(-q.shape[1] // LANES) * LANES
-    kernel = splash_tables(q.shape[2], padded, window, cap)
+    kernel = splash_tables(q.shape[2], padded, window, cap, causal=causal)
     return splash_call(kernel, q, k, v, jnp.arange(padded), lengths)
 
 
@@ -242,7 +324,12 @@ def splash_call(
 
 
 def splash_tables(
-    heads: int, length: int, window: int | None, cap: float | None, parts: int = 1
+    heads: int,
+    length: int,
+    window: int | None,
+    cap: float | None,
+    parts: int = 1,
+    causal: bool = True,
 ) -> Any:
     """Splash attention for prompts of a length, with the tables of its mask.
 
@@ -250,13 +337,21 @@ def splash_tables(
       heads, length: of the queries on one device, and of a whole prompt.
       parts: into how many positions are cut, in the order of ``sharding.position_order``; the
         tables are then those of every part, side by side.
+      causal: or both ways, where a window is to either side.
     """
-    return _splash_kernel(heads, length, window, cap, Platform.here().name != "tpu", parts)
+    interpret = Platform.here().name != "tpu"
+    return _splash_kernel(heads, length, window, cap, interpret, parts, causal)
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(
-    heads: int, length: int, window: int | None, cap: float | None, interpret: bool, parts: int
+    heads: int,
+    length: int,
+    window: int | None,
+    cap: float | None,
+    interpret: bool,
+    parts: int,
+    causal: bool,
 ) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -266,10 +361,11 @@ def _splash_kernel(
     at = np.pad(at, [(0, 0), (0, -at.shape[1] % LANES)], mode="edge")
     keys = -(-length // LANES) * LANES
     shape = (at.size, keys)
-    mask: Any = masks.CausalMask(shape)
+    mask: Any = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     if window is not None:
-        mask = masks.LocalMask(shape, (window - 1, 0), 0)
-    mask.q_sequence = at.reshape(-1).astype(np.int32)
+        mask = masks.LocalMask(shape, (window - 1, 0) if causal else (window, window), 0)
+    if causal or window is not None:
+        mask.q_sequence = at.reshape(-1).astype(np.int32)
     block, over = (
         next(size for size in (512, 256, LANES) if count % size == 0)
         for count in (at.shape[1], keys)

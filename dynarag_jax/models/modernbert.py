@@ -14,8 +14,8 @@ import numpy as np
 from dynarag_jax.models.encoder_parts import (
     EncoderConfig,
     Params,
-    attend,
     attend_across,
+    attend_texts,
     gelu,
     layer_norm,
     layer_stacks,
@@ -90,7 +90,8 @@ def encode(
         visible = (there[:, None] | jnp.eye(t, dtype=bool)) & (near | ~windowed)
         turned, keys = _rotate(q, rotation), _rotate(k, rotation)
         if across is None:
-            values = attend(turned, keys, v, visible[:, None])
+            window = jnp.where(windowed, cfg.window, t) if any(cfg.windowed) else None
+            values = attend_texts(turned, keys, v, visible[:, None], lengths, window, cfg.window)
         else:
             # No order, and no distance: the others' first positions are met without rotation,
             # and those of position 0 have none.

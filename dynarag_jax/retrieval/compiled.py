@@ -63,4 +63,5 @@ def lower_batch(
     places = named(mesh, ("batch", None)), named(mesh, ("batch",))
     params = laid_out(weights, named(mesh, ()))
     texts = laid_out((tokens, lengths), places)
-    return embed_batch.lower(cfg, shape.pooling, shape.normalize, params, *texts)
+    with jax.set_mesh(mesh):
+        return embed_batch.lower(cfg, shape.pooling, shape.normalize, params, *texts)

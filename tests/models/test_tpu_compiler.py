@@ -1,6 +1,6 @@
-"""A training step through the TPU's own compiler, which needs no TPU: libtpu describes one.
+"""A training step, and embedding, through the TPU's own compiler, which needs no TPU.
 
-Skipped where libtpu is not installed (``pip install libtpu``, the version that JAX's extra names).
+libtpu describes one. Skipped where libtpu is not installed (``pip install libtpu``, the version that JAX's extra names).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import pytest
 
 from dynarag_jax.compilers.topologies import describe, read_topology
+from dynarag_jax.exchange.encoders import EncoderShape
 from dynarag_jax.models import decoder, products
 from dynarag_jax.models.decoder import DecoderConfig
+from dynarag_jax.models.encoder import EncoderConfig
 from dynarag_jax.models.kernels import Platform
 from dynarag_jax.models.layout import param_shardings
 from dynarag_jax.policy.logprobs import token_logps
+from dynarag_jax.retrieval.compiled import EmbeddingNeeds, embedded_batch, lower_batch
 from dynarag_jax.rings import along, rings_of
 from dynarag_jax.sharding import make_mesh, named
 
@@ -60,6 +63,11 @@ def made(mesh, length=PROMPT, rows=ROWS, by_rings=True):
         text = (
             jax.jit(jax.grad(loss), out_shardings=place).lower(params, *batch).compile().as_text()
         )
+    return read(text)
+
+
+def read(text):
+    """Every array of a compiled program with splash attention: size, shape and operation."""
     assert "splash" in text
     found = re.findall(r"= \(?((?:f32|bf16)\[([\d,]+)\])\S* ([\w-]+)\(", text)
     return [(math.prod(map(int, sizes.split(","))), shape, name) for shape, sizes, name in found]
@@ -110,3 +118,14 @@ def test_gradients_are_scattered_along_the_rings_of_a_slice(chips):
     assert any(name.startswith("reduce-scatter") for _, _, name in arrays)
     whole = {rows * BRANCHES * BRANCH * CFG.vocab, rows * PROMPT * CFG.width}
     assert not whole & {size for size, _, _ in arrays}
+
+
+def test_embedding_on_tpus_makes_no_scores_of_all_pairs_of_positions(chips):
+    shape = EncoderShape(EncoderConfig(vocab=512, layers=2, positions=256), "mean", True, 256)
+    mesh, needs = make_mesh(devices=chips("2x2")), EmbeddingNeeds("", "bfloat16", 2048)
+    batch = embedded_batch(shape, mesh, needs, "tpu")
+    arrays = read(lower_batch(shape, mesh, needs, batch).compile().as_text())
+    each = batch.rows // 4  # texts of a chip
+    assert f"bf16[{each},12,256,64]" in {shape for _, shape, _ in arrays}
+    assert not {n * 12 * 256 * 256 for n in (each, batch.rows)} & {size for size, _, _ in arrays}
+    assert not [name for _, _, name in arrays if name.startswith("all-gather")]

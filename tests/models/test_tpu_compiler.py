@@ -1,6 +1,7 @@
 """A training step, and embedding, through the TPU's own compiler, which needs no TPU.
 
-libtpu describes one. Skipped where libtpu is not installed (``pip install libtpu``, the version that JAX's extra names).
+libtpu describes one. Skipped where it is not installed (``pip install libtpu``, the version that
+JAX's extra names).
 """
 
 from __future__ import annotations

@@ -33,6 +33,15 @@ from dynarag_jax.models.encoder_parts import (
     over_layers,
     product,
 )
+from dynarag_jax.models.packed import (
+    Packed,
+    Room,
+    attend_packed,
+    first_rows,
+    pack,
+    sources,
+    unpacked,
+)
 from dynarag_jax.models.products import add_bias, columns
 
 
@@ -76,12 +85,13 @@ def count_parameters(cfg: EncoderConfig) -> int:
 
 
 class _Texts(NamedTuple):
-    """What every layer knows of a batch: lengths [B], which positions are visible [B, T], and the
-    groups."""
+    """What every layer knows of a batch: lengths [B], which positions are visible [B, T], the
+    groups, and where texts lie that are not padded."""
 
     lengths: jax.Array
     visible: jax.Array
     there: jax.Array | None
+    packed: Packed | None = None
 
 
 def _dense(w: Params, name: str, x: jax.Array, some: slice = slice(None)) -> jax.Array:
@@ -92,7 +102,10 @@ def _dense(w: Params, name: str, x: jax.Array, some: slice = slice(None)) -> jax
 def _attention(
     cfg: EncoderConfig, w: Params, x: jax.Array, texts: _Texts, first_only: bool
 ) -> jax.Array:
-    """Every position, or each text's first, over every visible one: [B T, D] -> [B T or B, D]."""
+    """Every position, or each text's first, over every visible one: [B T, D] -> [B T or B, D].
+
+    Of texts that are packed [R, D] stands for [B T, D].
+    """
     b, t = texts.visible.shape
     d = cfg.width
 
@@ -102,9 +115,11 @@ def _attention(
 
     # Plain matrix products over flattened positions: what XLA runs fastest on every platform.
     if first_only:
-        asking = x.reshape(b, t, d)[:, 0]
-        (q,) = by_heads(_dense(w, "qkv", asking, slice(d)), 1)
-        k, v = by_heads(_dense(w, "qkv", x, slice(d, None)), 2)
+        (q,) = by_heads(_dense(w, "qkv", _firsts(texts, x), slice(d)), 1)
+        others = _dense(w, "qkv", x, slice(d, None))
+        k, v = by_heads(others if texts.packed is None else unpacked(others, texts.packed, t), 2)
+    elif texts.packed is not None:
+        return attend_packed(_dense(w, "qkv", x), texts.packed, cfg.heads, t)
     else:
         q, k, v = by_heads(_dense(w, "qkv", x), 3)
     visible = texts.visible[:, None, None]
@@ -117,13 +132,20 @@ def _attention(
     return values.transpose(0, 2, 1, 3).reshape(-1, d)
 
 
+def _firsts(texts: _Texts, x: jax.Array) -> jax.Array:
+    """The first position of every text: [B, D]."""
+    if texts.packed is not None:
+        return first_rows(x, texts.packed)
+    return x.reshape(*texts.visible.shape, -1)[:, 0]
+
+
 def _layer(
     cfg: EncoderConfig, texts: _Texts, x: jax.Array, w: Params, first_only: bool = False
 ) -> jax.Array:
     """One layer over x [B T, D]; with ``first_only`` what it gives each text's first position."""
     attended = _dense(w, "output", _attention(cfg, w, x, texts, first_only))
     if first_only:
-        x = x.reshape(*texts.visible.shape, cfg.width)[:, 0]
+        x = _firsts(texts, x)
     x = layer_norm(x + attended, w["attention_norm_scale"], w["attention_norm_bias"], cfg.norm_eps)
     x = x + _dense(w, "down", gelu(_dense(w, "up", x)))
     return layer_norm(x, w["mlp_norm_scale"], w["mlp_norm_bias"], cfg.norm_eps)
@@ -145,16 +167,27 @@ def _embedded(
     lengths: jax.Array,
     types: jax.Array | None,
     there: jax.Array | None,
+    room: Room | None,
 ) -> tuple[jax.Array, _Texts]:
     """What the first layer reads [B T, D]; the arguments are those of ``encode``."""
-    b, t = tokens.shape
+    t = tokens.shape[1]
     # One key stays visible at least, so that an empty row of padding gives no NaN.
     visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
-    positions = params["positions"][cfg.first_position : cfg.first_position + t]
+    packed, positions = None, params["positions"][cfg.first_position : cfg.first_position + t]
+    if room is not None and there is None:
+        packed = pack(lengths.reshape(room.groups, -1))
+        places, within = sources(packed, room, t)
+        positions = jnp.take(positions, within, axis=0)
+
+        def of(x: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(x.reshape(room.groups, -1), places, axis=1)
+
+        tokens, types = of(tokens), None if types is None else of(types)
     kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)
     x = jnp.take(params["tokens"], tokens, axis=0) + positions + kinds
     x = layer_norm(x, params["norm_scale"], params["norm_bias"], cfg.norm_eps)
-    return x.astype(cfg.dtype).reshape(b * t, cfg.width), _Texts(lengths, visible, there)
+    texts = _Texts(lengths, visible, there, packed)
+    return x.astype(cfg.dtype).reshape(-1, cfg.width), texts
 
 
 def _check_length(cfg: EncoderConfig, tokens: jax.Array) -> None:
@@ -171,6 +204,7 @@ def encode(
     lengths: jax.Array,
     types: jax.Array | None = None,
     there: jax.Array | None = None,
+    room: Room | None = None,
 ) -> jax.Array:
     """Hidden states of the last layer.
 
@@ -180,6 +214,9 @@ def encode(
       types: int32 [B, T], the token types of a pair of texts; None is type 0 throughout.
       there: [G, N] bool where the B = G N texts are N of each of G groups whose texts see each
         other (``encoder_parts.attend_across``): the texts that exist. None leaves each by itself.
+      room: where texts are computed without the padding between them (``packed``): no group of
+        them has more word pieces. ModernBERT, and texts that see each other, are padded all the
+        same.
 
     Returns:
       [B, T, D] in ``cfg.dtype``; positions at or beyond ``lengths`` hold finite values of no
@@ -191,8 +228,10 @@ def encode(
     _check_length(cfg, tokens)
     if cfg.family == "modernbert":
         return modernbert.encode(cfg, params, tokens, lengths, there)
-    x, texts = _embedded(cfg, params, tokens, lengths, types, there)
+    x, texts = _embedded(cfg, params, tokens, lengths, types, there, room)
     x = _through(cfg, texts, x, layer_stacks(params["layers"]))
+    if texts.packed is not None:
+        x = unpacked(x, texts.packed, tokens.shape[1])
     return x.reshape(*tokens.shape, cfg.width)
 
 
@@ -203,6 +242,7 @@ def encode_first(
     lengths: jax.Array,
     types: jax.Array | None = None,
     there: jax.Array | None = None,
+    room: Room | None = None,
 ) -> jax.Array:
     """``encode(...)[:, 0]``, [B, D]: of the last layer only what the first positions need.
 
@@ -213,7 +253,7 @@ def encode_first(
     _check_length(cfg, tokens)
     if cfg.family == "modernbert":
         return modernbert.encode(cfg, params, tokens, lengths, there)[:, 0]
-    x, texts = _embedded(cfg, params, tokens, lengths, types, there)
+    x, texts = _embedded(cfg, params, tokens, lengths, types, there, room)
     *stacks, last = layer_stacks(last_apart(cfg, params)["layers"])
     x = _through(cfg, texts, x, stacks)
     return _layer(cfg, texts, x, jax.tree.map(lambda p: p[0], last), first_only=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dynarag_jax.models.encoder import encode, encode_first, head_scores
 from dynarag_jax.models.encoder_parts import EncoderConfig, Params
+from dynarag_jax.models.packed import Room
 
 PairPooling = Literal["first", "mean"]
 
@@ -25,12 +26,15 @@ class PairBatch(NamedTuple):
       lengths: [B, N], word pieces of each pair.
       types: [B, N, T], token types.
       second: [B, N], where the passage begins in each pair.
+      room: for the word pieces of one question, where they are computed without padding: as many as
+        its pairs have with all that is ever put into them (``pairs_with_chosen``).
     """
 
     tokens: jax.Array
     lengths: jax.Array
     types: jax.Array
     second: jax.Array
+    room: Room | None = None
 
 
 def pair_vectors(
@@ -60,6 +64,7 @@ def pair_vectors(
         lengths,
         pairs.types.reshape(b * n, t),
         pairs.lengths > 0 if interaction else None,
+        None if pairs.room is None else pairs.room.times(b),
     )
     if pooling == "mean":
         hidden = encode(*whole).astype(jnp.float32)
@@ -138,6 +143,7 @@ def pairs_with_chosen(pairs: PairBatch, chosen: jax.Array, pieces: int, most: in
         lengths.reshape(b * m, n),
         types.reshape(b * m, n, width),
         second.reshape(b * m, n),
+        pairs.room,
     )
 
 

@@ -105,6 +105,9 @@ class ListShape:
     """whether steps have rewards, be they 0"""
     states: bool = False
     """whether an example is a state, with what may follow, in place of whole lists"""
+    room: int = 0
+    """word pieces of a question with what is chosen, where pairs are computed without padding;
+    0 pads"""
 
 
 def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:
@@ -115,7 +118,7 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
     """
     b, n, r = len(examples), shape.lists, shape.steps
     batch = ListBatch(
-        _candidates(examples, candidates, shape.pieces),
+        _candidates(examples, candidates, shape),
         np.zeros((b, n, r), np.int32),
         np.zeros((b, n), np.int32),
         supervised=np.zeros((b, n), np.float32),
@@ -170,10 +173,10 @@ def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates:
     return batch
 
 
-def _candidates(examples: Sequence[ListExample], n: int, t: int) -> CandidateBatch:
+def _candidates(examples: Sequence[ListExample], n: int, shape: ListShape) -> CandidateBatch:
     pairs = [example.pairs for example in examples]
     if all(example.vectors is None for example in examples):
-        return collate_pairs(pairs, n, t)
+        return collate_pairs(pairs, n, shape.pieces, shape.room)
     kept = []
     for example in examples:
         assert example.vectors is not None and example.scores is not None

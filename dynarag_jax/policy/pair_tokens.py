@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from dynarag_jax.errors import InputError
 from dynarag_jax.files import fingerprint
 from dynarag_jax.models.list_head import RETRIEVER
+from dynarag_jax.models.packed import Room
 from dynarag_jax.models.pairs import PairBatch
 from dynarag_jax.policy.encoder_policy import CandidateBatch
 from dynarag_jax.records import Question, passage_text
@@ -58,6 +59,17 @@ class QuestionPairs:
     def longest(self) -> int:
         """Word pieces of the longest pair."""
         return max((len(row) for row in self.tokens), default=0)
+
+    def word_pieces(self, chosen: Sequence[int], pieces: int, most: int) -> int:
+        """Word pieces of all pairs with what is put into each (``pairs.pairs_with_chosen``).
+
+        Args:
+          chosen: candidates, from 1; ``pieces``: of each of them; ``most``: of a pair.
+        """
+        lengths = np.array([len(row) for row in self.tokens])
+        at = np.array(chosen, np.int64) - 1
+        added = (np.clip(lengths[at] - 1 - self.second[at], 0, pieces) + 1).sum()
+        return int(np.minimum(lengths + added, most).sum())
 
     def of(self, places: Sequence[int]) -> QuestionPairs:
         """The pairs at these places, from 0, in this order; features are those among all."""
@@ -168,8 +180,13 @@ def padded_pieces(longest: int, most: int) -> int:
     return min(-(-max(longest, 1) // PIECES) * PIECES, most)
 
 
-def collate_pairs(questions: Sequence[QuestionPairs], n: int, t: int) -> CandidateBatch:
+def collate_pairs(
+    questions: Sequence[QuestionPairs], n: int, t: int, room: int = 0
+) -> CandidateBatch:
     """Questions as one batch of NumPy arrays, padded to ``n`` candidates of ``t`` word pieces.
+
+    ``room`` computes them without that padding: no question has more word pieces, with what is
+    chosen. 0 is with it.
 
     Raises:
       InputError: a question has more candidates, or a longer pair.
@@ -195,5 +212,5 @@ def collate_pairs(questions: Sequence[QuestionPairs], n: int, t: int) -> Candida
         second[i, : one.count] = one.second
         retriever[i, : one.count] = one.retriever
         where[i, : one.count] = True
-    pairs: Any = (tokens, lengths, types, second)
-    return CandidateBatch(PairBatch(*pairs), None, None, where, retriever)
+    pairs = PairBatch(tokens, lengths, types, second, Room(1, room) if room else None)
+    return CandidateBatch(pairs, None, None, where, retriever)

@@ -111,28 +111,57 @@ def begin_encoder_policy(
 class ListInput:
     """The input of every step of a run: this process's rows, on the mesh.
 
-    Batches hold questions of like numbers of candidates, padded to one of a few.
+    Batches hold questions of like numbers of candidates, padded to one of a few; on a CPU questions
+    of like numbers of word pieces, whose pairs are computed without padding (``models.packed``).
     """
 
     def __init__(
-        self, stage: Train, sources: Sequence[ExampleSource], mesh: Mesh, seed: int, steps: int
+        self,
+        stage: Train,
+        cfg: EncoderPolicyConfig,
+        sources: Sequence[ExampleSource],
+        mesh: Mesh,
+        seed: int,
+        steps: int,
     ):
-        self._sources, self._mesh = sources, mesh
+        self._sources, self._mesh, self._cfg = sources, mesh, cfg
+        self._on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._packs = (
+            self._on_cpu
+            and stage.encoder.trained.part != "frozen"
+            and cfg.encoder.family == "bert"
+            and not cfg.interaction
+        )
         self._mixtures = {s.name: s.mixture(seed) for s in sources}
-        most = {s.name: _most(s) for s in sources}
+        self._most = {s.name: _most(s) for s in sources}
         streams = {
             s.name: BucketedStream(
                 self._mixtures[s.name].size,
                 s.stream.batch,
-                most[s.name] * _GRAIN,
+                self._limit(s),
                 lambda position, s=s: self._length(s, position),
             )
             for s in sources
         }
         self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
 
+    def _limit(self, source: ExampleSource) -> int:
+        most = self._most[source.name]
+        if not self._packs:
+            return most * _GRAIN
+        cfg = self._cfg
+        inserted = (source.shape.steps - 1) * (cfg.reencode + 1) if cfg.reencode else 0
+        return most * min(cfg.pieces + inserted, cfg.encoder.positions)
+
     def _length(self, source: ExampleSource, position: int) -> int:
-        return source.example(self._mixtures[source.name].at(position)).pairs.count * _GRAIN
+        example: ListExample = source.example(self._mixtures[source.name].at(position))
+        if not self._packs:
+            return example.pairs.count * _GRAIN
+        cfg = self._cfg
+        lists = example.lists if cfg.reencode else ((),)
+        return max(
+            example.pairs.word_pieces(one, cfg.reencode, cfg.encoder.positions) for one in lists
+        )
 
     def __call__(self, step: int) -> tuple[dict[str, ListBatch], list[str]]:
         """A step's batches, and the ids of this process's records in them."""
@@ -144,8 +173,9 @@ class ListInput:
                 source.example(self._mixtures[name].at(int(positions[row])))
                 for row in process_rows(self._mesh, source.stream.batch)
             ]
-            count = -(-self.buckets.lengths[name][bucket] // _GRAIN)
-            shape = self._shape(source, positions)
+            length = self.buckets.lengths[name][bucket]
+            count = self._most[name] if self._packs else -(-length // _GRAIN)
+            shape = replace(self._shape(source, positions), room=length if self._packs else 0)
             batch = collate_lists(examples, shape, count)
             batches[name] = place_rows(self._mesh, batch)
             ids += [e.id for e in examples]
@@ -154,9 +184,10 @@ class ListInput:
     def _shape(self, source: ExampleSource, positions: np.ndarray) -> ListShape:
         """The batch's shape, alike in all processes: pairs of states only as long as these want.
 
-        An accelerator pads them all to the longest, which costs it less than compiling for more.
+        Packed they cost nothing longer, and an accelerator pads them all to the longest, which
+        costs it less than compiling for more.
         """
-        if not source.shape.states or self._mesh.devices.flat[0].platform != "cpu":
+        if not source.shape.states or not self._on_cpu or self._packs:
             return source.shape
         mixture = self._mixtures[source.name]
         rows = (source.example(mixture.at(int(p))) for p in positions)
@@ -218,7 +249,7 @@ def train_encoder_policy(
         seed,
         skip_nonfinite=stage.nonfinite == "skip",
     )
-    data = ListInput(stage, sources, mesh, seed, steps)
+    data = ListInput(stage, cfg, sources, mesh, seed, steps)
 
     state = fit_stage(stage, state, step, data, steps, checkpoints, directory, watch)
     params = state.params

@@ -6,6 +6,7 @@ The state holds the list head and what of the encoder is trained; the rest is gi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -21,6 +22,7 @@ from dynarag_jax.models.encoder_layout import (
     whole_encoder,
 )
 from dynarag_jax.models.list_head import list_head_table
+from dynarag_jax.models.pairs import pairs_with_chosen
 from dynarag_jax.objectives.terms import LossInputs, Objectives
 from dynarag_jax.policy.encoder_model import policy_shardings
 from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig, chance_of, list_logps
@@ -84,16 +86,26 @@ def list_masks(batch: ListBatch) -> LossInputs:
     )
 
 
-def list_figures(batches: Mapping[str, ListBatch]) -> dict[str, jax.Array]:
+def list_figures(
+    cfg: EncoderPolicyConfig, batches: Mapping[str, ListBatch]
+) -> dict[str, jax.Array]:
     """What a step's batches hold: as ``meter.batch_figures``; pairs that lost word pieces."""
     figures = {}
     for name, batch in batches.items():
-        where = batch.candidates.where
-        pairs = batch.candidates.pairs
-        real = where.sum() if pairs is None else pairs.lengths.sum()
+        where, pairs = batch.candidates.where, batch.candidates.pairs
+        if pairs is None:
+            real, positions = where.sum(), where.size
+        else:
+            # States are read with what they hold.
+            if batch.following is not None and batch.branches.shape[-1] > 1:
+                chosen = batch.branches[..., :-1]
+                pairs = pairs_with_chosen(pairs, chosen, cfg.reencode, cfg.encoder.positions)
+            room = pairs.room
+            real = pairs.lengths.sum()
+            positions = pairs.tokens.size if room is None else len(where) * room.positions
         figures |= {
             f"{name}/tokens": real.astype(jnp.float32),
-            f"{name}/positions": jnp.float32(where.size if pairs is None else pairs.tokens.size),
+            f"{name}/positions": jnp.float32(positions),
             f"{name}/dropped_ids": batch.dropped_ids.sum().astype(jnp.float32),
             f"{name}/dropped_pair_ends": batch.cut.sum().astype(jnp.float32),
         }
@@ -216,7 +228,7 @@ def make_encoder_step(
         accumulate=accumulate,
         seed=seed,
         skip_nonfinite=skip_nonfinite,
-        describe=list_figures,
+        describe=partial(list_figures, cfg),
     )
     rest_layout = policy_shardings(cfg, mesh)["encoder"] if rest else None
     jitted = jax.jit(

@@ -23,6 +23,7 @@ from dynarag_jax.models.list_head import (
     remember,
     step_scores,
 )
+from dynarag_jax.models.packed import Room
 from dynarag_jax.models.pairs import PairBatch, pairs_with_chosen
 from dynarag_jax.objectives.terms import (
     Dpo,
@@ -200,8 +201,8 @@ def padded(candidates, more):
         if x is None:
             return None
         if name == "pairs":
-            full = [jnp.pad(a, [(0, 0), (0, more)] + [(0, 0)] * (a.ndim - 2)) for a in x]
-            return PairBatch(*full)
+            wide = [(0, 0), (0, more)]
+            return jax.tree.map(lambda a: jnp.pad(a, wide + [(0, 0)] * (a.ndim - 2)), x)
         fill = False if x.dtype == bool else 7.0
         return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
@@ -217,6 +218,32 @@ def test_padding_changes_nothing(cfg):
     np.testing.assert_allclose(wide.steps[..., :3], plain.steps, atol=2e-5)
     np.testing.assert_array_equal(wide.steps[..., 3:], 0)
     np.testing.assert_allclose(wide.first[:, :4], plain.first, atol=2e-5)
+
+
+@pytest.mark.parametrize("cfg", [SOME, VECTORS], ids=["reread", "by itself"])
+def test_pairs_without_padding_between_them_change_nothing(cfg):
+    """Neither lists, of which each step reads again what was chosen, nor gradients."""
+    rng = np.random.default_rng(3)
+    pairs = pairs_of(rng, 2, 5, missing=1)
+    where = pairs.lengths > 0
+    retriever = jnp.asarray(rng.normal(size=(2, 5, 3)), jnp.float32)
+    lists = jnp.asarray([[[1, 3, 0], [2, 0, 0]], [[4, 0, 0], [0, 0, 0]]])
+    lengths = jnp.asarray([[3, 2], [2, 1]])
+    # All pairs of a question with two passages put into each.
+    most = int(pairs.lengths.sum(1).max()) + 4 * 2 * (cfg.reencode + 1)
+
+    def total(params, room):
+        read = CandidateBatch(pairs._replace(room=room), None, None, where, retriever)
+        found = list_logps(cfg, params, read, lists, lengths)
+        return found.steps.sum() + (found.first * where).sum(), found.steps
+
+    params = params_of(cfg)
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+    (_, plain), gradients = run(params, None)
+    (_, ours), own = run(params, Room(1, most))
+    np.testing.assert_allclose(ours, plain, atol=1e-4)
+    for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1, np.abs(other).max()))
 
 
 @VARIANTS

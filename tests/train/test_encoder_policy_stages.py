@@ -29,6 +29,7 @@ from dynarag_jax.models.config import DecoderConfig
 from dynarag_jax.models.encoder_layout import TrainedEncoder
 from dynarag_jax.models.encoder_parts import EncoderConfig
 from dynarag_jax.models.list_head import ListHeadConfig
+from dynarag_jax.models.pairs import pairs_with_chosen
 from dynarag_jax.objectives.terms import Dpo, ListNet, Objectives, PromptNll, Rloo, SetNll, TokenNll
 from dynarag_jax.policy.encoder_model import load_encoder_policy
 from dynarag_jax.policy.encoder_policy import EncoderPolicyConfig
@@ -323,11 +324,21 @@ def test_states_are_as_long_and_in_such_orders_as_chance_says(ran):
     # Pearson's statistic on two degrees of freedom: beyond 13.8 once in a thousand seeds.
     assert sum((drawn[k] - 200) ** 2 / 200 for k in expected) < 13.8
     assert source.make(3, 2) == source.make(3, 2)
-    # A batch has room for as many as its own states chose.
+    # A batch has room for its word pieces with what was chosen; no padding is computed beside it.
     one = replace(source, stream=replace(source.stream, batch=1))
-    data = ListInput(stage, [one], make_mesh(devices=jax.devices()[:1]), 0, 20)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    data = ListInput(stage, cfg, [one], mesh, 0, 20)
     for step in range(20):
         batch = data(step)[0]["reranker"]
+        chosen = batch.branches[..., :-1]
+        assert chosen.shape[-1] == 2
+        read = pairs_with_chosen(batch.candidates.pairs, chosen, 3, 512)
+        assert int(read.lengths.sum()) <= read.room.positions < read.tokens.size
+    # Candidates that see each other are padded: to as many as the batch's own states chose.
+    data = ListInput(stage, replace(cfg, interaction=True), [one], mesh, 0, 20)
+    for step in range(20):
+        batch = data(step)[0]["reranker"]
+        assert batch.candidates.pairs.room is None
         assert batch.branches.shape[-1] - 1 == int((batch.branches > 0).sum())
     whole = replace(stage, reranker=before.reranker)
     assert behavior_lists(whole, cfg, questions, maker).make(0, 0).lists == ((a, b),)

@@ -4,11 +4,12 @@
     python -m benchmarks.encoder_training configs/encoder_mixed.py --steps 16 \
         --sft.model.dtype float32
 
-Steps of the config's ``sft`` stage, on one device, whose questions must stand (``dynarag run CONFIG
---only`` all stages up to ``label``), evenly spread over its run: each step's examples once as a CPU
-computes them, and once padded to the longest pair, in turn, after both were compiled. Further
-options are the config's. Prints Markdown: examples (questions, or states of them) and word pieces a
-second, the share of padding, and how much faster the first is, with the range over the steps.
+Steps of the config's ``sft`` stage on one CPU, evenly spread over its run, as they are computed
+there and as they would be with padding (in batches of like numbers of candidates, each to the room
+that its own states want), in turn, after both were compiled. Its questions must stand (``dynarag
+run CONFIG --only`` all stages up to ``label``); further options are the config's. Prints Markdown:
+examples (questions, or states of them) and word pieces a second over all of the steps, the share
+of padding, programs, and seconds a step with their range.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import numpy as np
 from dynarag_jax.data.reading import read_questions
 from dynarag_jax.evaluation.tables import markdown
 from dynarag_jax.launch.context import Context
+from dynarag_jax.launch.exit_codes import guard
 from dynarag_jax.launch.options import load_config
-from dynarag_jax.policy.list_batches import ListBatch
 from dynarag_jax.sharding import make_mesh
 from dynarag_jax.training.encoder_run import ListInput, begin_encoder_policy
 from dynarag_jax.training.encoder_step import init_encoder_state, make_encoder_step
@@ -31,23 +32,6 @@ from dynarag_jax.training.list_examples import behavior_lists
 from dynarag_jax.training.optimizer import make_optimizer
 from dynarag_jax.training.sources import total_steps
 from dynarag_jax.training.update import StreamLoss
-
-
-def padded(batch: ListBatch) -> ListBatch:
-    """The same examples with no more candidates than any has, padded to the longest pair."""
-    candidates = batch.candidates
-    most = int(np.asarray(candidates.where).sum(1).max())
-    assert candidates.pairs is not None
-    cut = jax.tree.map(lambda x: x[:, :most], candidates.pairs._replace(room=None))
-    candidates = candidates._replace(
-        pairs=cut, where=candidates.where[:, :most], retriever=candidates.retriever[:, :most]
-    )
-    following = batch.following
-    return batch._replace(
-        candidates=candidates,
-        relevance=batch.relevance[:, :most],
-        following=None if following is None else following[:, : most + 1],
-    )
 
 
 def options() -> tuple[argparse.Namespace, list[str]]:
@@ -66,44 +50,49 @@ def main() -> None:
     start = begin_encoder_policy(stage, context.model(stage.init), mesh, seed, print)
     questions = read_questions(context.path(stage.questions))
     source = behavior_lists(stage, start.cfg, questions, start.pair_maker(), seed=seed)
-    steps = total_steps(stage, [source])
-    data = ListInput(stage, start.cfg, [source], mesh, seed, steps)
+    steps, name = total_steps(stage, [source]), source.name
+    inputs = {
+        pairs: ListInput(stage, start.cfg, [source], mesh, seed, steps, packs=packs)
+        for pairs, packs in (("packed", None), ("padded", False))
+    }
+    if not inputs["packed"].packs:
+        raise SystemExit("error: these pairs are padded in any case (ListInput says where)")
     optimizer = make_optimizer(stage.optimizer, steps)
     trained = stage.encoder.trained
-    losses = {source.name: StreamLoss(source.stream.objectives, source.stream.weight)}
     update = make_encoder_step(
-        start.cfg, trained, mesh, optimizer, start.params["encoder"], losses, stage.accumulate
-    )
+        start.cfg, trained, mesh, optimizer, start.params["encoder"],
+        {name: StreamLoss(source.stream.objectives, source.stream.weight)}, stage.accumulate,
+    )  # fmt: skip
     state = init_encoder_state(start.cfg, trained, mesh, optimizer, start.params, seed)
-    seconds, pieces = {"packed": [], "padded": []}, {"packed": [], "padded": []}
-    shares = {"packed": [], "padded": []}
-    for at in np.linspace(0, steps, args.steps, endpoint=False).astype(int):
-        batch = data(int(at))[0][source.name]
-        for name, one in (("packed", batch), ("padded", padded(batch))):
-            for timed in (False, True):
-                began = time.perf_counter()
-                state, figures = update(state, {source.name: one})
-                jax.block_until_ready(state)
-                if timed:
-                    seconds[name].append(time.perf_counter() - began)
-                    pieces[name].append(float(figures[f"{source.name}/tokens"]))
-                    shares[name].append(float(figures[f"{source.name}/positions"]))
-        print(f"step {at}: {seconds['packed'][-1]:.2f} s, {seconds['padded'][-1]:.2f} s padded")
-    data.buckets.close()
-    rows = []
-    for name in seconds:
-        took, read = sum(seconds[name]), sum(pieces[name])
+    at = [int(step) for step in np.linspace(0, steps, args.steps, endpoint=False)]
+    # All batches first: nothing is tokenized while steps are timed.
+    batches = {pairs: [data(step)[0] for step in at] for pairs, data in inputs.items()}
+    seconds, pieces, positions = ({pairs: [] for pairs in inputs} for _ in range(3))
+    compiled = dict.fromkeys(inputs, 0)
+    for i, step in enumerate(at):
+        for pairs, own in batches.items():
+            before = update.jitted._cache_size()
+            state, _ = jax.block_until_ready(update(state, own[i]))
+            compiled[pairs] += update.jitted._cache_size() - before
+            began = time.perf_counter()
+            state, figures = jax.block_until_ready(update(state, own[i]))
+            seconds[pairs].append(time.perf_counter() - began)
+            pieces[pairs].append(float(figures[f"{name}/tokens"]))
+            positions[pairs].append(float(figures[f"{name}/positions"]))
+        print(f"step {step}: " + ", ".join(f"{s[-1]:.2f} s {p}" for p, s in seconds.items()))
+    rows, rates = [], {}
+    for pairs, each in seconds.items():
+        rates[pairs] = sum(pieces[pairs]) / sum(each)
+        low, high = np.quantile(each, (0.1, 0.9))
         rows.append([
-            name, f"{source.stream.batch * args.steps / took:.2f}", f"{read / took:,.0f}",
-            f"{1 - read / sum(shares[name]):.0%}",
+            pairs, f"{source.stream.batch * len(at) / sum(each):.2f}", f"{rates[pairs]:,.0f}",
+            f"{1 - sum(pieces[pairs]) / sum(positions[pairs]):.0%}", str(compiled[pairs]),
+            f"{np.median(each):.2f} ({low:.2f} to {high:.2f})",
         ])  # fmt: skip
-    print(markdown(("pairs", "examples a second", "word pieces a second", "padding"), rows))
-    ratio = np.array(seconds["padded"]) / np.array(seconds["packed"])
-    low, high = np.quantile(ratio, (0.1, 0.9))
-    print(
-        f"\npadded / packed: {np.median(ratio):.2f}, 10 % to 90 % of steps {low:.2f} to {high:.2f}"
-    )
+    head = ("pairs", "examples a second", "word pieces a second", "padding", "programs", "s a step")
+    print(markdown(head, rows))
+    print(f"\nword pieces a second, packed / padded: {rates['packed'] / rates['padded']:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guard(main))

@@ -215,8 +215,11 @@ def encode(
       there: [G, N] bool where the B = G N texts are N of each of G groups whose texts see each
         other (``encoder_parts.attend_across``): the texts that exist. None leaves each by itself.
       room: where texts are computed without the padding between them (``packed``): no group of
-        them has more word pieces. ModernBERT, and texts that see each other, are padded all the
-        same.
+        them may have more word pieces, or they overwrite each other. ModernBERT, and texts that
+        see each other, are padded all the same.
+
+    Over several TPUs or GPUs, trace it under ``jax.set_mesh`` of a mesh that ``sharding`` made:
+    there each calls the flash kernel on its own texts.
 
     Returns:
       [B, T, D] in ``cfg.dtype``; positions at or beyond ``lengths`` hold finite values of no

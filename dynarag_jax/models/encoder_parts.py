@@ -130,13 +130,14 @@ def attend_texts(
 
     Args:
       q, k, v: [B, H, T, K]; visible: [B, 1, T or 1, T], what ``attend`` reads.
-      lengths, window, reach: the same as ``kernels.attend_within`` reads it.
+      lengths, window, reach: the same as ``kernels.attend_within`` reads it; ``reach`` is None
+        where no layer has a window.
 
     Returns:
       [B, H, T, K]; positions of padding hold finite values of no meaning.
     """
     size = q.shape[-1]
-    kernel = choose_for_texts(str(q.dtype), size, q.shape[2])
+    kernel = choose_for_texts(str(q.dtype), size, q.shape[2], reach is not None)
     if kernel == "plain":
         return attend(q, k, v, visible)
     q, k, v = (x.swapaxes(1, 2) for x in (q * size**-0.5, k, v))

@@ -33,8 +33,8 @@ from dynarag_jax.sharding import axis_size, context_mesh, position_order, spec
 LANES = 128
 """Positions are padded to a multiple of this for splash attention."""
 SHORT = 256
-"""Padded texts below which XLA's own attention is the faster one on TPUs: one block of a kernel has
-no more to do there than to begin."""
+"""Shorter padded texts are attended by XLA on TPUs, where their scores are few beside what the
+layers' products move: the compiler finds both bound by compute."""
 
 
 class KernelChoice(NamedTuple):
@@ -179,7 +179,8 @@ def _on_each_device(
     """A kernel over each device's own rows and heads; it is opaque to the partitioner.
 
     Args:
-      heads: logical axes of the queries' and of the keys' heads.
+      heads: logical axes of the queries' and of the keys' heads; None where every device that has
+        the rows computes all of them.
     """
     static = window is None or isinstance(window, int | np.integer)
 
@@ -209,21 +210,21 @@ def _on_each_device(
 
 
 def choose_for_texts(
-    dtype: str, size: int, length: int, platform: Platform | None = None
+    dtype: str, size: int, length: int, windows: bool, platform: Platform | None = None
 ) -> Kernel:
     """The kernel for attention within texts.
 
     Args:
       dtype: of what is attended; ``size``: numbers of a head; ``length``: of the padded texts.
+      windows: whether some layers see so far only to either side, which cuDNN does not know but of
+        causal attention.
       platform: None is ``Platform.here()``.
     """
     platform = platform or Platform.here()
     if platform.name == "tpu" and length >= SHORT:
         return "splash"
-    most = 256 if platform.hopper else 128
-    if platform.name == "cuda" and dtype == "bfloat16" and size % 8 == 0 and size <= most:
-        return "cudnn"
-    return "plain"
+    cudnn = dtype == "bfloat16" and size % 8 == 0 and size <= 128 and not windows
+    return "cudnn" if platform.name == "cuda" and cudnn else "plain"
 
 
 def attend_within(
@@ -239,7 +240,7 @@ def attend_within(
 
     Args:
       q, k, v: [B, T, H, K], q already scaled; lengths: [B].
-      window: positions seen to either side; else as of ``attend``.
+      window: positions seen to either side, None for cuDNN; else as of ``attend``.
       kernel: of ``choose_for_texts``, and not ``plain``.
 
     Returns:
@@ -247,10 +248,14 @@ def attend_within(
     """
     run: Any = _cudnn if kernel == "cudnn" else _splash
     run = functools.partial(run, cap=None, causal=False)
-    size = q.shape[-1]
-    if kernel == "splash" and size % 64:
-        q, k, v = (jnp.pad(x, [*[(0, 0)] * 3, (0, -size % 64)]) for x in (q, k, v))
-    return _on_each_device(run, q, k, v, lengths, window, reach, (None, None))[..., :size]
+    _, length, _, size = q.shape
+    # cuDNN has no gradients of odd lengths, and splash no heads of other sizes.
+    more = (-length % 2, 0) if kernel == "cudnn" else (0, -size % 64)
+    if any(more):
+        wide = [(0, 0), (0, more[0]), (0, 0), (0, more[1])]
+        q, k, v = (jnp.pad(x, wide) for x in (q, k, v))
+    out = _on_each_device(run, q, k, v, lengths, window, reach, (None, None))
+    return out[:, :length, :, :size]
 
 
 def _cudnn(
@@ -267,17 +272,13 @@ def _cudnn(
     real = (jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None]
     # What the kernel leaves in rows of padding is unspecified, in gradients, too: keep it out.
     q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
-    # It knows windows of causal attention only; a band for both sides is added to the scores.
-    at = jnp.arange(q.shape[1])
-    band = None if causal or window is None else abs(at[:, None] - at) <= window
     out = jax.nn.dot_product_attention(
         q, k, v,
-        mask=None if band is None else band[None, None],
         scale=1.0,
         is_causal=causal,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
-        local_window_size=None if window is None or not causal else (window - 1, 0),
+        local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )  # fmt: skip
     return jnp.where(real, out, 0)

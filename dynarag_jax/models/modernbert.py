@@ -90,8 +90,12 @@ def encode(
         visible = (there[:, None] | jnp.eye(t, dtype=bool)) & (near | ~windowed)
         turned, keys = _rotate(q, rotation), _rotate(k, rotation)
         if across is None:
-            window = jnp.where(windowed, cfg.window, t) if any(cfg.windowed) else None
-            values = attend_texts(turned, keys, v, visible[:, None], lengths, window, cfg.window)
+            window, reach = None, cfg.window if any(cfg.windowed) else None
+            if isinstance(windowed, np.bool_):  # layers are written out
+                window = reach if windowed else None
+            elif reach is not None:
+                window = jnp.where(windowed, reach, t)
+            values = attend_texts(turned, keys, v, visible[:, None], lengths, window, reach)
         else:
             # No order, and no distance: the others' first positions are met without rotation,
             # and those of position 0 have none.

@@ -13,7 +13,7 @@ text, D model width, H heads, K head size, C any width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,10 +33,6 @@ class Room:
 
     groups: int
     positions: int
-
-    def times(self, count: int) -> Room:
-        """The same for so many times as many groups."""
-        return replace(self, groups=self.groups * count)
 
 
 class Packed(NamedTuple):

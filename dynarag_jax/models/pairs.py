@@ -26,8 +26,8 @@ class PairBatch(NamedTuple):
       lengths: [B, N], word pieces of each pair.
       types: [B, N, T], token types.
       second: [B, N], where the passage begins in each pair.
-      room: for the word pieces of one question, where they are computed without padding: as many as
-        its pairs have with all that is ever put into them (``pairs_with_chosen``).
+      room: for the word pieces of one question, where they are computed without padding: no fewer
+        than its pairs have with all that is ever put into them (``pairs_with_chosen``).
     """
 
     tokens: jax.Array
@@ -64,7 +64,7 @@ def pair_vectors(
         lengths,
         pairs.types.reshape(b * n, t),
         pairs.lengths > 0 if interaction else None,
-        None if pairs.room is None else pairs.room.times(b),
+        None if pairs.room is None else Room(b, min(pairs.room.positions, n * t)),
     )
     if pooling == "mean":
         hidden = encode(*whole).astype(jnp.float32)

@@ -106,8 +106,8 @@ class ListShape:
     states: bool = False
     """whether an example is a state, with what may follow, in place of whole lists"""
     room: int = 0
-    """word pieces of a question with what is chosen, where pairs are computed without padding;
-    0 pads"""
+    """for the word pieces of a question with what is chosen, where pairs are computed without
+    padding; 0: they are padded"""
 
 
 def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:

@@ -64,10 +64,10 @@ class QuestionPairs:
         """Word pieces of all pairs with what is put into each (``pairs.pairs_with_chosen``).
 
         Args:
-          chosen: candidates, from 1; ``pieces``: of each of them; ``most``: of a pair.
+          chosen: candidates, from 1; others are left out. ``pieces``: of each; ``most``: of a pair.
         """
         lengths = np.array([len(row) for row in self.tokens])
-        at = np.array(chosen, np.int64) - 1
+        at = np.array([i - 1 for i in chosen if 0 < i <= len(lengths)], np.int64)
         added = (np.clip(lengths[at] - 1 - self.second[at], 0, pieces) + 1).sum()
         return int(np.minimum(lengths + added, most).sum())
 
@@ -205,6 +205,8 @@ def collate_pairs(
                 f"a question of {one.count} candidates and pairs of {one.longest} word pieces does "
                 f"not fit a batch of {n} and {t}"
             )
+        if room and (pieces := one.word_pieces((), 0, t)) > room:
+            raise InputError(f"a question of {pieces} word pieces does not fit a room of {room}")
         for j, (row, kind) in enumerate(zip(one.tokens, one.types, strict=True)):
             tokens[i, j, : len(row)] = row
             types[i, j, : len(row)] = kind

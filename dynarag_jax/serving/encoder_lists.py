@@ -77,7 +77,9 @@ class EncoderPolicyLists:
         tokens = np.zeros((1, most + 1, most + 1), np.int32)
         for step in range(len(chosen) + 1):
             tokens[0, step, :step] = chosen[:step]
-        logps = np.asarray(self._steps(self._sampler.policy.params, candidates, tokens))[0]
+        policy = self._sampler.policy
+        with jax.set_mesh(policy.mesh):
+            logps = np.asarray(self._steps(policy.params, candidates, tokens))[0]
         steps, total = [], 0.0
         for own, taken in zip(logps, (*chosen, STOP), strict=False):
             left = {int(i): float(own[i]) for i in np.flatnonzero(np.isfinite(own))}

@@ -112,6 +112,8 @@ class LengthBuckets:
     With one bucket, steps read positions in order and prompts are padded to the limit. With more,
     the examples of a window of steps are sorted by length and dealt to its steps, which keep a
     random order; a step's bucket is the least that holds its longest prompts in every stream.
+    ``mixed`` sorts them by their bucket alone, so that a batch's examples are of one padded length
+    and otherwise as they come.
 
     Every process comes to the same answer: each measures its part of a window's examples, and they
     tell each other the lengths. A window is measured in a thread while the one before is read.
@@ -120,13 +122,22 @@ class LengthBuckets:
       lengths: per stream, its padded lengths by bucket.
     """
 
-    def __init__(self, streams: Mapping[str, BucketedStream], buckets: int, seed: int, last: int):
+    def __init__(
+        self,
+        streams: Mapping[str, BucketedStream],
+        buckets: int,
+        seed: int,
+        last: int,
+        mixed: bool = False,
+    ):
         """Args:
         streams: the streams.
         buckets: padded lengths of each; 1 pads everything to the limits.
         last: no step from here on is asked for.
+        mixed: see above; for lengths that say something of what is to be learned.
         """
         self._streams, self._seed, self._last = dict(streams), seed, last
+        self._mixed = mixed
         self._plans: dict[tuple[str, int], Future[dict[int, tuple[np.ndarray, int]]]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -190,7 +201,8 @@ class LengthBuckets:
         lengths = np.zeros(len(positions), np.int64)
         for i, part in enumerate(processes.gather(f"lengths/{name}/{steps.start}", own.tobytes())):
             lengths[i::count] = np.frombuffer(part, np.int64)
-        by_length = np.argsort(lengths, kind="stable").reshape(len(steps), stream.batch)
+        sizes = np.searchsorted(self.lengths[name], lengths) if self._mixed else lengths
+        by_length = np.argsort(sizes, kind="stable").reshape(len(steps), stream.batch)
         ranked = sorted(steps, key=lambda step: _rank(self._seed, step))
         return {
             step: (positions[rows], int(lengths[rows].max()))

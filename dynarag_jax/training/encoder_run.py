@@ -34,7 +34,7 @@ from dynarag_jax.policy.list_batches import (
     collate_lists,
     place_rows,
 )
-from dynarag_jax.policy.pair_tokens import PairMaker
+from dynarag_jax.policy.pair_tokens import PairMaker, padded_count
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Train
@@ -111,8 +111,12 @@ def begin_encoder_policy(
 class ListInput:
     """The input of every step of a run: this process's rows, on the mesh.
 
-    Batches hold questions of like numbers of candidates, padded to one of a few; on a CPU questions
-    of like numbers of word pieces, whose pairs are computed without padding (``models.packed``).
+    Batches hold questions of like numbers of candidates, padded to one of a few. On a CPU, and
+    where ``models.packed`` can, they hold questions of like numbers of word pieces, whose pairs are
+    computed without padding; with one length (``lengths``) all are padded.
+
+    Attributes:
+      packs: whether pairs are computed without padding.
     """
 
     def __init__(
@@ -123,11 +127,17 @@ class ListInput:
         mesh: Mesh,
         seed: int,
         steps: int,
+        packs: bool | None = None,
     ):
+        """Args:
+        packs: False pads all pairs; None is as above.
+        """
         self._sources, self._mesh, self._cfg = sources, mesh, cfg
         self._on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self._packs = (
-            self._on_cpu
+        self.packs = (
+            packs is not False
+            and self._on_cpu
+            and stage.lengths > 1
             and stage.encoder.trained.part != "frozen"
             and cfg.encoder.family == "bert"
             and not cfg.interaction
@@ -143,19 +153,22 @@ class ListInput:
             )
             for s in sources
         }
-        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
+        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps, mixed=self.packs)
 
     def _limit(self, source: ExampleSource) -> int:
         most = self._most[source.name]
-        if not self._packs:
+        if not self.packs:
             return most * _GRAIN
         cfg = self._cfg
         inserted = (source.shape.steps - 1) * (cfg.reencode + 1) if cfg.reencode else 0
         return most * min(cfg.pieces + inserted, cfg.encoder.positions)
 
+    def _example(self, source: ExampleSource, position: int) -> ListExample:
+        return source.example(self._mixtures[source.name].at(position))
+
     def _length(self, source: ExampleSource, position: int) -> int:
-        example: ListExample = source.example(self._mixtures[source.name].at(position))
-        if not self._packs:
+        example = self._example(source, position)
+        if not self.packs:
             return example.pairs.count * _GRAIN
         cfg = self._cfg
         lists = example.lists if cfg.reencode else ((),)
@@ -169,13 +182,16 @@ class ListInput:
         for source in self._sources:
             name = source.name
             positions = self.buckets.positions(name, step)
-            examples: list[ListExample] = [
-                source.example(self._mixtures[name].at(int(positions[row])))
+            examples = [
+                self._example(source, int(positions[row]))
                 for row in process_rows(self._mesh, source.stream.batch)
             ]
             length = self.buckets.lengths[name][bucket]
-            count = self._most[name] if self._packs else -(-length // _GRAIN)
-            shape = replace(self._shape(source, positions), room=length if self._packs else 0)
+            shape, count = self._shape(source, positions), -(-length // _GRAIN)
+            if self.packs:
+                shape = replace(shape, room=length)
+                shown = max(self._example(source, int(p)).pairs.count for p in positions)
+                count = min(padded_count(shown, coarse=True), self._most[name])
             batch = collate_lists(examples, shape, count)
             batches[name] = place_rows(self._mesh, batch)
             ids += [e.id for e in examples]
@@ -184,14 +200,12 @@ class ListInput:
     def _shape(self, source: ExampleSource, positions: np.ndarray) -> ListShape:
         """The batch's shape, alike in all processes: pairs of states only as long as these want.
 
-        Packed they cost nothing longer, and an accelerator pads them all to the longest, which
-        costs it less than compiling for more.
+        Packed pairs cost no more in a wider array, and an accelerator pads them all to the longest,
+        which costs it less than compiling for more.
         """
-        if not source.shape.states or not self._on_cpu or self._packs:
+        if not source.shape.states or not self._on_cpu or self.packs:
             return source.shape
-        mixture = self._mixtures[source.name]
-        rows = (source.example(mixture.at(int(p))) for p in positions)
-        longest = max(len(row.lists[0]) for row in rows)
+        longest = max(len(self._example(source, int(p)).lists[0]) for p in positions)
         # To 0, 1, 2, 4, ...: each is compiled for itself.
         longest = 1 << (longest - 1).bit_length() if longest else 0
         return replace(source.shape, steps=min(longest + 1, source.shape.steps))

@@ -100,9 +100,9 @@ def list_figures(
             if batch.following is not None and batch.branches.shape[-1] > 1:
                 chosen = batch.branches[..., :-1]
                 pairs = pairs_with_chosen(pairs, chosen, cfg.reencode, cfg.encoder.positions)
-            room = pairs.room
-            real = pairs.lengths.sum()
-            positions = pairs.tokens.size if room is None else len(where) * room.positions
+            real, positions = pairs.lengths.sum(), pairs.tokens.size
+            if pairs.room is not None:
+                positions = min(positions, len(where) * pairs.room.positions)
         figures |= {
             f"{name}/tokens": real.astype(jnp.float32),
             f"{name}/positions": jnp.float32(positions),

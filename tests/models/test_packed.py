@@ -12,6 +12,7 @@ import pytest
 from dynarag_jax.models import encoder
 from dynarag_jax.models.encoder import EncoderConfig, init_params
 from dynarag_jax.models.packed import Room
+from dynarag_jax.models.pairs import PairBatch, pair_vectors
 from dynarag_jax.sharding import make_mesh
 
 CFG = EncoderConfig(vocab=50, width=24, layers=3, heads=4, mlp=40, positions=64)
@@ -70,6 +71,14 @@ def test_a_group_may_be_shorter_than_a_padded_text():
     packed = encoder.encode(CFG, params, tokens, short, types, None, Room(4, 28))
     real = (np.arange(40) < np.asarray(short)[:, None])[..., None]
     np.testing.assert_allclose(np.where(real, packed, 0), np.where(real, padded, 0), atol=2e-5)
+
+
+def test_a_reading_of_some_candidates_computes_no_more_than_padding_would():
+    pairs = PairBatch(*(jnp.zeros(shape, jnp.int32) for shape in ((2, 3, 8), (2, 3), (2, 3, 8))),
+                      jnp.zeros((2, 3), jnp.int32), Room(1, 1000))  # fmt: skip
+    params = init_params(CFG, jax.random.key(0), scored=True)
+    text = jax.jit(lambda p: pair_vectors(CFG, params, p)).lower(pairs).as_text()
+    assert f"tensor<{2 * 3 * 8}x{3 * CFG.width}xf32>" in text
 
 
 def test_devices_pack_their_own_groups():

@@ -154,6 +154,26 @@ def test_the_streams_share_their_buckets():
     assert buckets != sorted(buckets) and buckets != sorted(buckets, reverse=True)
 
 
+def test_mixed_batches_are_of_one_padded_length_and_not_sorted_within_it():
+    lengths = np.random.default_rng(7).integers(30, 400, 320)
+    stream = BucketedStream(320, 8, 400, lambda p: int(lengths[p % 320]))
+
+    def batches(mixed):
+        groups = LengthBuckets({"x": stream}, 3, 0, 40, mixed=mixed)
+        rows = [lengths[groups.positions("x", s) % 320] for s in range(40)]
+        return rows, [groups.bucket(s) for s in range(40)], groups
+
+    (rows, buckets, groups), (ordered, before, _) = batches(True), batches(False)
+    assert sorted(buckets) == sorted(before)  # nothing is padded further
+    assert np.array_equal(np.sort(np.concatenate(rows)), np.sort(lengths))
+    limits = np.array(groups.lengths["x"])
+    for own, bucket in zip(rows, buckets, strict=True):
+        assert np.searchsorted(limits, own).max() == bucket
+    # Within a batch they differ as the bucket's do, and not as neighbors in a row.
+    spread, narrow = (np.mean([np.ptp(own) for own in some]) for some in (rows, ordered))
+    assert spread > 2 * narrow
+
+
 def test_one_bucket_reads_in_order_and_measures_nothing():
     def measure(position: int) -> int:
         raise AssertionError("measured")

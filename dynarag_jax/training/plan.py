@@ -218,6 +218,8 @@ def _activations(
         # The keys and values of all positions, as gathered and in their order, and their gradients.
         everyones = 0 if parts == 1 else local * rows.prompt * 3 * 2 * kv * a
         at_work = tokens * height + branches
+        if kernel == "cudnn" and lora is not None:  # one of the two in float32, by its peaks
+            at_work -= 4 * seen
         if kernel == "splash":  # one of the two in float32 at a time, both as products read them
             at_work = max(tokens * height, tokens * attending + seen * (4 + 2 * a))
         layer = max(layer, at_work + 4 * 4 * block + everyones)

@@ -2,19 +2,20 @@
 
     python -m benchmarks.encoder_training configs/encoder_mixed.py
     python -m benchmarks.encoder_training configs/encoder_mixed.py --steps 16 \
-        --sft.model.dtype float32
+        -- --sft.model.dtype float32
 
 Steps of the config's ``sft`` stage on one CPU, evenly spread over its run, as they are computed
 there and as they would be with padding (in batches of like numbers of candidates, each to the room
 that its own states want), in turn, after both were compiled. Its questions must stand (``dynarag
-run CONFIG --only`` all stages up to ``label``); further options are the config's. Prints Markdown:
-examples (questions, or states of them) and word pieces a second over all of the steps, the share
-of padding, programs, and seconds a step with their range.
+run CONFIG --only`` all stages up to ``label``); what follows ``--`` are options of it. Prints
+Markdown: examples (questions, or states of them) and word pieces a second over all of the steps,
+the share of padding, programs, and seconds a step with their range.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 import jax
@@ -34,17 +35,15 @@ from dynarag_jax.training.sources import total_steps
 from dynarag_jax.training.update import StreamLoss
 
 
-def options() -> tuple[argparse.Namespace, list[str]]:
+def main() -> None:
+    """Time the steps and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--steps", type=int, default=8, help="that are timed")
-    return parser.parse_known_args()
-
-
-def main() -> None:
-    """Time the steps and print the table."""
-    args, others = options()
-    context = Context(*load_config(args.config, others), "sft")
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    context = Context(*load_config(args.config, words[cut + 1 :]), "sft")
     stage, seed = context.config, context.seed
     mesh = make_mesh(devices=jax.devices()[:1])
     start = begin_encoder_policy(stage, context.model(stage.init), mesh, seed, print)

@@ -187,11 +187,13 @@ class ListInput:
                 for row in process_rows(self._mesh, source.stream.batch)
             ]
             length = self.buckets.lengths[name][bucket]
-            shape, count = self._shape(source, positions), -(-length // _GRAIN)
+            shape = self._shape(source, positions)
             if self.packs:
                 shape = replace(shape, room=length)
                 shown = max(self._example(source, int(p)).pairs.count for p in positions)
                 count = min(padded_count(shown, coarse=True), self._most[name])
+            else:
+                count = -(-length // _GRAIN)
             batch = collate_lists(examples, shape, count)
             batches[name] = place_rows(self._mesh, batch)
             ids += [e.id for e in examples]

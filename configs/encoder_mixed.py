@@ -7,7 +7,7 @@ all layers in place of the last six, on 1,800 questions: also PopQA with passage
 retrieved, and questions of HotpotQA whose retrieved passages were robbed of all that help, so that
 the right list is empty. Of the last two kinds some are cut off to evaluate on; the held-out
 questions are all 979. Training takes 3,440 of 4,840 steps of lists: an hour and a half on two
-cores; on a GPU give ``--sft.accumulate 1 --sft.lengths 1 --sft.model.unroll 1``, which compiles
+cores; on a GPU give ``--sft.lengths 1 --sft.model.unroll 1``, which compiles
 once. docs/benchmarks.md has results.
 """
 

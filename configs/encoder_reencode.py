@@ -50,6 +50,8 @@ stages = {
             before["sft"].reranker,
             objectives=Objectives(nll=TokenNll(weight=0.0), set_nll=SetNll(weight=1.0)),
         ),
+        # Four states of some nine candidates at once, without padding between them on a CPU.
+        accumulate=1,
     ),
     "calibrate": Calibrate(
         model="{run}/sft/model",

@@ -175,12 +175,12 @@ def _embedded(
     visible = jnp.arange(t) < jnp.maximum(lengths, 1)[:, None]
     packed, positions = None, params["positions"][cfg.first_position : cfg.first_position + t]
     if room is not None and there is None:
-        packed = pack(lengths.reshape(room.groups, -1))
-        places, within = sources(packed, room, t)
+        packed = pack(lengths.reshape(-1, room.rows))
+        places, within = sources(packed, room.positions, t)
         positions = jnp.take(positions, within, axis=0)
 
         def of(x: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(x.reshape(room.groups, -1), places, axis=1)
+            return jnp.take_along_axis(x.reshape(len(places), -1), places, axis=1)
 
         tokens, types = of(tokens), None if types is None else of(types)
     kinds = params["types"][0] if types is None else jnp.take(params["types"], types, axis=0)

@@ -26,12 +26,13 @@ from dynarag_jax.sharding import context_mesh, spec
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Room:
-    """Groups of texts, and positions that the texts of each may have together.
+    """Rows that lie in one group, and positions that all of them may have together.
 
-    A part of the program, not of its data.
+    A row is a text, or a question with its texts (``pairs.PairBatch``). A part of the program, not
+    of its data.
     """
 
-    groups: int
+    rows: int
     positions: int
 
 
@@ -52,14 +53,14 @@ def pack(lengths: jax.Array) -> Packed:
     return Packed(jnp.cumsum(lengths, axis=1) - lengths, lengths)
 
 
-def sources(packed: Packed, room: Room, t: int) -> tuple[jax.Array, jax.Array]:
-    """What lies at packed positions.
+def sources(packed: Packed, positions: int, t: int) -> tuple[jax.Array, jax.Array]:
+    """What lies at so many packed positions.
 
     Returns:
       [G, P], places in a group's padded texts, laid out as [N T], and positions within the text.
       Behind the last text both are of its last positions.
     """
-    at = jnp.arange(room.positions)
+    at = jnp.arange(positions)
     ends = (packed.starts + packed.lengths)[:, None]
     which = jnp.minimum((at[:, None] >= ends).sum(-1), ends.shape[-1] - 1)
     start = jnp.take_along_axis(packed.starts, which, axis=1)

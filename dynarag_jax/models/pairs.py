@@ -26,8 +26,8 @@ class PairBatch(NamedTuple):
       lengths: [B, N], word pieces of each pair.
       types: [B, N, T], token types.
       second: [B, N], where the passage begins in each pair.
-      room: for the word pieces of one question, where they are computed without padding: no fewer
-        than its pairs have with all that is ever put into them (``pairs_with_chosen``).
+      room: for the word pieces of so many questions, where they are computed without padding: no
+        fewer than their pairs have with all that is put into them (``pairs_with_chosen``).
     """
 
     tokens: jax.Array
@@ -64,7 +64,7 @@ def pair_vectors(
         lengths,
         pairs.types.reshape(b * n, t),
         pairs.lengths > 0 if interaction else None,
-        None if pairs.room is None else Room(b, min(pairs.room.positions, n * t)),
+        None if pairs.room is None else room_of_texts(pairs.room, n, t),
     )
     if pooling == "mean":
         hidden = encode(*whole).astype(jnp.float32)
@@ -75,6 +75,12 @@ def pair_vectors(
         vectors = first = encode_first(*whole).astype(jnp.float32)
     scores = head_scores(cfg, params["head"], first) if "head" in params else jnp.zeros(b * n)
     return vectors.reshape(b, n, -1), scores.reshape(b, n)
+
+
+def room_of_texts(room: Room, n: int, t: int) -> Room:
+    """The room that questions of n texts of t positions share, as one of those texts."""
+    texts = room.rows * n
+    return Room(texts, min(room.positions, texts * t))
 
 
 def pairs_with_chosen(pairs: PairBatch, chosen: jax.Array, pieces: int, most: int) -> PairBatch:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynarag_jax.errors import InputError
+from dynarag_jax.models.packed import Room
 from dynarag_jax.policy.batches import place_steps, process_rows
 from dynarag_jax.policy.encoder_policy import CandidateBatch
 from dynarag_jax.policy.kept_vectors import collate_vectors
@@ -105,9 +106,9 @@ class ListShape:
     """whether steps have rewards, be they 0"""
     states: bool = False
     """whether an example is a state, with what may follow, in place of whole lists"""
-    room: int = 0
-    """for the word pieces of a question with what is chosen, where pairs are computed without
-    padding; 0: they are padded"""
+    room: Room | None = None
+    """for the word pieces of so many rows with what is chosen, where pairs are computed without
+    padding; None: they are padded"""
 
 
 def collate_lists(examples: Sequence[ListExample], shape: ListShape, candidates: int) -> ListBatch:

@@ -181,12 +181,12 @@ def padded_pieces(longest: int, most: int) -> int:
 
 
 def collate_pairs(
-    questions: Sequence[QuestionPairs], n: int, t: int, room: int = 0
+    questions: Sequence[QuestionPairs], n: int, t: int, room: Room | None = None
 ) -> CandidateBatch:
     """Questions as one batch of NumPy arrays, padded to ``n`` candidates of ``t`` word pieces.
 
-    ``room`` computes them without that padding: no question has more word pieces, with what is
-    chosen. 0 is with it.
+    ``room`` is for as many of them as will lie together, with what is chosen: they are computed
+    without that padding. None is with it.
 
     Raises:
       InputError: a question has more candidates, or a longer pair.
@@ -205,8 +205,10 @@ def collate_pairs(
                 f"a question of {one.count} candidates and pairs of {one.longest} word pieces does "
                 f"not fit a batch of {n} and {t}"
             )
-        if room and (pieces := one.word_pieces((), 0, t)) > room:
-            raise InputError(f"a question of {pieces} word pieces does not fit a room of {room}")
+        if room and (pieces := one.word_pieces((), 0, t)) > room.positions:
+            raise InputError(
+                f"a question of {pieces} word pieces does not fit a room of {room.positions}"
+            )
         for j, (row, kind) in enumerate(zip(one.tokens, one.types, strict=True)):
             tokens[i, j, : len(row)] = row
             types[i, j, : len(row)] = kind
@@ -214,5 +216,5 @@ def collate_pairs(
         second[i, : one.count] = one.second
         retriever[i, : one.count] = one.retriever
         where[i, : one.count] = True
-    pairs = PairBatch(tokens, lengths, types, second, Room(1, room) if room else None)
+    pairs = PairBatch(tokens, lengths, types, second, room)
     return CandidateBatch(pairs, None, None, where, retriever)

@@ -20,6 +20,8 @@ WINDOW = 16
 """steps whose examples are sorted by length together"""
 SAMPLE = 512
 """examples of a stream from which the padded lengths are chosen"""
+DRAWN = 1024
+"""batches drawn from these where rows share a length"""
 
 
 def window_of(step: int, size: int, batch: int, length: int = WINDOW) -> range:
@@ -104,6 +106,31 @@ class BucketedStream:
     """prompt length of the example at a position; called in a thread"""
     padded: Callable[[int], int] = int
     """a length made one that the mesh can cut"""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """rows of a batch that share a padded length, the sum of theirs: all of them, in groups of one
+    size. Then batches are not sorted by length, for lengths that say something of what is to be
+    learned; a batch's rows are dealt to groups of like sums. Empty: each row has a length"""
+
+
+def dealt(lengths: np.ndarray, groups: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, int]:
+    """Examples dealt to groups of rows, so that the groups' sums are alike.
+
+    The longest comes first, each to the group that has least so far and is not full.
+
+    Returns:
+      [B], which example each row gets, and the largest sum.
+    """
+    taken: list[list[int]] = [[] for _ in groups]
+    sums = [0] * len(groups)
+    for one in np.argsort(-lengths, kind="stable"):
+        open_ = (g for g, rows in enumerate(groups) if len(taken[g]) < len(rows))
+        least = min(open_, key=lambda g: sums[g])
+        taken[least].append(int(one))
+        sums[least] += int(lengths[one])
+    rows = np.zeros(len(lengths), np.int64)
+    for places, own in zip(groups, taken, strict=True):
+        rows[list(places)] = own
+    return rows, max(sums)
 
 
 class LengthBuckets:
@@ -111,9 +138,8 @@ class LengthBuckets:
 
     With one bucket, steps read positions in order and prompts are padded to the limit. With more,
     the examples of a window of steps are sorted by length and dealt to its steps, which keep a
-    random order; a step's bucket is the least that holds its longest prompts in every stream.
-    ``mixed`` sorts them by their bucket alone, so that a batch's examples are of one padded length
-    and otherwise as they come.
+    random order; a step's bucket is the least that holds its longest prompts in every stream. A
+    stream whose rows share lengths (``BucketedStream.groups``) is read in order.
 
     Every process comes to the same answer: each measures its part of a window's examples, and they
     tell each other the lengths. A window is measured in a thread while the one before is read.
@@ -128,16 +154,13 @@ class LengthBuckets:
         buckets: int,
         seed: int,
         last: int,
-        mixed: bool = False,
     ):
         """Args:
         streams: the streams.
         buckets: padded lengths of each; 1 pads everything to the limits.
         last: no step from here on is asked for.
-        mixed: see above; for lengths that say something of what is to be learned.
         """
         self._streams, self._seed, self._last = dict(streams), seed, last
-        self._mixed = mixed
         self._plans: dict[tuple[str, int], Future[dict[int, tuple[np.ndarray, int]]]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -147,7 +170,7 @@ class LengthBuckets:
             each = list(streams.values())
             chosen = choose_buckets(
                 [self._sample(stream) for stream in each],
-                [stream.batch for stream in each],
+                [len(stream.groups) or stream.batch for stream in each],
                 [stream.limit for stream in each],
                 buckets,
             )
@@ -160,7 +183,11 @@ class LengthBuckets:
     @staticmethod
     def _sample(stream: BucketedStream) -> np.ndarray:
         count = min(stream.size, SAMPLE)
-        return np.array([stream.measure(i * stream.size // count) for i in range(count)])
+        found = np.array([stream.measure(i * stream.size // count) for i in range(count)])
+        if not stream.groups:
+            return found
+        drawn = np.random.default_rng(0).choice(found, (DRAWN, stream.batch))
+        return np.array([dealt(lengths, stream.groups)[1] for lengths in drawn])
 
     def positions(self, name: str, step: int) -> np.ndarray:
         """The positions that are the rows of a stream's batch."""
@@ -201,8 +228,14 @@ class LengthBuckets:
         lengths = np.zeros(len(positions), np.int64)
         for i, part in enumerate(processes.gather(f"lengths/{name}/{steps.start}", own.tobytes())):
             lengths[i::count] = np.frombuffer(part, np.int64)
-        sizes = np.searchsorted(self.lengths[name], lengths) if self._mixed else lengths
-        by_length = np.argsort(sizes, kind="stable").reshape(len(steps), stream.batch)
+        if stream.groups:
+            plans = {}
+            for i, step in enumerate(steps):
+                own = slice(i * stream.batch, (i + 1) * stream.batch)
+                rows, longest = dealt(lengths[own], stream.groups)
+                plans[step] = positions[own][rows], longest
+            return plans
+        by_length = np.argsort(lengths, kind="stable").reshape(len(steps), stream.batch)
         ranked = sorted(steps, key=lambda step: _rank(self._seed, step))
         return {
             step: (positions[rows], int(lengths[rows].max()))

@@ -20,6 +20,7 @@ from dynarag_jax.exchange.encoder_policies import (
 )
 from dynarag_jax.models.config import Params
 from dynarag_jax.models.list_head import init_list_head
+from dynarag_jax.models.packed import Room
 from dynarag_jax.policy.batches import process_rows
 from dynarag_jax.policy.encoder_model import (
     config_of,
@@ -35,6 +36,7 @@ from dynarag_jax.policy.list_batches import (
     place_rows,
 )
 from dynarag_jax.policy.pair_tokens import PairMaker, padded_count
+from dynarag_jax.sharding import batch_shards
 from dynarag_jax.training.bucketing import BucketedStream, LengthBuckets
 from dynarag_jax.training.checkpoints import Best, Checkpoints
 from dynarag_jax.training.config import Train
@@ -112,8 +114,10 @@ class ListInput:
     """The input of every step of a run: this process's rows, on the mesh.
 
     Batches hold questions of like numbers of candidates, padded to one of a few. On a CPU, and
-    where ``models.packed`` can, they hold questions of like numbers of word pieces, whose pairs are
-    computed without padding; with one length (``lengths``) all are padded.
+    where ``models.packed`` can, they hold questions as they come, whose pairs are computed without
+    padding, those that a device reads together in one room. How many word pieces a state has says
+    how much was chosen: batches of like lengths would learn now to stop, now to go on. With one
+    length (``lengths``) all are padded.
 
     Attributes:
       packs: whether pairs are computed without padding.
@@ -142,6 +146,7 @@ class ListInput:
             and cfg.encoder.family == "bert"
             and not cfg.interaction
         )
+        self._groups = {s.name: self._together(s, stage.accumulate) for s in sources}
         self._mixtures = {s.name: s.mixture(seed) for s in sources}
         self._most = {s.name: _most(s) for s in sources}
         streams = {
@@ -150,10 +155,25 @@ class ListInput:
                 s.stream.batch,
                 self._limit(s),
                 lambda position, s=s: self._length(s, position),
+                groups=self._groups[s.name] if self.packs else (),
             )
             for s in sources
         }
-        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps, mixed=self.packs)
+        self.buckets = LengthBuckets(streams, stage.lengths, seed, steps)
+
+    def _together(self, source: ExampleSource, accumulate: int) -> tuple[tuple[int, ...], ...]:
+        """The rows of a batch that one device reads at once, which share a room; of lists whose
+        steps are readings of their own, each row by itself."""
+        batch, shards = source.stream.batch, batch_shards(self._mesh)
+        rows = batch // shards // accumulate
+        if self._cfg.reencode and not source.shape.states:
+            return tuple((row,) for row in range(batch))
+        # Microbatch i takes every ``accumulate``-th row of a shard (``update.make_update``).
+        return tuple(
+            tuple(shard * (batch // shards) + i + accumulate * row for row in range(rows))
+            for i in range(accumulate)
+            for shard in range(shards)
+        )
 
     def _limit(self, source: ExampleSource) -> int:
         most = self._most[source.name]
@@ -161,7 +181,8 @@ class ListInput:
             return most * _GRAIN
         cfg = self._cfg
         inserted = (source.shape.steps - 1) * (cfg.reencode + 1) if cfg.reencode else 0
-        return most * min(cfg.pieces + inserted, cfg.encoder.positions)
+        rows = len(self._groups[source.name][0])
+        return rows * most * min(cfg.pieces + inserted, cfg.encoder.positions)
 
     def _example(self, source: ExampleSource, position: int) -> ListExample:
         return source.example(self._mixtures[source.name].at(position))
@@ -189,7 +210,7 @@ class ListInput:
             length = self.buckets.lengths[name][bucket]
             shape = self._shape(source, positions)
             if self.packs:
-                shape = replace(shape, room=length)
+                shape = replace(shape, room=Room(len(self._groups[name][0]), length))
                 shown = max(self._example(source, int(p)).pairs.count for p in positions)
                 count = min(padded_count(shown, coarse=True), self._most[name])
             else:

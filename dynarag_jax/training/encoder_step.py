@@ -102,7 +102,8 @@ def list_figures(
                 pairs = pairs_with_chosen(pairs, chosen, cfg.reencode, cfg.encoder.positions)
             real, positions = pairs.lengths.sum(), pairs.tokens.size
             if pairs.room is not None:
-                positions = min(positions, len(where) * pairs.room.positions)
+                groups = len(pairs.lengths) // pairs.room.rows
+                positions = min(positions, groups * pairs.room.positions)
         figures |= {
             f"{name}/tokens": real.astype(jnp.float32),
             f"{name}/positions": jnp.float32(positions),

@@ -220,8 +220,9 @@ def test_padding_changes_nothing(cfg):
     np.testing.assert_allclose(wide.first[:, :4], plain.first, atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("cfg", [SOME, VECTORS], ids=["reread", "by itself"])
-def test_pairs_without_padding_between_them_change_nothing(cfg):
+def test_pairs_without_padding_between_them_change_nothing(cfg, rows):
     """Neither lists, of which each step reads again what was chosen, nor gradients."""
     rng = np.random.default_rng(3)
     pairs = pairs_of(rng, 2, 5, missing=1)
@@ -240,7 +241,7 @@ def test_pairs_without_padding_between_them_change_nothing(cfg):
     params = params_of(cfg)
     run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
     (_, plain), gradients = run(params, None)
-    (_, ours), own = run(params, Room(1, most))
+    (_, ours), own = run(params, Room(rows, rows * most))
     np.testing.assert_allclose(ours, plain, atol=1e-4)
     for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1, np.abs(other).max()))

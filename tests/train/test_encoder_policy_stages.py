@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -67,14 +68,17 @@ from dynarag_jax.stages import (
 from dynarag_jax.stages.common import training as watched_training
 from dynarag_jax.stages.common.curves import CurveConfig
 from dynarag_jax.stages.mix import run as mix_run
-from dynarag_jax.training.encoder_run import ListInput
+from dynarag_jax.training.encoder_run import ListInput, begin_encoder_policy
+from dynarag_jax.training.encoder_step import init_encoder_state, make_encoder_step
 from dynarag_jax.training.list_examples import behavior_lists
 from dynarag_jax.training.optimizer import OptimizerConfig
+from dynarag_jax.training.update import StreamLoss
 from tests.small_model import save_small_model
 
 WORDS = ["needed", *(f"w{i}" for i in range(30))]
 HEAD = ListHeadConfig(width=8, layers=1, steps=1, heads=2, mlp=16)
 NONE = TokenNll(weight=0.0)
+SETS = Objectives(nll=NONE, set_nll=SetNll(weight=1.0))
 DPO = Stream(batch=8, objectives=Objectives(nll=NONE, dpo=Dpo(weight=1.0)))
 
 
@@ -276,10 +280,9 @@ def test_lists_that_were_drawn_before_a_kill_are_not_drawn_again(ran, monkeypatc
 @pytest.mark.slow  # trains a second policy
 def test_a_policy_that_reads_again_learns_sets_state_by_state(ran):
     before = ran.stages["sft"]
-    sets = Objectives(nll=NONE, set_nll=SetNll(weight=1.0))
     again = replace(
-        before, encoder=replace(before.encoder, reencode=3), steps=60,
-        reranker=replace(before.reranker, objectives=sets),
+        before, encoder=replace(before.encoder, reencode=3), steps=100,
+        reranker=replace(before.reranker, objectives=SETS),
     )  # fmt: skip
     measure = replace(
         ran.stages["evaluate"], models={"again": "{run}/again/model"}, rules=RulesConfig(),
@@ -304,8 +307,7 @@ def test_states_are_as_long_and_in_such_orders_as_chance_says(ran):
         head=ListHeadConfig(vectors=12), pieces=24,
     )  # fmt: skip
     before = ran.stages["sft"]
-    sets = Objectives(nll=NONE, set_nll=SetNll(weight=1.0))
-    stage = replace(before, reranker=replace(before.reranker, objectives=sets))
+    stage = replace(before, reranker=replace(before.reranker, objectives=SETS))
     maker = load_encoder_policy(ran["sft"] / "model", make_mesh()).pair_maker()
     source = behavior_lists(stage, cfg, questions, maker, seed=1)
     a, b = questions[0].expert
@@ -342,6 +344,44 @@ def test_states_are_as_long_and_in_such_orders_as_chance_says(ran):
         assert batch.branches.shape[-1] - 1 == int((batch.branches > 0).sum())
     whole = replace(stage, reranker=before.reranker)
     assert behavior_lists(whole, cfg, questions, maker).make(0, 0).lists == ((a, b),)
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_states_that_share_a_room_train_as_padded_ones_do(ran, devices, accumulate):
+    stage = replace(
+        ran.stages["sft"], encoder=replace(ran.stages["sft"].encoder, reencode=3),
+        reranker=replace(ran.stages["sft"].reranker, objectives=SETS), accumulate=accumulate,
+        prompts=ran.run.prompts,
+    )  # fmt: skip
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    start = begin_encoder_policy(stage, ran.place / "cross", mesh, 0, lambda _: None)
+    questions = read_questions(ran["label"] / "train.jsonl")
+    source = behavior_lists(stage, start.cfg, questions, start.pair_maker(), seed=0)
+    data = ListInput(stage, start.cfg, [source], mesh, 0, 60)
+    update = make_encoder_step(
+        start.cfg, stage.encoder.trained, mesh, optax.sgd(1.0), start.params["encoder"],
+        {source.name: StreamLoss(SETS)}, accumulate,
+    )  # fmt: skip
+
+    def after(batch):
+        state = init_encoder_state(
+            start.cfg, stage.encoder.trained, mesh, optax.sgd(1.0), start.params, 0
+        )
+        state, figures = update(state, {source.name: batch})
+        return jax.tree.map(np.asarray, state.params), float(figures["loss"])
+
+    for step in (0, 7):
+        batch = data(step)[0][source.name]
+        pairs = batch.candidates.pairs
+        read = pairs_with_chosen(pairs, batch.branches[..., :-1], 3, 512)
+        assert pairs.room.rows == 8 // devices // accumulate
+        # Microbatch i of a shard is every ``accumulate``-th of its rows.
+        pieces = np.asarray(read.lengths).sum(1).reshape(devices, -1, accumulate).sum(1)
+        assert pieces.max() <= pairs.room.positions < 8 * 5 * 32 // devices // accumulate
+        padded = batch.candidates._replace(pairs=pairs._replace(room=None))
+        (ours, loss), (whole, other) = after(batch), after(batch._replace(candidates=padded))
+        assert loss == pytest.approx(other, rel=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, whole)
 
 
 def test_drawn_negatives_stand_beside_all_that_is_needed(ran, tmp_path):

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.slow  # two minutes on one core; test_preferences cover
 
 SMALL = """
 --facts.world.train_questions 24 --facts.world.evaluation_questions 4
+--facts.lessons.questions 24 --facts.lessons.passages 2
+--facts.lessons.near 24 --facts.lessons.near_passages 2
 --pretrain.model.layers 1 --pretrain.model.width 32 --pretrain.model.mlp 48
 --pretrain.steps 2 --pretrain.reranker.batch 8 --pretrain.generator.batch 8
 --pretrain.checkpoint_every 0

@@ -15,6 +15,7 @@ from dynarag_jax.training.bucketing import (
     BucketedStream,
     LengthBuckets,
     choose_buckets,
+    dealt,
     window_of,
 )
 
@@ -154,24 +155,39 @@ def test_the_streams_share_their_buckets():
     assert buckets != sorted(buckets) and buckets != sorted(buckets, reverse=True)
 
 
-def test_mixed_batches_are_of_one_padded_length_and_not_sorted_within_it():
+@given(st.lists(st.integers(0, 500), min_size=4, max_size=4))
+def test_examples_are_dealt_to_two_groups_as_evenly_as_can_be(lengths):
+    groups = ((0, 2), (1, 3))
+    rows, most = dealt(np.array(lengths), groups)
+    assert sorted(rows) == [0, 1, 2, 3]
+    sums = [sum(lengths[rows[place]] for place in places) for places in groups]
+    assert most == max(sums)
+    # Whose partner the first one is decides all.
+    pairs = [lengths[0] + lengths[i] for i in (1, 2, 3)]
+    assert most == min(max(pair, sum(lengths) - pair) for pair in pairs)
+
+
+def test_rows_that_share_a_length_are_read_in_order():
+    """And not by length: a batch holds what comes, in groups of like sums."""
     lengths = np.random.default_rng(7).integers(30, 400, 320)
-    stream = BucketedStream(320, 8, 400, lambda p: int(lengths[p % 320]))
+    groups = ((0, 2, 4, 6), (1, 3, 5, 7))
 
-    def batches(mixed):
-        groups = LengthBuckets({"x": stream}, 3, 0, 40, mixed=mixed)
-        rows = [lengths[groups.positions("x", s) % 320] for s in range(40)]
-        return rows, [groups.bucket(s) for s in range(40)], groups
+    def measure(position: int) -> int:
+        return int(lengths[position % 320])
 
-    (rows, buckets, groups), (ordered, before, _) = batches(True), batches(False)
-    assert sorted(buckets) == sorted(before)  # nothing is padded further
-    assert np.array_equal(np.sort(np.concatenate(rows)), np.sort(lengths))
-    limits = np.array(groups.lengths["x"])
-    for own, bucket in zip(rows, buckets, strict=True):
-        assert np.searchsorted(limits, own).max() == bucket
-    # Within a batch they differ as the bucket's do, and not as neighbors in a row.
-    spread, narrow = (np.mean([np.ptp(own) for own in some]) for some in (rows, ordered))
-    assert spread > 2 * narrow
+    stream = BucketedStream(320, 8, 4 * 400, measure, groups=groups)
+    read = LengthBuckets({"x": stream}, 4, 0, 80)
+    real = padded = alone = 0
+    for step in range(80):
+        positions = read.positions("x", step)
+        assert sorted(positions) == list(range(8 * step, 8 * step + 8))
+        most = read.lengths["x"][read.bucket(step)]
+        sums = [lengths[positions[list(rows)] % 320].sum() for rows in groups]
+        assert max(sums) <= most
+        real, padded = real + sum(sums), padded + 2 * most
+        alone += 8 * lengths[positions % 320].max()
+    # Four together are of like lengths, whatever each has: a third of the padding and less.
+    assert padded - real < (alone - real) / 3
 
 
 def test_one_bucket_reads_in_order_and_measures_nothing():

@@ -30,10 +30,15 @@ class Room:
 
     A row is a text, or a question with its texts (``pairs.PairBatch``). A part of the program, not
     of its data.
+
+    Attributes:
+      inserted: positions more for each passage that is put into the pairs of all rows
+        (``pairs.pairs_with_chosen``); 0 where ``positions`` counts them.
     """
 
     rows: int
     positions: int
+    inserted: int = 0
 
 
 class Packed(NamedTuple):

@@ -6,6 +6,7 @@ steps, K chosen candidates of a step.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -149,8 +150,12 @@ def pairs_with_chosen(pairs: PairBatch, chosen: jax.Array, pieces: int, most: in
         lengths.reshape(b * m, n),
         types.reshape(b * m, n, width),
         second.reshape(b * m, n),
-        pairs.room,
+        None if pairs.room is None else _room_with(pairs.room, k),
     )
+
+
+def _room_with(room: Room, chosen: int) -> Room:
+    return replace(room, positions=room.positions + chosen * room.inserted)
 
 
 def _first_separator(pairs: PairBatch) -> jax.Array:

@@ -20,33 +20,24 @@ from dynarag_jax.policy.kept_vectors import (
     collate_vectors,
     frozen_vectors,
 )
-from dynarag_jax.policy.pair_tokens import (
-    QuestionPairs,
-    collate_pairs,
-    padded_count,
-    padded_pieces,
-)
+from dynarag_jax.policy.pair_tokens import QuestionPairs, collate_pairs
 from dynarag_jax.processes import ProcessTeam
 from dynarag_jax.records import Question, valid_list
 from dynarag_jax.sampling.choice import GREEDY, Sampling
 from dynarag_jax.sampling.distinct import importance_weights
+from dynarag_jax.sampling.encoder_batches import BatchOf, packed_batches, padded_batches
 from dynarag_jax.sampling.encoder_lists import Drawn, longest_list, make_list_writer
 from dynarag_jax.sampling.policy_sampler import Chosen, Lists
 from dynarag_jax.sampling.requests import request_key
 from dynarag_jax.sharding import batch_shards, named
-
-POSITIONS = 1 << 16
-"""Word pieces that a CPU encodes at once: what stays of them is small."""
-
-POSITIONS_ACCELERATOR = 1 << 19
-"""Word pieces that an accelerator encodes at once, some gigabytes of hidden states."""
 
 
 class EncoderSampler:
     """Draws and scores lists with one encoder policy; compiled programs are kept between calls.
 
     Questions of like numbers of candidates and like lengths share batches; a question's lists do
-    not depend on what it shares one with. In a run of several processes each works by itself, with
+    not depend on what it shares one with. On a CPU, where ``models.packed`` can, no padding between
+    their pairs is computed. In a run of several processes each works by itself, with
     the policy on its own devices.
 
     Args:
@@ -55,15 +46,24 @@ class EncoderSampler:
         reads again what was chosen has no use for it.
       coarse: pad to few shapes; None does so on accelerators, which more compiled programs cost
         more than padding does.
+      packs: False pads all pairs.
     """
 
     def __init__(
         self, policy: EncoderPolicy, batch: int, seed: int, store: VectorStore | None = None,
-        coarse: bool | None = None,
+        coarse: bool | None = None, packs: bool = True,
     ):  # fmt: skip
         self._store = None if policy.cfg.reencode else store
         on_cpu = policy.mesh.devices.flat[0].platform == "cpu"
         self._coarse = not on_cpu if coarse is None else coarse
+        cfg = policy.cfg
+        self._packs = (
+            packs
+            and not self._coarse
+            and self._store is None
+            and cfg.encoder.family == "bert"
+            and not cfg.interaction
+        )
         self.policy, self.batch, self.seed = policy, max(batch, 1), seed
         self.maker, self.team = policy.pair_maker(), ProcessTeam(None)
         self.heard: Callable[[], None] = lambda: None
@@ -88,30 +88,15 @@ class EncoderSampler:
     def with_bias(self, bias: ListBias) -> EncoderSampler:
         """The same policy with a bias on ending lists."""
         policy = self.policy.with_bias(bias)
-        own = EncoderSampler(policy, self.batch, self.seed, self._store, self._coarse)
+        own = EncoderSampler(policy, self.batch, self.seed, self._store, self._coarse, self._packs)
         own.heard = self.heard
         return own
 
-    def _batches(
-        self, pairs: Sequence[QuestionPairs], lists: int
-    ) -> Iterator[tuple[list[int], int, int, int]]:
-        """Places of questions that share a batch; its rows, candidates and word pieces."""
+    def _batches(self, pairs: Sequence[QuestionPairs], lists: int) -> Iterator[BatchOf]:
         cfg, shards = self.policy.cfg, batch_shards(self.policy.mesh)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for place, one in enumerate(pairs):
-            pieces = cfg.pieces if self._coarse else padded_pieces(one.longest, cfg.pieces)
-            shape = padded_count(one.count, self._coarse), pieces
-            groups.setdefault(shape, []).append(place)
-        again = lists * (cfg.max_list + 1) if cfg.reencode else 1
-        for (n, t), places in sorted(groups.items()):
-            most = POSITIONS_ACCELERATOR if self._coarse else POSITIONS
-            rows = max(1, min(self.batch, most // (n * t * again)))
-            if not self._coarse:
-                # Few questions do not wait for the padding of many.
-                rows = min(rows, 1 << (len(places) - 1).bit_length())
-            rows = -(-rows // shards) * shards
-            for at in range(0, len(places), rows):
-                yield places[at : at + rows], rows, n, t
+        if self._packs:
+            return packed_batches(cfg, pairs, lists, self.batch, shards)
+        return padded_batches(cfg, pairs, lists, self.batch, shards, self._coarse)
 
     def _kept(self, questions: Sequence[Question]) -> Vectors | None:
         """Vectors of the questions where there is a store; what it lacks is computed."""
@@ -123,15 +108,15 @@ class EncoderSampler:
         )
 
     def _candidates(
-        self, given: Sequence[tuple[Question, QuestionPairs]], vectors: Vectors | None, rows: int,
-        n: int, t: int,
+        self, questions: Sequence[Question], pairs: Sequence[QuestionPairs],
+        vectors: Vectors | None, batch: BatchOf,
     ) -> Any:  # fmt: skip
-        padded = [*given, *[given[-1]] * (rows - len(given))]
-        pairs = [own for _, own in padded]
+        places = [*batch.places, *[batch.places[-1]] * (batch.rows - len(batch.places))]
+        own, n = [pairs[i] for i in places], batch.candidates
         if vectors is None:
-            candidates = collate_pairs(pairs, n, t)
+            candidates = collate_pairs(own, n, batch.pieces, batch.room)
         else:
-            candidates = collate_vectors(pairs, [vectors[q.id] for q, _ in padded], n)
+            candidates = collate_vectors(own, [vectors[questions[i].id] for i in places], n)
         return candidates if self.policy.cfg.head.retriever else candidates._replace(retriever=None)
 
     def lists(
@@ -179,15 +164,15 @@ class EncoderSampler:
             )
         pairs = [self.maker.pairs(question) for question in questions]
         vectors = self._kept(questions)
-        for places, rows, n, t in self._batches(pairs, samples):
-            seeds = np.zeros(rows, np.uint32)
-            seeds[: len(places)] = [request_key(self.seed, questions[i].id) for i in places]
+        for batch in self._batches(pairs, samples):
+            seeds = np.zeros(batch.rows, np.uint32)
+            own = [request_key(self.seed, questions[i].id) for i in batch.places]
+            seeds[: len(own)] = own
             keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-            given = [(questions[i], pairs[i]) for i in places]
-            candidates = self._candidates(given, vectors, rows, n, t)
+            candidates = self._candidates(questions, pairs, vectors, batch)
             out = self._writers[key](self.policy.params, candidates, keys)
             out = jax.tree.map(np.asarray, out)
-            for row, i in enumerate(places):
+            for row, i in enumerate(batch.places):
                 yield i, row, pairs[i].count, out
                 self.heard()
 
@@ -239,18 +224,17 @@ class EncoderSampler:
         count = max((len(own) for own in lists), default=0)
         steps = max((len(one) for own in lists for one in own), default=0) + 1
         results: dict[int, list[tuple[float, ...]]] = {}
-        for places, rows, n, t in self._batches(pairs, count):
-            tokens = np.zeros((rows, count, steps), np.int32)
-            lengths = np.zeros((rows, count), np.int32)
-            for row, i in enumerate(places):
+        for batch in self._batches(pairs, count):
+            tokens = np.zeros((batch.rows, count, steps), np.int32)
+            lengths = np.zeros((batch.rows, count), np.int32)
+            for row, i in enumerate(batch.places):
                 for j, one in enumerate(lists[i]):
                     tokens[row, j, : len(one)] = one
                     lengths[row, j] = len(one) + 1
-            given = [(questions[i], pairs[i]) for i in places]
-            candidates = self._candidates(given, vectors, rows, n, t)
+            candidates = self._candidates(questions, pairs, vectors, batch)
             with jax.set_mesh(self.policy.mesh):
                 found = np.asarray(self._scorer(self.policy.params, candidates, tokens, lengths))
-            for row, i in enumerate(places):
+            for row, i in enumerate(batch.places):
                 results[i] = [
                     tuple(found[row, j, : len(one) + 1].tolist()) for j, one in enumerate(lists[i])
                 ]

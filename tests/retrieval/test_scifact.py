@@ -27,7 +27,7 @@ def test_scifact_ndcg_is_the_published_one():
     """
     pytest.importorskip("pytrec_eval")
     data = embedded(DATA)
-    assert len(data.ids) == 5183 and len(data.relevant) == 300
+    assert len(data.passages) == 5183 and len(data.relevant) == 300
     exact = data.scores(build_index(data.vectors, kind="exact"))
     assert exact["ndcg_cut_10"] == pytest.approx(0.645, abs=0.01)
     assert exact["recall_40"] == pytest.approx(0.879, abs=0.01)

@@ -143,13 +143,24 @@ def test_windows_have_no_path(samplers, question):
 
 
 @pytest.mark.parametrize("reencode", [0, pytest.param(4, marks=pytest.mark.slow)])
-def test_few_padded_shapes_give_the_same_lists(question, reencode):
-    """What accelerators pad to is compared where shapes fit the questions."""
+def test_any_padding_gives_the_same_lists(question, reencode):
+    """None between pairs, that of like questions, and the few shapes of accelerators."""
     policy = small_encoder_policy(reencode=reencode)
     asked = [question(f"q{i}", n) for i, n in enumerate((1, 3, 3, 7, 12))]
-    fine, coarse = (EncoderSampler(policy, 4, 0, coarse=how) for how in (False, True))
-    for sampling in (GREEDY, Sampling(temperature=1.0)):
-        found = [sampler.lists(asked, sampling, 3) for sampler in (fine, coarse)]
-        for one, other in zip(*found, strict=True):
-            assert one.lists == other.lists
-            np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)
+    samplers = [
+        EncoderSampler(policy, 4, 0),
+        EncoderSampler(policy, 4, 0, packs=False),
+        EncoderSampler(policy, 4, 0, coarse=True),
+    ]
+    drawn = Sampling(temperature=1.0)
+    for sampling in (GREEDY, drawn, dataclasses.replace(drawn, method="distinct")):
+        found = [sampler.lists(asked, sampling, 3) for sampler in samplers]
+        for one, *others in zip(*found, strict=True):
+            for other in others:
+                assert one.lists == other.lists
+                np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)
+    lists = [own.lists for own in found[0]]
+    scored = [sampler.logps(asked, lists) for sampler in samplers]
+    for one, *others in zip(*scored, strict=True):
+        for other in others:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)

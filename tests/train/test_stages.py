@@ -247,7 +247,10 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
     assert model.read_bytes() != (place / "feedback" / "model" / "model.safetensors").read_bytes()
     for more, message in (
         (("--export.step", "7"), "no checkpoint of step 7; there are 1, 2|no such file"),
-        (("--export.checkpoint", "rollout"), "is no training stage; there are: pretrain, sft"),
+        (
+            ("--export.checkpoint", "rollout"),
+            "there are: pretrain, lists, reading, sft",
+        ),
         (("--feedback.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
     ):
         with pytest.raises(InputError, match=message):

@@ -249,7 +249,7 @@ def test_adapters_in_dpo_begin_at_log_2_and_are_exported_from_the_checkpoint(
         (("--export.step", "7"), "no checkpoint of step 7; there are 1, 2|no such file"),
         (
             ("--export.checkpoint", "rollout"),
-            "there are: pretrain, lists, reading, sft",
+            "training stage; there are: pretrain, lists, reading, sft",
         ),
         (("--feedback.lora.alpha", "3.0"), "trained with another configuration .*alpha was 32.0"),
     ):

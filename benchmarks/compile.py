@@ -104,7 +104,7 @@ MESHES = {
 slice takes two of them."""
 
 TASKS = {"sft": 1, "pair": 2, "group": 8}
-"""Branches a prompt."""
+"""Branches a prompt; ``pair*3`` is three prompts on each of data x fsdp shards."""
 SAMPLING = ("prefill", "decode")
 """A sampler's two programs."""
 LISTS = 8
@@ -122,6 +122,16 @@ class Row:
     remat: str
     mesh: str
     task: str
+
+    @property
+    def kind(self) -> str:
+        """The task, however many prompts there are."""
+        return self.task.partition("*")[0]
+
+    @property
+    def prompts(self) -> int:
+        """On each of data x fsdp shards."""
+        return int(self.task.partition("*")[2] or 1)
 
     @property
     def name(self) -> str:
@@ -146,13 +156,24 @@ class Row:
         return sizes
 
 
+def task_of(text: str) -> str:
+    """A task that there is."""
+    task, times, prompts = text.partition("*")
+    whole = not times or (task in TASKS and prompts.isdecimal() and int(prompts) > 0)
+    if not whole or task not in (*TASKS, *SAMPLING):
+        raise argparse.ArgumentTypeError(
+            f"'{text}': give one of {', '.join((*TASKS, *SAMPLING))}, or sft*2 for two prompts"
+        )
+    return text
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--trained", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--remat", nargs="+", choices=REMAT, default=list(REMAT))
     parser.add_argument("--meshes", nargs="+", help="such as v5e:2x4/1x8x1; a family's own if none")
-    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *SAMPLING), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", type=task_of, default=list(TASKS))
     parser.add_argument("--results", type=Path, default=Path("runs/compile.json"))
     parser.add_argument("--card", default="", help="XLA's description of the GPU, of h100:... rows")
     parser.add_argument("--seconds", type=float, default=0, help="begin no row after so many")
@@ -188,16 +209,16 @@ def prepare(row: Row) -> tuple[Train, DecoderConfig, dict[str, PaddedShape], Siz
         shape_of(row),
         dtype="bfloat16", param_dtype="float32" if full else "bfloat16", remat=row.remat,
     )  # fmt: skip
-    batch, branches = sizes[0] * sizes[1], TASKS[row.task]
+    batch, branches = row.prompts * sizes[0] * sizes[1], TASKS[row.kind]
     silent = TokenNll(weight=0.0)
     terms = {
         "sft": Objectives(),
         "pair": Objectives(nll=silent, dpo=Dpo(weight=1.0)),
         "group": Objectives(nll=silent, grpo=Grpo(weight=1.0)),
     }
-    made = Sft if row.task == "sft" else Feedback
+    made = Sft if row.kind == "sft" else Feedback
     stage = made(
-        reranker=Stream(batch=batch, objectives=terms[row.task]), generator=Stream(batch=0),
+        reranker=Stream(batch=batch, objectives=terms[row.kind]), generator=Stream(batch=0),
         model=cfg, lora=LoraConfig(rank=0) if full else LORA,
     )  # fmt: skip
     stage = inherit(Run(directory="runs/compile", prompts=PromptConfig()), stage)

@@ -1,18 +1,19 @@
 """Our training step beside MaxText's, by one compiler: what each holds, computes and sends.
 
     python -m benchmarks.compile --families llama3-8b --trained full --remat full \
-        --meshes v5p:4x4x4/1x64x1
+        --meshes v5p:4x4x4/1x64x1 --tasks sft pair group "pair*3" "group*10"
     python -m benchmarks.maxtext --python MAXTEXT/bin/python
     python -m benchmarks.maxtext --table               # the file's rows, nothing compiled
 
 Nothing runs, and no such machine is needed. Full fine-tuning of Llama-3-8B, float32 weights and
 moments of AdamW, bfloat16 activations, remat full, fsdp over all chips of a slice, one question a
-chip and step. MaxText (``maxtext`` on the package index, in an environment of its own, whose Python
-``--python`` names) has no branches: a pair is two sequences, a group of eight eight, each of 8,192
-tokens in all, where ours is a prompt of 8,192 and lists of 80 beside it. Its step is lowered and
-compiled by its own ``train_compile``; its program's text is then read as ours is. MaxText computes
-scores of the vocabulary at every token, ours at those of the lists. To have both by one compiler,
-run ``benchmarks.compile`` by that Python, too (``PYTHONPATH=. MAXTEXT/bin/python -m
+chip and step; ours also with as many questions as take the memory of MaxText's one. MaxText
+(``maxtext`` on the package index, in an environment of its own, whose Python ``--python`` names)
+has no branches: a pair is two sequences, a group of eight eight, each of 8,192 tokens in all, where
+ours is a prompt of 8,192 and lists of 80 beside it. Its step is lowered and compiled by its own
+``train_compile``; its program's text is then read as ours is. MaxText computes scores of the
+vocabulary at every token, ours at those of the lists. To have both by one compiler, run
+``benchmarks.compile`` by that Python, too (``PYTHONPATH=. MAXTEXT/bin/python -m
 benchmarks.compile``); the last line names the versions. The least time of a question and the MFU
 that it allows are those of the roofline, by the maker's numbers: each side's own model operations,
 a pair of sequences being twice one.
@@ -104,10 +105,11 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def row_of(name: str, task: str) -> Row:
-    """Ours, as ``benchmarks.compile`` names it."""
+def row_of(name: str, task: str, prompts: int = 1) -> Row:
+    """Ours of so many questions a chip, as ``benchmarks.compile`` names it."""
     chips = read_topology(name).devices
-    return Row("llama3-8b", "full", "full", f"{name}/1x{chips}x1", task)
+    times = f"*{prompts}" if prompts > 1 else ""
+    return Row("llama3-8b", "full", "full", f"{name}/1x{chips}x1", task + times)
 
 
 def compiled(python: Path, name: str, task: str, more: list[str]) -> dict[str, Any]:
@@ -147,8 +149,8 @@ def compiled(python: Path, name: str, task: str, more: list[str]) -> dict[str, A
 
 
 HEAD = (
-    "slice", "task", "GiB a chip: ours", "MaxText", "ratio", "TFLOP a question: ours", "MaxText",
-    "ratio", "GB sent a question: ours", "MaxText", "ratio", "s a question at least: ours",
+    "slice", "task", "questions a chip: ours", "GiB a chip: ours", "MaxText", "ratio",
+    "TFLOP a question: ours", "MaxText", "ratio", "GB sent a question: ours", "MaxText", "ratio", "s a question at least: ours",
     "MaxText", "ratio", "MFU at most: ours", "MaxText",
 )  # fmt: skip
 
@@ -170,21 +172,21 @@ def model_operations(name: str, task: str) -> float:
     return step_work(cfg, [rows]).model / chips
 
 
-def cells(name: str, task: str, mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """A row of the table; a chip has one question, so that what it does is a question's."""
-
+def cells(row: Row, mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """A row of the table; of MaxText's a chip has one question."""
+    name, each = row.topology.name, row.prompts
     pairs = (
         (mine["held"] / GIB, theirs["held"] / GIB),
-        (mine["operations"] / 1e12, theirs["operations"] / 1e12),
-        (sum(mine["sent"].values()) / GB, sum(theirs["sent"].values()) / GB),
+        (mine["operations"] / each / 1e12, theirs["operations"] / 1e12),
+        (sum(mine["sent"].values()) / each / GB, sum(theirs["sent"].values()) / GB),
     )
-    found = [name, task]
+    found = [name, row.kind, f"{each}"]
     for ours, peers in pairs:
         found += [f"{ours:.1f}", f"{peers:.1f}", f"{ours / peers:.2f}"]
-    ours, peers = (least_seconds(name, one) for one in (mine, theirs))
+    ours, peers = least_seconds(name, mine) / each, least_seconds(name, theirs)
     found += [f"{ours:.2f}", f"{peers:.2f}", f"{ours / peers:.2f}"]
-    peak = read_topology(name).accelerator.peak
-    useful = mine["model"], model_operations(name, task)
+    peak = row.topology.accelerator.peak
+    useful = mine["model"] / each, model_operations(name, row.kind)
     return found + [f"{of / peak / at:.0%}" for of, at in zip(useful, (ours, peers), strict=True)]
 
 
@@ -205,12 +207,17 @@ def main() -> None:
                 results[key] = compiled(args.python, name, task, args.set)
                 args.results.parent.mkdir(parents=True, exist_ok=True)
                 write_json(args.results, results)
-            mine = ours.get(row_of(name, task).name)
-            if mine is None:
-                print(f"{row_of(name, task).name}: not in {args.ours} (benchmarks.compile)")
-            elif key in results:
-                table.append(cells(name, task, mine, results[key]))
-                used = results[key]["versions"]
+            one = row_of(name, task)
+            if one.name not in ours:
+                print(f"{one.name}: not in {args.ours} (benchmarks.compile)")
+            if key not in results:
+                continue
+            kept = (Row(*each.split(" ")) for each in ours)
+            for row in sorted(kept, key=lambda row: row.prompts):
+                if row != row_of(name, task, row.prompts):
+                    continue
+                mine, used = ours[row.name], results[key]["versions"]
+                table.append(cells(row, mine, results[key]))
                 said |= {
                     f"MaxText {used['maxtext']}, JAX {used['jax']}, libtpu {used['libtpu']}, "
                     f"{results[key]['date']}",

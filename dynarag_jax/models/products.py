@@ -246,7 +246,12 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         out_specs=spec(("vocab", "embed")),
         check_vma=False,  # which knows no sums over groups of devices
     )
-    return jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)
+    dx, dw = jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)
+    if w.size <= GRADIENT:
+        # Scattered before the layers' backward pass begins: held whole beside it, it would count.
+        # Of a larger one, parts are on their way before.
+        dx, dw = jax.lax.optimization_barrier((dx, dw))
+    return dx, dw
 
 
 vocabulary_scores.defvjp(_scores_forward, _scores_backward)

@@ -31,6 +31,9 @@ from dynarag_jax.training.step import state_shardings
 USABLE = 0.9
 """Share of a device's memory that a program can count on; the rest is the runtime's."""
 
+FAST = 96 << 20
+"""Bytes of an array that libtpu finds room for in a chip's fast memory of 128 MiB (VMEM)."""
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -187,6 +190,8 @@ def _activations(
         if cfg.qk_norm:  # in float32, before and after
             height += 8 * (q + kv)
         attending = height - 4 * a * f
+    # Weights come together, or in their products' dtype, for these alone.
+    apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     kept = offloaded = 0
     layer = scores = 0
     for rows in streams:
@@ -221,7 +226,9 @@ def _activations(
         if kernel == "cudnn" and lora is not None:  # one of the two in float32, by its peaks
             at_work -= 4 * seen
         if kernel == "splash":  # one of the two in float32 at a time, both as products read them
-            at_work = max(tokens * height, tokens * attending + seen * (4 + 2 * a))
+            # One that fits lies in fast memory, where no gathered weights take that.
+            apiece = 4 + (2 if apart or seen * a > FAST else 1) * a
+            at_work = max(tokens * height, tokens * attending + seen * apiece)
         layer = max(layer, at_work + 4 * 4 * block + everyones)
         positions = -(-rows.branches * rows.branch // parts) + (prompt if rows.prompt_loss else 0)
         chunk = local * chunk_positions(local, positions, vocab)
@@ -233,7 +240,6 @@ def _activations(
             decoder.parameter_table(cfg)["layers"], is_leaf=decoder.is_parameter
         )
     )
-    apart = axis_size("embed", mesh) > 1 or cfg.dtype != cfg.param_dtype
     if apart and kernel == "splash":  # as it comes out, too: not all of a layer's at one time
         gathered = 3 * a * matrices // (2 * tensor)
         # Gradients, too, are whole before they are scattered; fewer at one time, the fewer tokens

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -46,25 +47,29 @@ def chips():
 
 def made(mesh, length=PROMPT, rows=ROWS, by_rings=True):
     """Every array of the gradient's program that is made: size, shape and operation."""
-    place = param_shardings(CFG, mesh)
+    return read(program(mesh, length, rows, by_rings))
+
+
+def program(mesh, length=PROMPT, rows=ROWS, by_rings=True, cfg=CFG, branches=BRANCHES):
+    """The text of the gradient's program."""
+    place = param_shardings(cfg, mesh)
+    shapes = jax.eval_shape(lambda key: decoder.init_params(cfg, key), jax.random.key(0))
     params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), SHAPES, place
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place
     )
     batch = [
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(mesh, ("batch",)))
-        for shape in ((rows, length), (rows,), (rows, BRANCHES, BRANCH))
+        for shape in ((rows, length), (rows,), (rows, branches, BRANCH))
     ]
 
     def loss(params, trunk, lengths, branches):
-        _, hidden = decoder.trunk_and_branches(CFG, params, trunk, lengths, branches)
-        return token_logps(CFG, params, hidden, branches).unconstrained.mean()
+        _, hidden = decoder.trunk_and_branches(cfg, params, trunk, lengths, branches)
+        return token_logps(cfg, params, hidden, branches).unconstrained.mean()
 
     with jax.set_mesh(mesh), along(rings_of(mesh) if by_rings else {}):
         assert Platform.here() == Platform("tpu")
-        text = (
-            jax.jit(jax.grad(loss), out_shardings=place).lower(params, *batch).compile().as_text()
-        )
-    return read(text)
+        step = jax.jit(jax.grad(loss), out_shardings=place).lower(params, *batch)
+        return step.compile().as_text()
 
 
 def read(text):
@@ -93,6 +98,17 @@ def test_no_device_makes_a_vocabularys_gradient_whole(chips, monkeypatch):
     assert whole == []
     # Each device has its columns of it.
     assert f"f32[{CFG.vocab},{CFG.width // 16}]" in {shape for _, shape, _ in arrays}
+
+
+def test_a_whole_gradient_of_the_vocabulary_is_not_kept_beside_the_layers(chips):
+    """Made with the scores, it is cut and sent before the layers' backward pass, or after it."""
+    cfg = replace(CFG, layers=4, tied=True)
+    text = program(make_mesh(1, 8, 1, devices=chips("2x4")), 1024, cfg=cfg, branches=1)
+    steps = text[text.index("\nENTRY ") :].split("\n")
+    loop = max(i for i, step in enumerate(steps) if " while(" in step)
+    kept = f"f32[{cfg.vocab},{cfg.width}]"
+    whole = [step.split(" = ")[0].strip() for step in steps[:loop] if f"= {kept}" in step]
+    assert not [name for name in whole if any(name in step for step in steps[loop:])]
 
 
 def test_no_device_brings_the_gradients_of_all_tokens_together(chips):

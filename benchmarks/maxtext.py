@@ -150,8 +150,8 @@ def compiled(python: Path, name: str, task: str, more: list[str]) -> dict[str, A
 
 HEAD = (
     "slice", "task", "questions a chip: ours", "GiB a chip: ours", "MaxText", "ratio",
-    "TFLOP a question: ours", "MaxText", "ratio", "GB sent a question: ours", "MaxText", "ratio", "s a question at least: ours",
-    "MaxText", "ratio", "MFU at most: ours", "MaxText",
+    "TFLOP a question: ours", "MaxText", "ratio", "GB sent a question: ours", "MaxText", "ratio",
+    "s a question at least: ours", "MaxText", "ratio", "MFU at most: ours", "MaxText",
 )  # fmt: skip
 
 

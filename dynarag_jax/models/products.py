@@ -212,11 +212,12 @@ def vocabulary_scores(x: jax.Array, w: jax.Array) -> jax.Array:
     Returns:
       [T, V], or [B, T, V].
     """
-    return jnp.matmul(x, _whole(x, w).T, preferred_element_type=jnp.float32)
+    return jnp.matmul(x, _whole(x, w), preferred_element_type=jnp.float32)
 
 
 def _whole(x: jax.Array, w: jax.Array) -> jax.Array:
-    return constrain(w.astype(x.dtype), "vocab", None)
+    """[D, V]: as its parts lie beside each other, so that none is copied."""
+    return constrain(w.T.astype(x.dtype), None, "vocab")
 
 
 def _scores_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
@@ -230,14 +231,15 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
         g, x = (part.reshape(-1, part.shape[-1]) for part in (g, x))
         size = max(ALIGNED, GRADIENT // x.shape[1] // ALIGNED * ALIGNED)
-        rows: list[jax.Array] = []
+        columns: list[jax.Array] = []
         for first in range(0, g.shape[1], size):
-            if len(rows) > 1:  # not before the last but one is on its way
-                g = jax.lax.optimization_barrier((g, rows[-2]))[0]
-            dw = jnp.matmul(g[:, first : first + size].T, x, preferred_element_type=jnp.float32)
-            dw = scattered_sum(dw, axes_of("embed"), 1)
-            rows.append(jax.lax.psum(dw, axes_of("rows")))
-        return jnp.concatenate(rows)
+            if len(columns) > 1:  # not before the last but one is on its way
+                g = jax.lax.optimization_barrier((g, columns[-2]))[0]
+            dw = jnp.matmul(x.T, g[:, first : first + size], preferred_element_type=jnp.float32)
+            # Cut along its first dimension: parts of fewer than 128 columns are not sent as such.
+            dw = scattered_sum(dw, axes_of("embed"), 0)
+            columns.append(jax.lax.psum(dw, axes_of("rows")))
+        return jnp.concatenate(columns, 1).T
 
     tokens = ("batch",) if x.ndim == 2 else ("batch", "positions")
     gradient = jax.shard_map(
@@ -246,7 +248,7 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         out_specs=spec(("vocab", "embed")),
         check_vma=False,  # which knows no sums over groups of devices
     )
-    dx, dw = jnp.matmul(g, _whole(x, w)), gradient(g, x).astype(w.dtype)
+    dx, dw = jnp.matmul(g, _whole(x, w).T), gradient(g, x).astype(w.dtype)
     if w.size <= GRADIENT:
         # Scattered before the layers' backward pass begins: held whole beside it, it would count.
         # Of a larger one, parts are on their way before.

@@ -230,9 +230,9 @@ def _scores_backward(kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def own_tokens(g: jax.Array, x: jax.Array) -> jax.Array:
         g, x = (part.reshape(-1, part.shape[-1]) for part in (g, x))
-        size = max(ALIGNED, GRADIENT // x.shape[1] // ALIGNED * ALIGNED)
-        if has_rings(axes_of("embed")):  # in two parts at least: the sum of one is not scattered
-            size = min(size, -(-g.shape[1] // (2 * ALIGNED)) * ALIGNED)
+        # In two parts at least: where there is but one, XLA for TPUs does not scatter its sum.
+        half = -(-g.shape[1] // (2 * ALIGNED)) * ALIGNED
+        size = min(half, max(ALIGNED, GRADIENT // x.shape[1] // ALIGNED * ALIGNED))
         columns: list[jax.Array] = []
         for first in range(0, g.shape[1], size):
             if len(columns) > 1:  # not before the last but one is on its way

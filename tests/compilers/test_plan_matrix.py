@@ -13,19 +13,19 @@ from dynarag_jax.sharding import abstract_mesh, whole_prompts
 
 HELD = {
     "llama3-70b full dots v5p:8x8x8/1x64x8x1 pair": 19_522_705_632,
-    "llama3-70b full full v5p:8x8x8/1x64x8x1 group": 6_276_692_192,
-    "llama3-70b full full v5p:8x8x8/1x64x8x1 pair": 6_039_785_696,
-    "llama3-70b full full v5p:8x8x8/1x64x8x1 sft": 6_002_207_424,
+    "llama3-70b full full v5p:8x8x8/1x64x8x1 group": 6_260_995_808,
+    "llama3-70b full full v5p:8x8x8/1x64x8x1 pair": 6_024_909_024,
+    "llama3-70b full full v5p:8x8x8/1x64x8x1 sft": 5_987_428_544,
     "llama3-70b lora full h100:8/1x8x1 pair": 42_919_974_829,
     "llama3-8b full dots h100:8/1x8x1 pair": 41_788_561_229,
     "llama3-8b full dots v5p:4x4x4/1x16x4x1 pair": 9_119_832_800,
-    "llama3-8b full full 2*v5e:16x16/2x256x1 group": 6_051_211_776,
-    "llama3-8b full full 2*v5e:16x16/2x256x1 pair": 4_991_368_192,
-    "llama3-8b full full 2*v5e:16x16/2x256x1 sft": 4_830_748_672,
+    "llama3-8b full full 2*v5e:16x16/2x256x1 group": 6_274_926_592,
+    "llama3-8b full full 2*v5e:16x16/2x256x1 pair": 5_368_974_336,
+    "llama3-8b full full 2*v5e:16x16/2x256x1 sft": 5_146_223_616,
     "llama3-8b full full h100:8/1x8x1 group": 22_950_940_992,
     "llama3-8b full full h100:8/1x8x1 pair": 21_570_154_829,
     "llama3-8b full full h100:8/1x8x1 sft": 21_693_540_212,
-    "llama3-8b full full v5p:4x4x4/1x16x4x1 pair": 3_538_271_968,
+    "llama3-8b full full v5p:4x4x4/1x16x4x1 pair": 3_522_813_664,
     "llama3-8b lora dots h100:1/1x1x1 pair": 41_618_007_981,
     "llama3-8b lora full h100:1/1x1x1 group": 22_755_230_880,
     "llama3-8b lora full h100:1/1x1x1 pair": 21_742_246_573,
@@ -41,9 +41,8 @@ HELD = {
     "qwen3-4b lora full h100:8/1x4x2 pair": 4_158_353_581,
 }
 """Bytes, as docs/benchmarks.md has them: peaks of TPUs by libtpu 0.0.42.1, arguments and temporary
-of H100 by jaxlib 0.10.2. Some rows of that table are not here: on v5p:8x8x8/1x128x4x1 fsdp runs
-through half a ring, and the compiler writes gathers as sums; of Gemma-3-1B in full training with
-lists the plan is 13 % too low, with adapters and groups of 8 10.1 % too high."""
+of H100 by jaxlib 0.10.2. Rows of v5p:8x8x8/1x128x4x1 are not here: fsdp runs through half a ring,
+and the compiler writes gathers as sums."""
 
 SAMPLING_GIB = {
     "gemma3-1b none none v5e:2x4/1x8x1 decode": 2.84,

@@ -35,11 +35,18 @@ def test_the_table_sets_what_is_kept_side_by_side(tmp_path, monkeypatch, capsys)
     }  # fmt: skip
     pair = maxtext.row_of(NAME, "pair")
     assert pair.name == "llama3-8b full full v5p:4x4x4/1x64x1 pair"
-    (tmp_path / "ours.json").write_text(json.dumps({pair.name: ours}))
+    # Twice in a chip's memory, three times the operations for four questions.
+    four = maxtext.row_of(NAME, "pair", 4)
+    assert four.name == "llama3-8b full full v5p:4x4x4/1x64x1 pair*4"
+    more = ours | {"held": 8 * gib, "operations": 6e12, "model": 4e12}
+    (tmp_path / "ours.json").write_text(json.dumps({four.name: more, pair.name: ours}))
     (tmp_path / "theirs.json").write_text(json.dumps({f"{NAME} pair": theirs}))
     text = run(monkeypatch, capsys, tmp_path, "--tasks", "pair", "sft", "--table")
-    row = "| v5p:4x4x4 | pair | 4.0 | 8.0 | 0.50 | 2.0 | 8.0 | 0.25 | 3.0 | 12.0 | 0.25 |"
+    row = "| v5p:4x4x4 | pair | 1 | 4.0 | 8.0 | 0.50 | 2.0 | 8.0 | 0.25 | 3.0 | 12.0 | 0.25 |"
     assert row in text
+    # Operations and bytes are those of one of four questions.
+    of_four = "| v5p:4x4x4 | pair | 4 | 8.0 | 8.0 | 1.00 | 1.5 | 8.0 | 0.19 | 0.8 | 12.0 | 0.06 |"
+    assert of_four in text
     # Ours is bound by links (3e9 of 6e11 bytes a second), MaxText by memory, one second of it.
     device = read_topology(NAME).accelerator
     seconds = max(2e12 / device.peak, 3e9 / device.links)
